@@ -1,0 +1,60 @@
+"""hfgen: train, use and share image generators that you understand from end to end."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+# Public names and where they are defined. They are imported on first use (PEP 562), so that `import hfgen` costs
+# nothing and `--help` of a script does not wait for torch.
+_PUBLIC = {
+    "ClassConditionalDDPMPipeline": "hfgen.pipelines.ddpm_sampling",
+    "DDPMConfig": "hfgen.training.config",
+    "DDPMRecipe": "hfgen.training.ddpm",
+    "DataConfig": "hfgen.data.config",
+    "Recipe": "hfgen.training.recipe",
+    "Trainer": "hfgen.training.loop",
+    "TrainingConfig": "hfgen.training.config",
+    "UserError": "hfgen.errors",
+    "denoise": "hfgen.pipelines.ddpm_sampling",
+    "load_pipeline": "hfgen.pipelines",
+    "open_images": "hfgen.data.images",
+    "sampling_scheduler": "hfgen.pipelines.ddpm_sampling",
+}
+
+if TYPE_CHECKING:
+    from hfgen.data.config import DataConfig
+    from hfgen.data.images import open_images
+    from hfgen.errors import UserError
+    from hfgen.pipelines import load_pipeline
+    from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline, denoise, sampling_scheduler
+    from hfgen.training.config import DDPMConfig, TrainingConfig
+    from hfgen.training.ddpm import DDPMRecipe
+    from hfgen.training.loop import Trainer
+    from hfgen.training.recipe import Recipe
+
+__all__ = [
+    "ClassConditionalDDPMPipeline",
+    "DDPMConfig",
+    "DDPMRecipe",
+    "DataConfig",
+    "Recipe",
+    "Trainer",
+    "TrainingConfig",
+    "UserError",
+    "__version__",
+    "denoise",
+    "load_pipeline",
+    "open_images",
+    "sampling_scheduler",
+]
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'hfgen' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,73 @@
+"""The options of the data; no torch here, so that `--help` answers at once."""
+
+from dataclasses import dataclass
+
+from hfgen.cli import option
+from hfgen.errors import UserError
+
+IMAGE_MODES = {"L": 1, "RGB": 3, "RGBA": 4}  # PIL mode -> channels
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Data: where the images come from and how they are cut."""
+
+    dataset_name: str | None = option(
+        None, "Hub id, folder of a data set (parquet, arrow), or `digits`, which ships with the installation"
+    )
+    dataset_config_name: str | None = option(None, "configuration of the data set, where it has several")
+    dataset_split: str = option("train", "split to read")
+    train_data_dir: str | None = option(None, "folder of images (sub-folders become classes)")
+    image_column: str | None = option(None, "column with the images; found by type if left out")
+    label_column: str | None = option(None, "column with the classes; found by type if left out")
+    resolution: int | None = option(
+        None, "height and width in pixels; left out: that of the images if they share one of at most 64, else 64"
+    )
+    center_crop: bool = option(
+        False, "crop oblong images in the centre; otherwise at a random place, anew each time an image is seen"
+    )
+    image_mode: str | None = option(
+        None, "L (gray), RGB or RGBA; left out: what the images have", choices=tuple(IMAGE_MODES)
+    )
+    skip_corrupt_images: bool = option(False, "count and skip images that cannot be decoded instead of stopping")
+    cache_dir: str | None = option(
+        None, "where decoded images are kept (default: hfgen/ in the HF cache)", resumable=True
+    )
+    streaming: bool = option(
+        False, "read the data while training, for data that fits no disk; needs --max_train_steps"
+    )
+    shuffle_buffer_size: int = option(1000, "images shuffled together when streaming")
+    dataloader_num_workers: int = option(0, "processes that read and decode per training process, when streaming")
+    random_flip: bool = option(False, "augmentation: mirror half of the images, left to right")
+    random_rotation: float = option(0.0, "augmentation: rotate by up to this many degrees either way")
+    random_scale: float = option(0.0, "augmentation: zoom by a factor of up to 1 + this, in or out")
+    random_crop: int = option(0, "augmentation: shift by up to this many pixels each way")
+    color_jitter: float = option(0.0, "augmentation: change brightness, contrast and saturation by up to this share")
+
+    def validate(self) -> None:
+        """Checks what can be checked without looking at the data.
+
+        Raises:
+            UserError: For values that are out of range or contradict each other.
+        """
+        if self.dataset_name and self.train_data_dir:
+            raise UserError(
+                f"--dataset_name {self.dataset_name} and --train_data_dir {self.train_data_dir} exclude each other: "
+                "give one of them."
+            )
+        if self.resolution is not None and self.resolution < 4:
+            raise UserError(f"--resolution {self.resolution} is too small: use at least 4 pixels.")
+        for name in ("random_rotation", "random_scale", "random_crop", "color_jitter", "dataloader_num_workers"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name} {getattr(self, name)} is negative: use 0 to turn it off, or more.")
+        if self.color_jitter >= 1:
+            raise UserError(f"--color_jitter {self.color_jitter} would make images black: use less than 1.")
+        if self.shuffle_buffer_size < 1:
+            raise UserError(f"--shuffle_buffer_size {self.shuffle_buffer_size} holds no image: use 1 or more.")
+        if self.dataloader_num_workers and not self.streaming:
+            raise UserError(
+                f"--dataloader_num_workers {self.dataloader_num_workers} has nothing to do: images are decoded once into "
+                "a cache. Leave it out, or add --streaming."
+            )
+        if self.streaming and self.dataset_name in (None, "digits") and not self.train_data_dir:
+            raise UserError("--streaming needs --dataset_name or --train_data_dir: the embedded digits are in memory.")

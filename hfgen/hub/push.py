@@ -1,0 +1,68 @@
+"""Pushing a pipeline folder to the Hub."""
+
+import json
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+from hfgen.errors import UserError
+
+BESIDE_COMPONENTS = ("model_index.json", "README.md", "samples.png")
+
+
+def check_push(model_id: str, token: str | None = None) -> str:
+    """Makes sure, before training begins, that the push at its end can be made.
+
+    Args:
+        model_id (`str`): `name` or `user/name`.
+        token (`str`, *optional*): By default what `HF_TOKEN` or `hf auth login` say.
+
+    Returns:
+        `str`: The full name of the repository.
+
+    Raises:
+        UserError: Without a token that the Hub accepts, or for a name that it does not.
+    """
+    remedy = "Set HF_TOKEN, run `hf auth login`, or leave --push_to_hub out."
+    try:
+        huggingface_hub.utils.validate_repo_id(model_id)
+        user = huggingface_hub.whoami(token=token)["name"]
+    except HFValidationError as error:
+        raise UserError(f"--hub_model_id {model_id} is no name for a repository: {error}") from None
+    except LocalTokenNotFoundError:
+        raise UserError(f"--push_to_hub needs a token of the Hub, and there is none. {remedy}") from None
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"--push_to_hub: the Hub does not accept the token, or cannot be reached: {reason} {remedy}") from None
+    return model_id if "/" in model_id else f"{user}/{model_id}"
+
+
+def push_folder(folder: Path, model_id: str, private: bool = False, token: str | None = None) -> str:
+    """Uploads the pipeline of a run, and nothing else of its folder.
+
+    Returns:
+        `str`: The address of the repository.
+
+    Raises:
+        UserError: If the Hub cannot take it; the folder is untouched.
+    """
+    index = json.loads((folder / "model_index.json").read_text())
+    components = [f"{name}/*" for name, value in index.items() if isinstance(value, list)]
+    try:
+        url = huggingface_hub.create_repo(model_id, private=private, exist_ok=True, token=token)
+        huggingface_hub.upload_folder(
+            repo_id=url.repo_id,
+            folder_path=folder,
+            allow_patterns=[*BESIDE_COMPONENTS, *components],
+            commit_message="Upload pipeline",
+            token=token,
+        )
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        include = " ".join(f"--include '{pattern}'" for pattern in (*BESIDE_COMPONENTS, *components))
+        raise UserError(
+            f"the pipeline in {folder} is complete, but could not be pushed: {reason} "
+            f"Push it later with: hf upload {model_id} {folder} . {include}"
+        ) from None
+    return str(url)

@@ -1,0 +1,282 @@
+"""Sampling from a denoising network: schedulers for few steps, the loop, and the class-conditional pipeline.
+
+An unconditional network is published as a stock `diffusers.DDPMPipeline`; [`denoise`] samples from that one too.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    ImagePipelineOutput,
+    SchedulerMixin,
+    UNet2DModel,
+)
+from diffusers.utils.torch_utils import randn_tensor
+
+FEW_STEPS = 20  # the default of every sampler but DDPM, which takes all the steps of its training
+
+SAMPLERS: dict[str, tuple[type, dict[str, Any]]] = {
+    # thresholding with a maximum of 1 clamps the predicted clean image to [-1, 1], as clip_sample does for the others.
+    "dpmsolver++": (
+        DPMSolverMultistepScheduler,
+        {"solver_order": 2, "timestep_spacing": "trailing", "thresholding": True, "sample_max_value": 1.0},
+    ),
+    "ddim": (DDIMScheduler, {"timestep_spacing": "trailing", "clip_sample": True}),
+    "ddpm": (DDPMScheduler, {"timestep_spacing": "trailing", "clip_sample": True}),
+}
+
+
+def sampling_scheduler(scheduler: SchedulerMixin, sampler: str = "dpmsolver++") -> SchedulerMixin:
+    """A scheduler that samples what `scheduler` trained.
+
+    Args:
+        scheduler (`SchedulerMixin`): The scheduler of the checkpoint: its noise schedule and prediction type are kept.
+        sampler (`str`, *optional*, defaults to `"dpmsolver++"`): `"dpmsolver++"` (second order; 15 to 20 steps),
+            `"ddim"` (50 to 100) or `"ddpm"` (all steps of the training, 1000 as a rule).
+
+    Raises:
+        ValueError: For an unknown sampler.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler is {sampler!r}, but must be one of {', '.join(SAMPLERS)}.")
+    kind, options = SAMPLERS[sampler]
+    if scheduler.config.beta_schedule == "sigmoid" and kind is not DDPMScheduler:  # only DDPMScheduler knows this name
+        options = {**options, "beta_schedule": "linear", "trained_betas": scheduler.betas.tolist()}
+    return kind.from_config(scheduler.config, **options)
+
+
+def log_snr_timesteps(scheduler: SchedulerMixin, steps: int, low: float = -5.1, high: float = 4.6) -> list[int]:
+    """Timesteps spread evenly in `log(alpha / sigma)` between `low` and `high`, the range in which the image is made.
+
+    Steps spread evenly in time jump from a noise level of about 0.2 straight to 0, which erases all detail finer than
+    that. Spread like this, 20 steps keep it (DPM-Solver, https://huggingface.co/papers/2206.00927, section 3.4).
+
+    Args:
+        scheduler (`SchedulerMixin`): One with `alphas_cumprod`.
+        steps (`int`): How many steps; a few less come back where several fall on the same integer.
+
+    Returns:
+        `list[int]`: Timesteps, descending.
+    """
+    alphas = scheduler.alphas_cumprod.double().clamp(1e-20, 1 - 1e-12)
+    lambdas = 0.5 * (alphas.log() - (1 - alphas).log())
+    grid = torch.linspace(max(low, lambdas.min().item()), min(high, lambdas.max().item()), steps, dtype=torch.float64)
+    return sorted({int((lambdas - value).abs().argmin()) for value in grid}, reverse=True)
+
+
+def set_timesteps(scheduler: SchedulerMixin, steps: int | None = None, device: torch.device | str = "cpu") -> None:
+    """Sets the timesteps of a scheduler, spaced as suits it; see [`denoise`] for `steps`."""
+    trained = scheduler.config.num_train_timesteps
+    if isinstance(scheduler, DDPMScheduler):
+        steps = steps or trained
+    steps = min(steps or FEW_STEPS, trained)
+    own_spacing = any(scheduler.config.get(f"use_{kind}") for kind in _OWN_SPACINGS)
+    if isinstance(scheduler, (DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler)) and not own_spacing:
+        scheduler.set_timesteps(timesteps=log_snr_timesteps(scheduler, steps), device=device)
+    else:
+        scheduler.set_timesteps(steps, device=device)
+
+
+_OWN_SPACINGS = ("karras_sigmas", "lu_lambdas", "exponential_sigmas", "beta_sigmas", "flow_sigmas")
+
+
+@torch.no_grad()
+def denoise(
+    unet: UNet2DModel,
+    scheduler: SchedulerMixin,
+    batch_size: int = 1,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    num_inference_steps: int | None = None,
+    class_labels: torch.Tensor | None = None,
+    null_class: int | None = None,
+    guidance_scale: float = 1.0,
+    progress_bar: Callable[[Any], Any] = iter,
+) -> torch.Tensor:
+    """Turns noise into images.
+
+    Args:
+        unet (`UNet2DModel`): The denoising network.
+        scheduler (`SchedulerMixin`): Any diffusers scheduler that fits the network; see [`sampling_scheduler`].
+        batch_size (`int`, *optional*, defaults to 1): Number of images.
+        generator (*optional*): One `torch.Generator`, or one per image: then an image depends on its own alone.
+        num_inference_steps (`int`, *optional*): Steps; by default 20, or all steps of the training for a
+            `DDPMScheduler`.
+        class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
+        null_class (`int`, *optional*): The class that stands for "none", which guidance needs.
+        guidance_scale (`float`, *optional*, defaults to 1.0): Classifier-free guidance
+            (https://huggingface.co/papers/2207.12598): 1 is none, more follows the class more closely.
+        progress_bar (*optional*): Wraps the timesteps.
+
+    Returns:
+        `torch.Tensor` of shape `(B, C, H, W)`: Images, float32 in [0, 1].
+    """
+    guided = class_labels is not None and guidance_scale != 1.0
+    size = unet.config.sample_size
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    shape = (batch_size, unet.config.in_channels, *size)
+    generator = list(generator) if isinstance(generator, Sequence) else generator
+    # Drawn in float32 and on the generator's device: the same noise whatever the network's precision and device.
+    noise = randn_tensor(shape, generator=generator, device=unet.device, dtype=torch.float32)
+    set_timesteps(scheduler, num_inference_steps, unet.device)
+    extra = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    labels = class_labels
+    if guided:
+        assert labels is not None and null_class is not None
+        labels = torch.cat([labels, torch.full_like(labels, null_class)])
+
+    sample = noise * scheduler.init_noise_sigma
+    for timestep in progress_bar(scheduler.timesteps):
+        scaled = scheduler.scale_model_input(sample, timestep)
+        if guided:
+            scaled = torch.cat([scaled, scaled])
+        output = unet(scaled.to(unet.dtype), timestep, class_labels=labels).sample.float()
+        if guided:
+            conditional, unconditional = output.chunk(2)
+            output = unconditional + guidance_scale * (conditional - unconditional)
+        sample = scheduler.step(output, timestep, sample, **extra).prev_sample
+    return (sample / 2 + 0.5).clamp(0, 1)
+
+
+class ClassConditionalDDPMPipeline(DiffusionPipeline):
+    r"""
+    Pipeline for class-conditional image generation with classifier-free guidance.
+
+    This model inherits from [`DiffusionPipeline`]. Check the superclass documentation for the generic methods
+    implemented for all pipelines (downloading, saving, running on a particular device, etc.).
+
+    Parameters:
+        unet ([`UNet2DModel`]):
+            A class-conditional `UNet2DModel`. If it has one class more than `id2label`, the last one stands for
+            "no class", as guidance needs it.
+        scheduler ([`SchedulerMixin`]):
+            Any diffusers scheduler; see [`sampling_scheduler`].
+        id2label (`dict[int, str]`, *optional*):
+            Names of the classes.
+    """
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict[int, str] | None = None):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        names = id2label if id2label is not None else {i: str(i) for i in range(unet.config.num_class_embeds)}
+        # JSON turns the keys into strings; register what will be read back.
+        self.register_to_config(id2label={str(key): name for key, name in names.items()})
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, by number."""
+        return [self.config.id2label[str(number)] for number in range(len(self.config.id2label))]
+
+    @property
+    def null_class(self) -> int | None:
+        """The number that stands for "no class", or `None` if the network was trained without."""
+        count = len(self.config.id2label)
+        return count if self.unet.config.num_class_embeds > count else None
+
+    def class_numbers(self, class_labels: Any, batch_size: int) -> torch.Tensor:
+        """Checks class numbers or names and makes a tensor of shape `(batch_size,)` of them.
+
+        Raises:
+            ValueError: If there are too many or too few of them, or one is unknown.
+        """
+        names = self.class_names
+        if class_labels is None:
+            if self.null_class is None:
+                raise ValueError("class_labels is missing: this network was trained without a class for none.")
+            return torch.full((batch_size,), self.null_class, device=self._execution_device)
+        if isinstance(class_labels, torch.Tensor):
+            class_labels = class_labels.tolist()
+        labels = [class_labels] * batch_size if isinstance(class_labels, (int, str)) else list(class_labels)
+        if len(labels) != batch_size:
+            raise ValueError(
+                f"class_labels has {len(labels)} entries for batch_size {batch_size}: give one per image."
+            )
+        for label in labels:
+            if not (label in names if isinstance(label, str) else 0 <= label < len(names)):
+                raise ValueError(f"class_labels has {label!r}: use a number below {len(names)} or one of {names}.")
+        numbers = [names.index(label) if isinstance(label, str) else int(label) for label in labels]
+        return torch.tensor(numbers, device=self._execution_device)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int | None = None,
+        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        num_inference_steps: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        r"""
+        The call function to the pipeline for generation.
+
+        Args:
+            batch_size (`int`, *optional*):
+                Number of images; by default as many as there are `class_labels`, or 1.
+            class_labels (`int`, `str`, list of them or `torch.Tensor`, *optional*):
+                Class of each image, by number or by name; one for all, or one per image. Without it, images of no
+                particular class.
+            guidance_scale (`float`, *optional*, defaults to 1.0):
+                How closely to follow the class: 1 is no guidance, 1.5 to 3 trade diversity for it.
+            generator (`torch.Generator` or list of them, *optional*):
+                Makes the images repeatable; with one per image, each depends on its own alone.
+            num_inference_steps (`int`, *optional*):
+                Steps; by default 20, or all steps of the training for a `DDPMScheduler`.
+            output_type (`str`, *optional*, defaults to `"pil"`):
+                `"pil"`, `"np"` (float32 in [0, 1], shape `(B, H, W, C)`) or `"pt"` (float32 in [0, 1], `(B, C, H, W)`).
+            return_dict (`bool`, *optional*, defaults to `True`):
+                Whether to return an [`ImagePipelineOutput`] instead of a tuple.
+
+        Raises:
+            ValueError: For classes that the network does not know, guidance that it was not trained for, or an
+                argument of the wrong length.
+
+        Example:
+
+        ```py
+        >>> from hfgen import ClassConditionalDDPMPipeline
+
+        >>> pipe = ClassConditionalDDPMPipeline.from_pretrained("out/ddpm-mnist")
+        >>> images = pipe(class_labels=[0, 1, 2, 3], guidance_scale=1.5).images
+        ```
+        """
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type is {output_type!r}, but must be one of pil, np, pt.")
+        if batch_size is None:
+            several = class_labels is not None and not isinstance(class_labels, (int, str))
+            batch_size = len(class_labels) if several else 1  # type: ignore[arg-type]
+        if isinstance(generator, Sequence) and len(generator) != batch_size:
+            raise ValueError(
+                f"generator has {len(generator)} entries for batch_size {batch_size}: give one per image."
+            )
+        if guidance_scale != 1.0 and self.null_class is None:
+            raise ValueError(
+                f"guidance_scale is {guidance_scale}, but this network was trained without label dropout: leave it at 1."
+            )
+        images = denoise(
+            self.unet,
+            self.scheduler,
+            batch_size,
+            generator,
+            num_inference_steps,
+            self.class_numbers(class_labels, batch_size),
+            self.null_class,
+            guidance_scale if class_labels is not None else 1.0,
+            self.progress_bar,
+        )
+        output: Any = images
+        if output_type != "pt":
+            output = images.cpu().permute(0, 2, 3, 1).numpy()
+            if output_type == "pil":
+                output = self.numpy_to_pil(output)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=output) if return_dict else (output,)

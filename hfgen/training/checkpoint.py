@@ -1,0 +1,150 @@
+"""Checkpoints that are whole or absent: tensors as safetensors, the rest as JSON, no pickle.
+
+A checkpoint is written under a temporary name, synced to the disk and renamed. Whatever kills the run, a folder called
+`checkpoint-<images>` is complete.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from hfgen.errors import UserError
+
+FORMAT = 1
+PREFIX = "checkpoint-"
+_TEMPORARY = ".tmp-"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
+
+
+def save(folder: Path, images_seen: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> Path:
+    """Writes a checkpoint.
+
+    Args:
+        folder (`Path`): The run's folder.
+        images_seen (`int`): Names the checkpoint.
+        tensors (`dict[str, dict[str, torch.Tensor]]`): One safetensors file each.
+        state (`dict`): JSON-ready values.
+
+    Raises:
+        UserError: If it cannot be written; older checkpoints are untouched.
+    """
+    name = f"{PREFIX}{images_seen:012d}"
+    temporary = folder / f"{_TEMPORARY}{name}"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for file, content in tensors.items():
+            save_file({key: value.contiguous() for key, value in content.items()}, temporary / f"{file}.safetensors")
+        write_json(temporary / "state.json", {"format": FORMAT, "images_seen": images_seen, **state})
+        for path in temporary.iterdir():
+            sync(path)
+        sync(temporary)
+        target = folder / name
+        if target.exists():  # the same state, written by an earlier life of this run
+            target.rename(folder / f"{_TEMPORARY}old-{name}")
+        temporary.rename(target)
+        sync(folder)
+        return target
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        last = list_checkpoints(folder)
+        good = f"The last good checkpoint is {last[-1]}." if last else "There is no earlier checkpoint."
+        raise UserError(
+            f"--output_dir {folder}: the checkpoint at {images_seen} images cannot be written: {error}. {good} "
+            "Make room and resume with --resume_from_checkpoint latest."
+        ) from None
+
+
+def load(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+    """Reads what [`save`] wrote.
+
+    Raises:
+        UserError: If it is no checkpoint of ours.
+    """
+    try:
+        state = json.loads((path / "state.json").read_text())
+        tensors = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(
+            f"--resume_from_checkpoint {path} cannot be read: {error}. Give `latest` or a {PREFIX}<images> folder."
+        ) from None
+    if state.get("format") != FORMAT:
+        raise UserError(
+            f"--resume_from_checkpoint {path} has format {state.get('format')}, this version of hfgen reads {FORMAT}: "
+            "resume with the version that wrote it."
+        )
+    return tensors, state
+
+
+def prune(folder: Path, limit: int | None) -> None:
+    """Deletes the oldest checkpoints beyond `limit`, and what a killed run left half-written."""
+    for path in folder.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(path, ignore_errors=True)
+    if limit is not None:
+        for path in list_checkpoints(folder)[:-limit]:
+            # Renamed first: a deletion that is killed half-way must not leave something that looks like a checkpoint.
+            doomed = path.with_name(_TEMPORARY + path.name)
+            path.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON at once or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Makes sure that a file's or folder's content is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # folders cannot be synced on some systems
+        os.fsync(descriptor)
+    os.close(descriptor)
+
+
+@contextlib.contextmanager
+def folder_at_once(target: Path) -> Iterator[Path]:
+    """Gives a folder to write into, and moves its entries into `target` when all went well.
+
+    What `target` holds beside them stays. `model_index.json` is moved last: a folder with it has everything it names.
+    """
+    temporary = target / f"{_TEMPORARY}pipeline"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                path.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
+                sync(path)
+        for path in sorted(temporary.iterdir(), key=lambda path: path.name == "model_index.json"):
+            old = target / path.name
+            if old.is_dir():
+                shutil.rmtree(old)
+            os.replace(path, old)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,177 @@
+"""The DDPM recipe: a `UNet2DModel` that learns to denoise (https://huggingface.co/papers/2006.11239)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
+from torch import nn
+
+from hfgen.data.images import DataInfo
+from hfgen.errors import UserError
+from hfgen.models.unet2d import build_unet, level_sizes, zero_init_
+from hfgen.objectives import denoising
+from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline, denoise, sampling_scheduler
+from hfgen.training.config import DDPMConfig
+from hfgen.training.recipe import Batch, Phase, Progress, Recipe
+
+
+class DDPMRecipe(Recipe):
+    """Trains a UNet with a `DDPMScheduler`'s noise schedule, by class if asked to.
+
+    Args:
+        config ([`DDPMConfig`]): The options.
+        info ([`~data.images.DataInfo`]): Size, channels and classes of the images.
+
+    Raises:
+        UserError: If network and data do not fit.
+    """
+
+    def __init__(self, config: DDPMConfig, info: DataInfo):
+        config.validate()
+        self.config = config
+        self.class_names = self._class_names(info)
+        unet = self._unet(info)
+        self.scheduler = DDPMScheduler(
+            num_train_timesteps=config.ddpm_num_steps,
+            beta_schedule=config.ddpm_beta_schedule,
+            prediction_type=config.prediction_type,
+            rescale_betas_zero_snr=config.rescale_betas_zero_snr,
+            timestep_spacing="trailing",  # steps from pure noise on, which few steps and zero terminal SNR need
+        )
+        self.alphas_cumprod = self.scheduler.alphas_cumprod.clone()
+        self.modules = {"unet": unet}
+        self.averaged = ("unet",)
+        if self.class_names and len(self.class_names) <= 16:
+            self.grid_columns = len(self.class_names)  # a column for each class
+        self.phases = (
+            Phase(
+                "unet",
+                updates=("unet",),
+                learning_rate=config.learning_rate,
+                betas=(config.adam_beta1, config.adam_beta2),
+                weight_decay=config.adam_weight_decay,
+                eps=config.adam_epsilon,
+            ),
+        )
+
+    @property
+    def null_class(self) -> int | None:
+        """The class that stands for "no class"; `None` without classes or without label dropout."""
+        return len(self.class_names) if self.class_names and self.config.label_dropout else None
+
+    def _class_names(self, info: DataInfo) -> tuple[str, ...] | None:
+        if not self.config.class_conditional:
+            return None
+        if not info.class_names:
+            raise UserError(
+                f"--class_conditional needs labels, and {info.name} has no column of type ClassLabel: name the column "
+                "with --label_column, or leave --class_conditional out."
+            )
+        return info.class_names
+
+    def _unet(self, info: DataInfo) -> UNet2DModel:
+        config = self.config
+        classes = None
+        if self.class_names:
+            classes = len(self.class_names) + (1 if config.label_dropout else 0)
+        if config.model_config_name_or_path is None:
+            try:
+                return build_unet(
+                    info.resolution,
+                    info.channels,
+                    config.block_out_channels,
+                    config.layers_per_block,
+                    config.attention_resolutions,
+                    config.attention_head_dim,
+                    config.norm_num_groups,
+                    config.dropout,
+                    classes,
+                )
+            except ValueError as error:
+                given = " ".join(map(str, config.block_out_channels))
+                flag = "attention_resolutions" if "attention" in str(error) else "resolution"
+                raise UserError(
+                    f"--{flag} does not fit --resolution {info.resolution} and --block_out_channels {given}: {error}"
+                ) from None
+        path = config.model_config_name_or_path
+        try:
+            loaded = UNet2DModel.load_config(path)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"--model_config_name_or_path {path} cannot be loaded: {reason} Give a folder with a config.json."
+            ) from None
+        embeds = loaded.get("num_class_embeds")
+        if (embeds or 0) != (classes or 0):
+            wanted = f"{classes}, 'no class' included," if config.label_dropout and classes else str(classes or 0)
+            raise UserError(
+                f"--model_config_name_or_path {path} has num_class_embeds {embeds or 0}, but this run has {wanted} "
+                "classes: change the file, --class_conditional or --label_dropout."
+            )
+        for key in ("in_channels", "out_channels"):
+            if loaded.get(key, 3) != info.channels:
+                raise UserError(
+                    f"--model_config_name_or_path {path} has {key} {loaded.get(key, 3)}, but the images have "
+                    f"{info.channels}: change the file, or choose --image_mode."
+                )
+        try:
+            level_sizes(info.resolution, len(loaded["block_out_channels"]))
+        except ValueError as error:
+            raise UserError(f"--resolution {info.resolution} does not fit {path}: {error}") from None
+        unet = UNet2DModel.from_config(dict(loaded) | {"sample_size": info.resolution})
+        zero_init_(unet)
+        return unet
+
+    def loss(self, phase: Phase, batch: Batch, progress: Progress) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        config, clean = self.config, batch.images
+        if self.alphas_cumprod.device != clean.device:
+            self.alphas_cumprod = self.alphas_cumprod.to(clean.device)
+        place = batch.random.stratified()
+        noise = batch.random.normal(*clean.shape[1:])
+        labels = None
+        if self.class_names:
+            assert batch.labels is not None
+            labels = batch.labels
+            if self.null_class is not None:
+                dropped = batch.random.uniform() < config.label_dropout
+                labels = torch.where(dropped, torch.full_like(labels, self.null_class), labels)
+        timesteps = (place * config.ddpm_num_steps).long()
+        alpha = self.alphas_cumprod[timesteps]
+        noisy = denoising.add_noise(clean, noise, alpha)
+        prediction = self.modules["unet"](noisy, timesteps, class_labels=labels).sample
+        error = denoising.squared_error(prediction, denoising.target(config.prediction_type, clean, noise, alpha))
+        loss = (error * denoising.loss_weight(config.prediction_type, alpha, config.snr_gamma)).mean()
+        metrics = {"loss": loss.detach()}
+        # The error of the noise over the quarters of the schedule: comparable between targets and weightings.
+        noise_error = denoising.noise_error(config.prediction_type, error.detach(), alpha)
+        quarters = (place * 4).long()
+        for quarter in range(4):
+            inside = (quarters == quarter).float()
+            metrics[f"noise_mse_{quarter + 1}"] = torch.stack([(noise_error * inside).sum(), inside.sum()])
+        return loss, metrics
+
+    def pipeline(self, modules: dict[str, nn.Module]) -> DiffusionPipeline:
+        if self.class_names is None:
+            return DDPMPipeline(unet=modules["unet"], scheduler=self.scheduler)
+        return ClassConditionalDDPMPipeline(
+            unet=modules["unet"],
+            scheduler=sampling_scheduler(self.scheduler),
+            id2label=dict(enumerate(self.class_names)),
+        )
+
+    def sample(self, modules: dict[str, nn.Module], indices: Sequence[int], generators: list[torch.Generator]) -> Any:
+        labels = None
+        if self.class_names:  # the classes in turn
+            device = next(modules["unet"].parameters()).device
+            labels = torch.tensor([index % len(self.class_names) for index in indices], device=device)
+        return denoise(
+            modules["unet"],
+            sampling_scheduler(self.scheduler),
+            len(indices),
+            generators,
+            self.config.ddpm_num_inference_steps,
+            labels,
+            self.null_class,
+            self.config.guidance_scale if self.null_class is not None else 1.0,
+        )

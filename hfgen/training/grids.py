@@ -1,0 +1,65 @@
+"""Sampling over processes with one seed per image, and grids of the results."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]:
+    """The generator of image `i` of a seeded set: seeded with `seed + i`, on the CPU.
+
+    It depends on nothing else, so batch size, order and number of processes change no image; and
+    `torch.Generator().manual_seed(seed + i)` repeats image `i` alone, with plain diffusers too.
+    """
+    return [torch.Generator().manual_seed(seed + index) for index in indices]
+
+
+def chunks(count: int, size: int, rank: int = 0, world_size: int = 1) -> list[list[int]]:
+    """The image numbers of each batch of one process: batches of `size` are dealt to the processes in turn."""
+    batches = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+    return batches[rank::world_size]
+
+
+def sample_in_chunks(
+    sample: Callable[[list[int], list[torch.Generator]], torch.Tensor], batches: Sequence[list[int]], seed: int
+) -> dict[int, np.ndarray]:
+    """Samples some batches of a seeded set: `{image number: uint8 array of shape (H, W, C)}`."""
+    images = {}
+    for indices in batches:
+        for index, image in zip(indices, to_uint8(sample(indices, image_generators(seed, indices))), strict=True):
+            images[index] = image
+    return images
+
+
+def to_uint8(images: torch.Tensor) -> np.ndarray:
+    """`(B, C, H, W)` in [0, 1] to `(B, H, W, C)` in uint8."""
+    return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def to_pil(image: np.ndarray) -> Image.Image:
+    """`(H, W, C)` in uint8 to an image with 1, 3 or 4 channels."""
+    return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+
+
+def make_grid(images: Sequence[np.ndarray], columns: int | None = None, cell: int = 64) -> Image.Image:
+    """Images of shape `(H, W, C)` in a near-square grid; small ones are enlarged by a whole factor, without smoothing."""
+    height, width, channels = images[0].shape
+    columns = columns or int(np.ceil(np.sqrt(len(images))))
+    rows = int(np.ceil(len(images) / columns))
+    canvas = np.zeros((rows * height, columns * width, channels), dtype=np.uint8)
+    for number, image in enumerate(images):
+        row, column = divmod(number, columns)
+        canvas[row * height : (row + 1) * height, column * width : (column + 1) * width] = image
+    factor = max(1, cell // max(height, width))
+    return to_pil(canvas.repeat(factor, axis=0).repeat(factor, axis=1))
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Writes a PNG file at once or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    image.save(temporary, format="PNG")
+    temporary.replace(path)

@@ -1,0 +1,484 @@
+"""The training loop: everything that is not peculiar to one family, once.
+
+Time is counted in images seen. Learning rate, moving average, order of the data and random numbers are pure functions of
+that count, so a resumed run repeats what the interrupted one would have done, bit for bit, and neither accumulation nor
+the number of processes changes what is computed.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast, gather_object
+from torch import nn
+from tqdm.auto import tqdm
+
+from hfgen.data.augment import prepare
+from hfgen.data.batches import Batches, RawBatch, seed_from
+from hfgen.data.config import DataConfig
+from hfgen.errors import UserError
+from hfgen.training import checkpoint
+from hfgen.training.ema import EMA
+from hfgen.training.grids import chunks, make_grid, sample_in_chunks, save_png
+from hfgen.training.launch import StopSignal, describe, make_accelerator
+from hfgen.training.monitor import Monitor
+from hfgen.training.random import StepRandom
+from hfgen.training.recipe import Batch, Phase, Progress, Recipe
+from hfgen.training.run import Run
+from hfgen.training.schedules import Length, lr_factor
+
+
+class Trainer:
+    """Trains a recipe.
+
+    Args:
+        recipe ([`Recipe`]): What to train.
+        batches ([`~data.batches.Batches`]): The data.
+        run ([`Run`]): Options and folder.
+        data ([`DataConfig`]): The augmentation.
+
+    Raises:
+        UserError: If the run cannot start as asked, or cannot go on.
+    """
+
+    def __init__(self, recipe: Recipe, batches: Batches, run: Run, data: DataConfig):
+        config = run.training
+        config.validate()
+        self.recipe, self.batches, self.run, self.config, self.data = recipe, batches, run, config, data
+        self.accelerator = make_accelerator(config)
+        self.device = self.accelerator.device
+        self.main = self.accelerator.is_main_process
+        self.images_seen = 0
+        self._saved_at: int | None = None  # images seen at the last checkpoint
+        self.seconds = 0.0  # of training, in this and earlier lives of the run
+        num_images = batches.info.num_images
+        if num_images is None and config.max_train_steps is None:
+            raise UserError("--streaming has no epochs: give the length with --max_train_steps.")
+        self.length = Length(config, self.accelerator.num_processes, num_images)
+        batches.place(self.device)
+
+        self.modules = recipe.modules
+        for name, module in self.modules.items():
+            self._place(name, module)
+        self.ema = None
+        if config.use_ema:
+            averaged = {name: self.modules[name] for name in recipe.averaged}
+            self.ema = EMA(averaged, config.ema_half_life, config.ema_ramp)
+        if config.compile:  # after the copies above, which stay eager: grids come in other batch sizes
+            self._compile()
+        self.parameters = {
+            phase.name: {
+                f"{module}.{name}": parameter
+                for module in phase.updates
+                for name, parameter in self.modules[module].named_parameters()
+                if parameter.requires_grad
+            }
+            for phase in recipe.phases
+        }
+        self.optimizers = {phase.name: self._optimizer(phase) for phase in recipe.phases}
+        restored = self._resume() if run.resume_from else {}
+        self.accelerator.wait_for_everyone()
+        if self.main:
+            run.clear()
+            run.folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.prune(run.folder, None)
+            self._write_record()
+        self.accelerator.wait_for_everyone()
+        logs = run.folder / config.logging_dir
+        self.monitor = Monitor(self.accelerator, logs / "metrics.jsonl", self.images_seen)
+        self.monitor.restore(restored)
+        if self.accelerator.log_with:
+            self.accelerator.project_configuration.set_directories(str(run.folder))
+            self.accelerator.project_configuration.logging_dir = str(logs)
+            flat = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in run.settings.items()}
+            self.accelerator.init_trackers("hfgen", config=flat)
+
+    # Setting up
+
+    def _place(self, name: str, module: nn.Module) -> None:
+        module.to(self.device)
+        if self.config.channels_last:
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.config.gradient_checkpointing:
+            if not getattr(module, "_supports_gradient_checkpointing", False):
+                raise UserError(f"--gradient_checkpointing: the module {name!r} does not support it. Leave it out.")
+            module.enable_gradient_checkpointing()  # type: ignore[operator]
+        if self.accelerator.num_processes > 1:  # all processes start from the weights of the first
+            for tensor in (*module.parameters(), *module.buffers()):
+                tensor.data.copy_(broadcast(tensor.data))
+        module.train()
+
+    def _compile(self) -> None:
+        for name, module in self.modules.items():
+            if name in self.recipe.uncompiled:
+                self.say(f"--compile leaves the module {name!r} alone: {self.recipe.uncompiled[name]}")
+            else:
+                module.compile()  # in place: the names of the weights stay
+
+    def _optimizer(self, phase: Phase) -> Any:
+        optimizer = torch.optim.AdamW(
+            list(self.parameters[phase.name].values()),
+            lr=phase.learning_rate,
+            betas=phase.betas,
+            eps=phase.eps,
+            weight_decay=phase.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        return self.accelerator.prepare_optimizer(optimizer)
+
+    # Training
+
+    def train(self) -> None:
+        """Trains to the end, or until a signal asks to stop; ends with a checkpoint either way."""
+        self.say(f"{self.batches.info}")
+        millions = sum(p.numel() for module in self.modules.values() for p in module.parameters()) / 1e6
+        steps = self.length.total // self.length.batch
+        machine = describe(self.accelerator, self.accelerator.mixed_precision)
+        self.say(f"{machine}; {millions:.2f} M parameters; {steps} steps of {self.length.batch} images")
+        if self.images_seen:
+            self.say(f"Resuming from {self.run.resume_from}, at {self.images_seen} images")
+        signals = StopSignal()
+        try:
+            with self._progress_bar() as bar:
+                while self.images_seen < self.length.total:
+                    start = time.perf_counter()
+                    self._step()
+                    self.seconds += time.perf_counter() - start
+                    bar.update(self.length.batch)
+                    if self._due(self.length.logging):
+                        bar.set_postfix(self._log(), refresh=False)
+                    if self._stop_asked(signals):
+                        break
+                    with self.monitor.paused():
+                        if self._due(self.length.checkpointing):
+                            self._save_checkpoint()
+                        if self._due(self.length.images):
+                            self._sample_grid()
+                        if self._due(self.length.model):
+                            self._publish()
+            if self.images_seen < self.length.total:
+                path = self._save_checkpoint()
+                self.say(f"Stopped by signal {signals.number} at {self.images_seen} images; saved {path}.")
+                self.say("Go on with the same command and --resume_from_checkpoint latest.")
+                raise SystemExit(128 + (signals.number or 0))
+            self._finish()
+        finally:
+            signals.close()
+            self.accelerator.end_training()
+
+    def _step(self) -> None:
+        """One update of every phase that is due, over one batch of new images."""
+        config, accelerator = self.config, self.accelerator
+        batch, micro = self.length.batch, self.length.micro_batch
+        progress = Progress(self.images_seen, self.images_seen / self.length.total)
+        factor = lr_factor(
+            config.lr_scheduler, self.images_seen + batch, self.length.warmup, self.length.total + batch
+        )
+        # Micro-batch m of process p holds the images from (m * processes + p) * micro on.
+        starts = [
+            (number * accelerator.num_processes + accelerator.process_index) * micro
+            for number in range(config.gradient_accumulation_steps)
+        ]
+        raws = [self.batches.read(self.images_seen + start, micro) for start in starts]
+        for number, phase in enumerate(self.recipe.phases):
+            if (self.images_seen // batch) % phase.every:
+                continue
+            for name, module in self.modules.items():
+                module.requires_grad_(name in phase.updates)
+            optimizer = self.optimizers[phase.name]
+            optimizer.zero_grad(set_to_none=True)
+            finite = torch.ones((), dtype=torch.bool, device=self.device)
+            for start, raw in zip(starts, raws, strict=True):
+                # Dropout draws from torch's global stream, which is therefore a function of the position, too.
+                torch.manual_seed(seed_from(config.seed, self.images_seen, "global", number, start))
+                with accelerator.autocast():
+                    loss, metrics = self.recipe.loss(phase, self._batch(raw, start, number), progress)
+                accelerator.backward(loss / len(starts))
+                finite = finite & torch.isfinite(loss.detach())
+                self.monitor.add(metrics)
+            norm = self._gradients(phase)
+            suffix = f"_{phase.name}" if len(self.recipe.phases) > 1 else ""
+            if accelerator.scaler:  # fp16: the scaler skips steps that overflow, and lowers its scale
+                self.monitor.add({f"overflow{suffix}": ~norm.isfinite()})
+                norm = norm.nan_to_num(0.0, 0.0)
+            self.monitor.add({f"grad_norm{suffix}": norm})
+            self.monitor.watch(phase.name, finite & norm.isfinite(), self.images_seen)
+            for group in optimizer.param_groups:
+                group["lr"] = phase.learning_rate * factor
+            optimizer.step()
+        self.images_seen += batch
+        if self.ema is not None:
+            self.ema.update(batch, self.images_seen)
+
+    def _batch(self, raw: RawBatch, start: int, phase: int) -> Batch:
+        def stream(purpose: str) -> StepRandom:
+            stop = start + self.length.micro_batch
+            seed = self.config.seed
+            return StepRandom(seed, self.images_seen, self.length.batch, start, stop, purpose, self.device)
+
+        images = prepare(raw, self.data, stream("augmentation"))
+        if self.config.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return Batch(images, raw.labels, stream(f"phase {phase}"))
+
+    def _gradients(self, phase: Phase) -> torch.Tensor:
+        """Averages the gradients of a phase over the processes, clips them, and returns their norm before clipping.
+
+        One flat all-reduce after the last micro-batch instead of DDP's hooks: right for any number of forward and
+        backward passes, for gradient penalties and for modules that are used through other methods than `forward`;
+        and always summed in the same order, which exact resuming needs.
+        """
+        parameters = list(self.parameters[phase.name].values())
+        if self.accelerator.num_processes > 1:
+            for parameter in parameters:
+                if parameter.grad is None:  # the processes must agree on what they sum
+                    parameter.grad = torch.zeros_like(parameter)
+            gradients = [parameter.grad for parameter in parameters]
+            flat = self.accelerator.reduce(torch.cat([grad.flatten() for grad in gradients]), reduction="mean")
+            for grad, part in zip(gradients, flat.split([grad.numel() for grad in gradients]), strict=True):
+                grad.copy_(part.view_as(grad))
+        self.accelerator.unscale_gradients(self.optimizers[phase.name])
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.config.max_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm)
+        return norm
+
+    # Between the steps
+
+    def _due(self, interval: int | None) -> bool:
+        """Whether the step just taken ended an interval of so many images."""
+        return bool(interval) and self.images_seen // interval > (self.images_seen - self.length.batch) // interval
+
+    def _stop_asked(self, signals: StopSignal) -> bool:
+        """Whether any process was told to stop. On GPUs the processes ask each other only when they log, for speed."""
+        if self.accelerator.num_processes == 1:
+            return signals.number is not None
+        if self.device.type != "cpu" and not self._due(self.length.logging):
+            return False
+        asked = torch.tensor([float(signals.number or 0)], device=self.device)
+        return bool(self.accelerator.reduce(asked, reduction="sum").item())
+
+    def _check_finite(self) -> None:
+        bad = self.monitor.first_bad_step()
+        if bad is not None:
+            phase, images_seen = bad
+            good = checkpoint.list_checkpoints(self.run.folder)
+            saved = f"The last good checkpoint is {good[-1]}." if good else "There is no checkpoint yet."
+            raise UserError(
+                f"the loss or gradient of phase {phase!r} became infinite or NaN in step "
+                f"{images_seen // self.length.batch + 1}, after {images_seen} images. {saved} "
+                "Try a lower --learning_rate, a longer --lr_warmup_steps, or --mixed_precision no."
+            )
+
+    def _log(self) -> dict[str, str]:
+        """Writes a line of metrics; returns what the progress bar shows."""
+        self._check_finite()
+        means = self.monitor.means()
+        position = {"step": self.images_seen // self.length.batch}
+        if self.batches.info.num_images:
+            position["epoch"] = round(self.images_seen / self.batches.info.num_images, 4)  # type: ignore[assignment]
+        rates = {
+            f"lr_{name}" if len(self.optimizers) > 1 else "lr": optimizer.param_groups[0]["lr"]
+            for name, optimizer in self.optimizers.items()
+        }
+        self.monitor.write(self.images_seen, position | means | rates)
+        return {name: f"{value:.3g}" for name, value in means.items() if name.endswith("loss")}
+
+    @property
+    def published(self) -> dict[str, nn.Module]:
+        """The modules that are sampled and published."""
+        return self.ema.modules if self.ema else {name: self.modules[name] for name in self.recipe.averaged}
+
+    @property
+    def _grid_file(self) -> Path:
+        return self.run.folder / "samples" / f"{self.images_seen:012d}.png"
+
+    def _sample_grid(self) -> None:
+        """Samples on all processes, each image with its own seed, and writes the grid."""
+        self._check_finite()
+        for module in self.published.values():
+            module.eval()
+        accelerator, count = self.accelerator, self.config.eval_batch_size
+
+        def sample(indices: list[int], generators: list[torch.Generator]) -> torch.Tensor:
+            with torch.no_grad(), accelerator.autocast():
+                return self.recipe.sample(self.published, indices, generators)
+
+        share = -(-count // accelerator.num_processes)
+        batches = chunks(count, min(64, share), accelerator.process_index, accelerator.num_processes)
+        images = dict(gather_object(list(sample_in_chunks(sample, batches, self.config.seed).items())))
+        if not self.ema:
+            for module in self.published.values():
+                module.train()
+        if self.main:
+            grid = make_grid([images[index] for index in range(count)], self.recipe.grid_columns)
+            save_png(grid, self._grid_file)
+
+    # Keeping
+
+    def _save_checkpoint(self) -> Path:
+        self._check_finite()
+        streams = gather_object([self.batches.state()])
+        sums = self.monitor.state()
+        path = self.run.folder / f"{checkpoint.PREFIX}{self.images_seen:012d}"
+        problem = None
+        if self.main:
+            tensors = {name: module.state_dict() for name, module in self.modules.items()}
+            for name, module in (self.ema.modules if self.ema else {}).items():
+                tensors[f"ema_{name}"] = module.state_dict()
+            for name, optimizer in self.optimizers.items():
+                state, parameters = optimizer.optimizer.state, self.parameters[name]
+                tensors[f"optimizer_{name}"] = {
+                    f"{parameter}.{key}": value
+                    for parameter, tensor in parameters.items()
+                    for key, value in state[tensor].items()
+                }
+            tensors["metrics"] = sums
+            scaler = self.accelerator.scaler
+            state = {
+                "config": self.run.fixed,
+                "data": self.batches.info.fingerprint,
+                "images_per_step": self.length.batch,
+                "total": self.length.total,
+                "seconds": self.seconds,
+                "scaler": scaler.state_dict() if scaler else None,
+                "streams": streams,
+            }
+            try:
+                checkpoint.save(self.run.folder, self.images_seen, tensors, state)
+                checkpoint.prune(self.run.folder, self.config.checkpoints_total_limit)
+                self._write_record()
+            except UserError as error:
+                problem = str(error)
+        problem = next((text for text in gather_object([problem]) if text), None)
+        if problem:  # every process ends, none waits for one that is gone
+            raise UserError(problem)
+        self._saved_at = self.images_seen
+        return path
+
+    def _resume(self) -> dict[str, torch.Tensor]:
+        """Takes everything from a checkpoint; returns the sums of metrics since the last line."""
+        path = self.run.resume_from
+        assert path is not None
+        flag = f"--resume_from_checkpoint {path}"
+        tensors, state = checkpoint.load(path)
+        difference = self.run.difference(state["config"])
+        if difference:
+            raise UserError(f"{flag} belongs to a different run{difference}. Give these as they were.")
+        if state["data"] != self.batches.info.fingerprint:
+            raise UserError(f"{flag} was trained on other data than {self.batches.info.name} now holds: give the same.")
+        if state["images_per_step"] != self.length.batch:
+            raise UserError(
+                f"{flag} took {state['images_per_step']} images per step, this run takes {self.length.batch}: choose "
+                "--train_batch_size and --gradient_accumulation_steps so that processes x batch x accumulation is the same."
+            )
+        for name, module in self.modules.items():
+            self._load(flag, name, module, tensors)
+        for name, module in (self.ema.modules if self.ema else {}).items():
+            self._load(flag, f"ema_{name}", module, tensors)
+        for name, optimizer in self.optimizers.items():
+            saved = tensors[f"optimizer_{name}"]
+            moments: dict[int, dict[str, torch.Tensor]] = {}
+            for number, parameter in enumerate(self.parameters[name]):
+                prefix = f"{parameter}."
+                moments[number] = {k.removeprefix(prefix): v for k, v in saved.items() if k.rpartition(".")[0] + "." == prefix}
+            groups = optimizer.optimizer.state_dict()["param_groups"]
+            used = {number: moment for number, moment in moments.items() if moment}
+            optimizer.optimizer.load_state_dict({"state": used, "param_groups": groups})
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        streams = state["streams"]
+        if streams[0] is not None:
+            if len(streams) != self.accelerator.num_processes:
+                raise UserError(
+                    f"{flag} was written by {len(streams)} processes; a stream can only be resumed with as many, "
+                    f"not with {self.accelerator.num_processes}."
+                )
+            self.batches.restore(streams[self.accelerator.process_index])
+        self.images_seen = self._saved_at = state["images_seen"]
+        self.seconds = state["seconds"]
+        if state["total"] != self.length.total:
+            self.say(
+                f"The run was to be {state['total']} images long and is now {self.length.total}: the learning rate follows "
+                "the new length from here on."
+            )
+        return tensors.get("metrics", {})
+
+    @staticmethod
+    def _load(flag: str, name: str, module: nn.Module, tensors: dict[str, dict[str, torch.Tensor]]) -> None:
+        saved = tensors.get(name, {})
+        wanted = module.state_dict()
+        wrong = sorted(key for key in {*saved, *wanted} if key not in saved or key not in wanted)
+        wrong += [key for key in wanted if key in saved and saved[key].shape != wanted[key].shape]
+        if wrong:
+            raise UserError(
+                f"{flag} has another architecture: {len(wrong)} tensors of {name!r} are missing or differ in shape, for "
+                f"example {wrong[0]!r}. Give the options of the run that wrote it."
+            )
+        module.load_state_dict(saved)
+
+    def _write_record(self, **more: Any) -> None:
+        info = self.batches.info
+        parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in self.modules.items()}
+        record = self.run.record(
+            data=dataclasses.asdict(info),
+            machine=describe(self.accelerator, self.accelerator.mixed_precision),
+            precision=self.accelerator.mixed_precision,
+            parameters=parameters,
+            images_per_step=self.length.batch,
+            images_seen=self.images_seen,
+            images_total=self.length.total,
+            training_seconds=round(self.seconds, 1),
+            **more,
+        )
+        checkpoint.write_json(self.run.file, record)
+
+    def _publish(self) -> None:
+        """Writes the pipeline and its card into the run's folder."""
+        from hfgen.hub.card import write_card
+
+        self._check_finite()
+        if self.main:
+            self._write_record()
+            with checkpoint.folder_at_once(self.run.folder) as folder:
+                pipeline = self.recipe.pipeline(self.published)
+                pipeline.save_pretrained(folder)
+                if self._grid_file.exists():
+                    (folder / "samples.png").write_bytes(self._grid_file.read_bytes())
+                write_card(folder, json.loads(self.run.file.read_text()))
+        self.accelerator.wait_for_everyone()
+
+    def _finish(self) -> None:
+        if self.monitor.state():
+            self._log()
+        if self._saved_at != self.images_seen:
+            self._save_checkpoint()
+        self._sample_grid()
+        self._publish()
+        folder = self.run.folder
+        self.say(f"Done: {self.images_seen} images in {self.seconds:.0f} s of training.")
+        self.say(f"Samples:  {self._grid_file}")
+        self.say(f"Pipeline: {folder} (its card: {folder / 'README.md'})")
+        self.say(f"Use it:   python scripts/sample.py --model {folder} --num_images 16")
+
+    def say(self, text: str) -> None:
+        """Prints a line, in one process, beside the progress bar."""
+        if self.main:
+            tqdm.write(text, file=sys.stdout)
+
+    def _progress_bar(self) -> Any:
+        return tqdm(
+            total=self.length.total,
+            initial=self.images_seen,
+            unit="img",
+            unit_scale=True,
+            disable=not self.main,
+            smoothing=0.05,
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 15.0,  # a log file needs no animation
+        )

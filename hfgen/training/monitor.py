@@ -1,0 +1,112 @@
+"""Metrics: summed on the device, read once per interval, written as JSON lines and to a tracker."""
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+NEVER = 2**62  # "no step was non-finite": later than any number of images
+
+
+class Monitor:
+    """Collects what a run reports.
+
+    Args:
+        accelerator (`Accelerator`): For reductions and trackers.
+        file (`Path`): The JSON-lines file.
+        resumed_at (`int`): Lines of later images are dropped: the steps behind them will be taken again.
+    """
+
+    def __init__(self, accelerator: Accelerator, file: Path, resumed_at: int = 0):
+        self.accelerator, self.file = accelerator, file
+        self._sums: dict[str, torch.Tensor] = {}
+        self._bad: dict[str, torch.Tensor] = {}
+        self._since = (time.perf_counter(), resumed_at)
+        if accelerator.is_main_process:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lines = file.read_text().splitlines() if file.exists() else []
+            kept = [line for line in lines if _images_seen(line) <= resumed_at]
+            temporary = file.with_name(file.name + ".tmp")
+            temporary.write_text("".join(f"{line}\n" for line in kept))
+            os.replace(temporary, file)
+
+    def add(self, metrics: dict[str, torch.Tensor]) -> None:
+        """Adds scalars, or pairs of a sum and a count, without waiting for the device."""
+        for name, value in metrics.items():
+            value = value.detach().float()
+            pair = torch.stack([value, torch.ones_like(value)]) if value.ndim == 0 else value
+            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+
+    def watch(self, phase: str, finite: torch.Tensor, images_seen: int) -> None:
+        """Remembers, on the device, the first step of a phase whose loss or gradient was not finite."""
+        first = self._bad.get(phase)
+        if first is None:
+            first = torch.full((), NEVER, dtype=torch.int64, device=finite.device)
+        self._bad[phase] = torch.where(finite, first, first.clamp_max(images_seen))
+
+    def first_bad_step(self) -> tuple[str, int] | None:
+        """The first phase, and the images seen before it, that was not finite in any process; waits for the device."""
+        if not self._bad:
+            return None
+        firsts = self.accelerator.gather(torch.stack(list(self._bad.values())).view(1, -1)).amin(0).tolist()
+        phase, images_seen = min(zip(self._bad, firsts, strict=True), key=lambda pair: pair[1])
+        return (phase, images_seen) if images_seen < NEVER else None
+
+    def means(self) -> dict[str, float]:
+        """The means over all processes since the last call; waits for the device."""
+        if not self._sums:
+            return {}
+        totals = self.accelerator.reduce(torch.stack(list(self._sums.values())), reduction="sum").tolist()
+        means = {name: total / count for name, (total, count) in zip(self._sums, totals, strict=True) if count}
+        self._sums.clear()
+        return means
+
+    def write(self, images_seen: int, values: dict[str, Any]) -> dict[str, Any]:
+        """Writes one line and returns it."""
+        now = time.perf_counter()
+        speed = (images_seen - self._since[1]) / max(now - self._since[0], 1e-9)
+        self._since = (now, images_seen)
+        line = {"images_seen": images_seen, **values, "images_per_second": round(speed, 2)}
+        if self.accelerator.device.type == "cuda":
+            line["peak_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
+        if self.accelerator.is_main_process:
+            with self.file.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        if self.accelerator.trackers:
+            self.accelerator.log({key: value for key, value in line.items() if key != "images_seen"}, step=images_seen)
+        return line
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves what happens inside, which is not training, out of the images per second."""
+        start = time.perf_counter()
+        yield
+        self._since = (self._since[0] + time.perf_counter() - start, self._since[1])
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The sums since the last line, over all processes, for a checkpoint between two lines.
+
+        This run goes on from the same sums as a resumed one, so that both round alike.
+        """
+        sums = {name: self.accelerator.reduce(value, reduction="sum") for name, value in self._sums.items()}
+        self.restore(sums)
+        return sums
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Goes on from the sums of a checkpoint; one process holds them, the others begin at zero."""
+        share = 1.0 if self.accelerator.is_main_process else 0.0
+        self._sums = {name: value.to(self.accelerator.device) * share for name, value in state.items()}
+
+
+def _images_seen(line: str) -> float:
+    try:
+        return json.loads(line)["images_seen"]
+    except (ValueError, KeyError, TypeError):  # the last line of a killed run may be cut short
+        return math.inf

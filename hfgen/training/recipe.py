@@ -1,0 +1,105 @@
+"""What a family says about its training: which networks, in which phases, with which loss. Nothing else.
+
+A recipe is pure: it knows no Accelerator, calls no `backward`, logs nothing and reads no clock. Plain torch trains it too:
+
+```py
+recipe = DDPMRecipe(DDPMConfig(), info)
+optimizer = torch.optim.AdamW(recipe.modules["unet"].parameters(), lr=1e-3)
+for step in range(steps):
+    batch = Batch(images, None, StepRandom(seed, step * len(images), len(images)))
+    loss, _ = recipe.loss(recipe.phases[0], batch, Progress(step * len(images), step / steps))
+    loss.backward(), optimizer.step(), optimizer.zero_grad()
+```
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from hfgen.training.random import StepRandom
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One update of some of the networks, with an AdamW of its own.
+
+    Attributes:
+        name (`str`): Shown in metrics and messages.
+        updates (`tuple[str, ...]`): Names of the modules that this phase trains; the others are frozen during it.
+        learning_rate (`float`): Peak; the schedule of the run multiplies it.
+        every (`int`): Runs in every n-th step only (lazy regularisation, several critic steps).
+    """
+
+    name: str
+    updates: tuple[str, ...]
+    learning_rate: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    eps: float = 1e-8
+    every: int = 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of one process.
+
+    Attributes:
+        images (`torch.Tensor` of shape `(B, C, H, W)`): float32 in [-1, 1].
+        labels (`torch.Tensor` of shape `(B,)`, or `None`): Classes.
+        random ([`StepRandom`]): The random numbers of these images.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor | None
+    random: StepRandom
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the run is: images seen, and their share of the whole run in [0, 1)."""
+
+    images_seen: int
+    fraction: float
+
+
+class Recipe:
+    """The whole interface between a family and the loop.
+
+    Attributes:
+        modules (`dict[str, nn.Module]`): What is trained, checkpointed, moved and compiled, under these names.
+        phases (`tuple[Phase, ...]`): What is updated in each step, in this order.
+        averaged (`tuple[str, ...]`): Names of the modules whose moving average is sampled and published.
+        uncompiled (`dict[str, str]`): Modules that `--compile` must leave alone, each with the reason.
+        grid_columns (`int`, *optional*): Columns of the sample grid; by default it is square.
+    """
+
+    modules: dict[str, nn.Module]
+    phases: tuple[Phase, ...]
+    averaged: tuple[str, ...]
+    uncompiled: dict[str, str] = {}
+    grid_columns: int | None = None
+
+    def loss(self, phase: Phase, batch: Batch, progress: Progress) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss of a micro-batch and what is worth logging.
+
+        Called under autocast; what must be exact is computed in float32 here.
+
+        Returns:
+            A scalar, and detached tensors by name: scalars, or pairs of a sum and a count.
+        """
+        raise NotImplementedError
+
+    def pipeline(self, modules: dict[str, nn.Module]) -> DiffusionPipeline:
+        """The pipeline that is published, made of `modules` (the averaged ones)."""
+        raise NotImplementedError
+
+    def sample(self, modules: dict[str, nn.Module], indices: Sequence[int], generators: list[torch.Generator]) -> Any:
+        """Images for the sample grid: a tensor of shape `(len(indices), C, H, W)` in [0, 1].
+
+        Image `indices[i]` of the grid is made from `generators[i]` alone.
+        """
+        raise NotImplementedError

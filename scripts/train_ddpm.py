@@ -1,0 +1,119 @@
+"""Trains a DDPM: a UNet2DModel that learns to remove noise, with the schedule of a DDPMScheduler.
+
+Without arguments it trains on the handwritten digits that ship with the installation. Examples:
+
+    accelerate launch scripts/train_ddpm.py
+    accelerate launch scripts/train_ddpm.py --preset mnist --class_conditional
+    accelerate launch scripts/train_ddpm.py --train_data_dir photos --resolution 64 --random_flip
+    torchrun --nproc_per_node 2 scripts/train_ddpm.py --preset cifar10
+"""
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hfgen.cli import parse
+from hfgen.data.config import DataConfig
+from hfgen.errors import one_line_errors
+from hfgen.training.config import MOVED, DDPMConfig, TrainingConfig
+
+
+def digits() -> dict[str, Any]:
+    """scikit-learn's digits, enlarged from 8x8 to 16x16: about three minutes on two cores."""
+    return {
+        "dataset_name": "digits",
+        "resolution": 16,
+        "block_out_channels": (32, 64, 64),
+        "train_batch_size": 64,
+        "num_epochs": 100,
+        "lr_warmup_steps": 100,
+        "save_images_epochs": 25,
+    }
+
+
+def mnist() -> dict[str, Any]:
+    """MNIST: about eight minutes on two cores."""
+    return {
+        "dataset_name": "ylecun/mnist",
+        "resolution": 28,
+        "block_out_channels": (32, 64, 64),
+        "train_batch_size": 64,
+        "num_epochs": 3,
+        "lr_warmup_steps": 100,
+        "save_images_epochs": 1,
+    }
+
+
+def cifar10() -> dict[str, Any]:
+    """CIFAR-10 with the network of the DDPM paper, for a GPU."""
+    return {
+        "dataset_name": "uoft-cs/cifar10",
+        "resolution": 32,
+        "random_flip": True,
+        "block_out_channels": (128, 256, 256, 256),
+        "layers_per_block": 2,
+        "attention_resolutions": (16,),
+        "attention_head_dim": 64,
+        "norm_num_groups": 32,
+        "dropout": 0.1,
+        "train_batch_size": 256,
+        "learning_rate": 4e-4,
+        "num_epochs": 100,
+        "lr_warmup_steps": 1000,
+        "compile": True,
+        "channels_last": True,
+        "checkpointing_steps": 5000,
+    }
+
+
+PRESETS = {"digits": digits, "mnist": mnist, "cifar10": cifar10}
+
+
+def default_preset(given: Mapping[str, Any]) -> str | None:
+    """Without any data named, the digits; the other presets are chosen with --preset."""
+    no_data = given.get("dataset_name") in (None, "digits") and given.get("train_data_dir") is None
+    return "digits" if no_data else None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    data, training, ddpm = parse(
+        (DataConfig, TrainingConfig, DDPMConfig),
+        argv,
+        description=__doc__.partition("\n")[0],
+        presets=PRESETS,
+        default_preset=default_preset,
+        moved=MOVED,
+    )
+    for config in (data, training, ddpm):
+        config.validate()
+    source = data.train_data_dir or data.dataset_name or "digits"
+    folder = training.output_dir or f"out/ddpm-{Path(source).resolve().name}"
+    training = dataclasses.replace(training, output_dir=folder)
+
+    # Imported late, so that --help and mistakes in the options answer at once.
+    import torch
+
+    from hfgen.data.batches import open_batches
+    from hfgen.hub.push import check_push, push_folder
+    from hfgen.training.ddpm import DDPMRecipe
+    from hfgen.training.loop import Trainer
+    from hfgen.training.run import Run
+
+    if training.push_to_hub:
+        model_id = check_push(training.hub_model_id or Path(folder).name, training.hub_token)
+        training = dataclasses.replace(training, hub_model_id=model_id)
+    run = Run("ddpm", (data, training, ddpm), sys.argv[1:] if argv is None else argv)
+    batches = open_batches(data, training.seed, training.hub_token)
+    torch.manual_seed(training.seed)  # the initial weights
+    trainer = Trainer(DDPMRecipe(ddpm, batches.info), batches, run, data)
+    trainer.train()
+    if training.push_to_hub and trainer.main:
+        assert training.hub_model_id is not None
+        trainer.say(f"Pushed:   {push_folder(run.folder, training.hub_model_id, training.hub_private_repo, training.hub_token)}")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
