@@ -467,14 +467,15 @@ def _labels(dataset: Any, columns: Columns, kept: list[int]) -> tuple[np.ndarray
     """
     values = dataset.select_columns([columns.label]).with_format(None)[:][columns.label]
     values = [values[row] for row in kept]
-    present = {value for value in values if value is not None}
+    present = [value for value in values if value is not None]
     if columns.class_names is not None:
         names = list(columns.class_names)
     elif present and all(isinstance(value, int) and value >= 0 for value in present):
         names = [str(value) for value in range(max(present) + 1)]
     elif present and all(isinstance(value, str) for value in present):
-        names = sorted(present)
-        values = [None if value is None else names.index(value) for value in values]
+        names = sorted(set(present))
+        numbers = {name: number for number, name in enumerate(names)}
+        values = [numbers.get(value) for value in values]
     else:
         kinds = ", ".join(sorted({type(value).__name__ for value in values}))
         raise UserError(

@@ -32,7 +32,7 @@ def load_pipeline(path: str, **kwargs: Any) -> "DiffusionPipeline":
         raise UserError(
             f"{path} holds no pipeline: {reason[:300]} Give the --output_dir of a finished run, or a Hub id."
         ) from None
-    name = index.get("_class_name")
+    name = str(index.get("_class_name"))
     if name not in ours:
         raise UserError(
             f"{path} holds a {name}, which hfgen does not sample from. It knows: {', '.join(sorted(ours))}."

@@ -163,7 +163,7 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "unet"
 
-    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict[int, str] | None = None):
+    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict | None = None):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
         names = id2label if id2label is not None else {i: str(i) for i in range(unet.config.num_class_embeds)}

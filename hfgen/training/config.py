@@ -15,6 +15,7 @@ MOVED = {
     "ema_power": "the moving average is set by its half-life in images, --ema_half_life and --ema_ramp.",
     "ema_inv_gamma": "the moving average is set by its half-life in images, --ema_half_life and --ema_ramp.",
     "enable_xformers_memory_efficient_attention": "torch's own attention is used, which is as fast; leave it out.",
+    "preserve_input_precision": "images are kept with 8 bits per channel; leave it out.",
     "allow_tf32": "TF32 is always on where --mixed_precision is not `no`; leave it out.",
     "local_rank": "the launcher sets it in the environment; leave it out.",
     "hub_strategy": "--push_to_hub pushes the finished pipeline; leave it out.",

@@ -44,17 +44,20 @@ def to_pil(image: np.ndarray) -> Image.Image:
     return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
 
 
-def make_grid(images: Sequence[np.ndarray], columns: int | None = None, cell: int = 64) -> Image.Image:
-    """Images of shape `(H, W, C)` in a near-square grid; small ones are enlarged by a whole factor, without smoothing."""
-    height, width, channels = images[0].shape
+def make_grid(images: Sequence[np.ndarray], columns: int | None = None, cell: int = 64, gap: int = 4) -> Image.Image:
+    """A near-square grid of images of shape `(H, W, C)`, row by row.
+
+    Small images are enlarged by a whole factor, without smoothing, to about `cell` pixels; `gap` gray pixels part them.
+    """
     columns = columns or int(np.ceil(np.sqrt(len(images))))
     rows = int(np.ceil(len(images) / columns))
-    canvas = np.zeros((rows * height, columns * width, channels), dtype=np.uint8)
+    factor = max(1, cell // max(images[0].shape[:2]))
+    height, width = images[0].shape[0] * factor + gap, images[0].shape[1] * factor + gap
+    canvas = np.full((rows * height + gap, columns * width + gap, images[0].shape[2]), 96, dtype=np.uint8)
     for number, image in enumerate(images):
-        row, column = divmod(number, columns)
-        canvas[row * height : (row + 1) * height, column * width : (column + 1) * width] = image
-    factor = max(1, cell // max(height, width))
-    return to_pil(canvas.repeat(factor, axis=0).repeat(factor, axis=1))
+        top, left = number // columns * height + gap, number % columns * width + gap
+        canvas[top : top + height - gap, left : left + width - gap] = image.repeat(factor, 0).repeat(factor, 1)
+    return to_pil(canvas)
 
 
 def save_png(image: Image.Image, path: Path) -> None:

@@ -1,0 +1,79 @@
+"""The package as a whole: imports, layers, typing marker."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import hfgen
+
+
+def test_public_names_exist():
+    for name in hfgen.__all__:
+        assert getattr(hfgen, name) is not None
+    assert set(hfgen.__all__) <= set(dir(hfgen))
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        hfgen.absent  # noqa: B018
+
+
+def test_importing_is_lazy():
+    code = "import sys, hfgen, hfgen.cli, hfgen.training.config, hfgen.data.config; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
+def test_typed():
+    assert (ROOT / "hfgen" / "py.typed").exists()
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"hfgen.{alias.name}" for alias in node.names} if node.module == "hfgen" else {node.module or ""}
+    return found
+
+
+ALLOWED = {  # which parts of hfgen each part may import, beside itself
+    "models": set(),
+    "pipelines": {"errors"},
+    "objectives": set(),
+    "data": {"cli", "errors"},
+    "hub": {"errors"},
+    "training": {"cli", "errors", "data", "models", "objectives", "pipelines", "hub"},
+}
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_arrows_run_one_way(part):
+    for path in (ROOT / "hfgen" / part).rglob("*.py"):
+        for name in imports_of(path):
+            words = name.split(".")
+            if words[0] == "hfgen":
+                assert words[1] in ALLOWED[part] | {part}, f"{path} imports {name}"
+            if words[0] == "accelerate":
+                assert part == "training", path
+            if words[0] == "huggingface_hub":
+                assert part == "hub", path
+            if words[0] == "datasets":
+                assert part == "data", path
+
+
+def test_models_and_pipelines_travel_alone():
+    """These files are shipped with checkpoints: they may import torch, numpy, diffusers and the standard library."""
+    for path in [*(ROOT / "hfgen" / "models").glob("[a-z]*.py"), *(ROOT / "hfgen" / "pipelines").glob("[a-z]*.py")]:
+        for name in imports_of(path):
+            top = name.split(".")[0]
+            assert top in {"torch", "numpy", "diffusers"} or top in sys.stdlib_module_names, f"{path} imports {name}"
+
+
+def test_no_pickle_anywhere():
+    for path in [*(ROOT / "hfgen").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
+        text = path.read_text()
+        for word in ("import pickle", "torch.load", "torch.save", "allow_pickle=True"):
+            assert word not in text, f"{path} has {word}"
