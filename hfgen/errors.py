@@ -15,7 +15,7 @@ class UserError(ValueError):
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends the program with exit code 2 and one line, printed by one process, when a [`UserError`] is raised inside."""
+    """Ends the program with exit code 2 and one line, from one process, when a [`UserError`] is raised inside."""
     try:
         yield
     except UserError as error:

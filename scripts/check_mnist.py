@@ -7,19 +7,21 @@ samples.json with class labels, how often the digit drawn is the digit asked for
 images stand beside them, as the mark that a good generator comes close to. Read all figures together and look at
 the images too: a classifier that knows digits only can be sure of noise (it may call all of it an 8).
 
-    python scripts/check_mnist.py --images out/samples --dataset_name ylecun/mnist --output report.json
+    python scripts/check_mnist.py --images out/ddpm-mnist/images --dataset_name ylecun/mnist --output report.json
 """
 
-from __future__ import annotations
-
-import argparse
 import json
-import os
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # torch and datasets take seconds to import, and `--help` needs neither
+from hfgen.cli import option, parse
+from hfgen.data.config import DataConfig
+from hfgen.errors import UserError, one_line_errors
+
+if TYPE_CHECKING:  # torch takes seconds to import, and `--help` does not need it
     import torch
 
 SIZE = 28  # pixels per side of an MNIST image
@@ -33,11 +35,25 @@ MIN_TEST_ACCURACY = 0.99  # a weaker judge says little about what it judges
 WEIGHTS = "model.safetensors"
 
 
-class UserError(Exception):
-    """A mistake that the user can mend: shown as one line, without a traceback."""
+@dataclass(frozen=True)
+class CheckConfig:
+    """Checking: which images, and by which classifier."""
+
+    images: str | None = option(None, "folder with the generated 28x28 PNG files")
+    dataset_name: str = option("ylecun/mnist", "Hub id or folder of the real digits")
+    classifier_dir: str = option("out/mnist-classifier", "folder of the classifier, which is trained if it is missing")
+    output: str | None = option(None, "JSON report (default: check_mnist.json in --images)")
+    seed: int = option(0, "seed of the classifier's training")
 
 
-def build_model() -> torch.nn.Module:
+def read_options(argv: Sequence[str] | None = None) -> CheckConfig:
+    (config,) = parse((CheckConfig,), argv, description=str(__doc__).partition("\n")[0])
+    if not config.images:
+        raise UserError("--images is missing: give the folder that scripts/sample.py wrote.")
+    return config
+
+
+def build_model() -> "torch.nn.Module":
     """Three blocks of convolution, batch norm and pooling (28 -> 14 -> 7 -> 3 pixels), then one linear layer."""
     import torch
     from torch import nn
@@ -51,12 +67,12 @@ def build_model() -> torch.nn.Module:
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def to_input(images: torch.Tensor) -> torch.Tensor:
+def to_input(images: "torch.Tensor") -> "torch.Tensor":
     """Bytes (N, 28, 28) to (N, 1, 28, 28) with the mean and the deviation of the MNIST training pixels taken out."""
     return (images[:, None].float() / 255 - 0.1307) / 0.3081
 
 
-def random_shift(images: torch.Tensor) -> torch.Tensor:
+def random_shift(images: "torch.Tensor") -> "torch.Tensor":
     """Move each image by its own random offset; the pixels that come in from outside are black."""
     import torch
 
@@ -66,29 +82,20 @@ def random_shift(images: torch.Tensor) -> torch.Tensor:
     return padded[torch.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def load_split(dataset_name: str, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+def load_split(dataset_name: str, split: str) -> tuple["torch.Tensor", "torch.Tensor"]:
     """Images (N, 28, 28) as bytes and labels (N,) of one split."""
-    import datasets
     import numpy as np
     import torch
 
-    try:
-        data = datasets.load_dataset(dataset_name, split=split)
-    except (OSError, ValueError) as error:
-        reason = f"its {split} split cannot be loaded ({str(error).splitlines()[0]})"
-        raise UserError(f"--dataset_name {dataset_name}: {reason}; give a Hub id or a data-set folder") from error
-    image_column = next((n for n, f in data.features.items() if isinstance(f, datasets.Image)), None)
-    label_column = next((n for n, f in data.features.items() if isinstance(f, datasets.ClassLabel)), None)
-    if image_column is None or label_column is None or data.features[label_column].num_classes != DIGITS:
-        reason = f"has no Image column or no ClassLabel column with {DIGITS} classes"
-        raise UserError(f"--dataset_name {dataset_name}: {reason}; give a data set laid out like ylecun/mnist")
-    images = [np.asarray(image.convert("L")) for image in data[image_column]]
-    if any(image.shape != (SIZE, SIZE) for image in images):
-        raise UserError(f"--dataset_name {dataset_name}: has images that are not {SIZE}x{SIZE}; give MNIST itself")
-    return torch.from_numpy(np.stack(images)), torch.tensor(data[label_column])
+    from hfgen.data.images import open_images
+
+    data = open_images(DataConfig(dataset_name=dataset_name, dataset_split=split, image_mode="L"))
+    if data.images.shape[2:] != (SIZE, SIZE) or data.labels is None or len(data.info.class_names or ()) != DIGITS:
+        raise UserError(f"--dataset_name {dataset_name} is no MNIST: give {SIZE}x{SIZE} images with {DIGITS} classes.")
+    return torch.from_numpy(np.array(data.images[:, 0])), torch.from_numpy(data.labels)
 
 
-def classify(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def classify(model: "torch.nn.Module", images: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
     """Top probability and predicted digit of each image."""
     import torch
 
@@ -99,7 +106,7 @@ def classify(model: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor
     return top.values, top.indices
 
 
-def share(hits: torch.Tensor) -> float:
+def share(hits: "torch.Tensor") -> float:
     return hits.double().mean().item()
 
 
@@ -153,7 +160,7 @@ def train_classifier(dataset_name: str, folder: Path, seed: int) -> None:
     temporary.rename(folder)
 
 
-def read_images(folder: Path) -> tuple[list[str], torch.Tensor]:
+def read_images(folder: Path) -> tuple[list[str], "torch.Tensor"]:
     """Names and bytes (N, 28, 28) of the PNG files of the folder, grids left out."""
     import numpy as np
     import torch
@@ -176,7 +183,7 @@ def read_images(folder: Path) -> tuple[list[str], torch.Tensor]:
     return [path.name for path in paths], torch.from_numpy(np.stack(arrays))
 
 
-def read_class_labels(folder: Path, names: list[str]) -> torch.Tensor:
+def read_class_labels(folder: Path, names: list[str]) -> "torch.Tensor":
     """The digit that each image was asked to show, -1 where samples.json names none."""
     import torch
 
@@ -186,7 +193,7 @@ def read_class_labels(folder: Path, names: list[str]) -> torch.Tensor:
     return torch.tensor([-1 if labels.get(name) is None else labels[name] for name in names])
 
 
-def judge(images: torch.Tensor, asked: torch.Tensor, classifier_dir: Path) -> dict[str, Any]:
+def judge(images: "torch.Tensor", asked: "torch.Tensor", classifier_dir: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     model = build_model()
@@ -221,35 +228,21 @@ def print_summary(report: dict[str, Any]) -> None:
     print(f"classifier's accuracy on the real test images: {real['test_accuracy']:.2%}")
 
 
-def check(args: argparse.Namespace) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    config = read_options(argv)
+    folder, classifier = Path(str(config.images)), Path(config.classifier_dir)
     # The images come first: a wrong folder should not cost minutes of training before it is noticed.
-    names, images = read_images(args.images)
-    asked = read_class_labels(args.images, names)
-
-    import torch
-
-    torch.set_num_threads(os.cpu_count() or 1)
-    if not (args.classifier_dir / WEIGHTS).is_file():
-        train_classifier(args.dataset_name, args.classifier_dir, args.seed)
-    report = judge(images, asked, args.classifier_dir)
+    names, images = read_images(folder)
+    asked = read_class_labels(folder, names)
+    if not (classifier / WEIGHTS).is_file():
+        train_classifier(config.dataset_name, classifier, config.seed)
+    report = judge(images, asked, classifier)
     print_summary(report)
-    output = args.output or args.images / "check_mnist.json"
+    output = Path(config.output or folder / "check_mnist.json")
     output.parent.mkdir(parents=True, exist_ok=True)
     write_json(output, report)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder with the generated 28x28 PNG files")
-    parser.add_argument("--dataset_name", default="ylecun/mnist", help="Hub id or folder of the real digits")
-    parser.add_argument("--classifier_dir", type=Path, default="out/mnist-classifier", help="trained if it is missing")
-    parser.add_argument("--output", type=Path, help="JSON report (default: check_mnist.json in --images)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the classifier's training")
-    try:
-        check(parser.parse_args())
-    except UserError as error:
-        parser.exit(2, f"error: {error}\n")
-
-
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -33,7 +33,9 @@ class SampleConfig:
     sampler: str = option("dpmsolver++", "how to sample a DDPM", choices=("dpmsolver++", "ddim", "ddpm"))
     num_inference_steps: int | None = option(None, "sampling steps (default: 20, with --sampler ddpm all)")
     mixed_precision: str = option("no", "no, or bf16 or fp16 weights", choices=("no", "bf16", "fp16"))
-    output_dir: str | None = option(None, "folder for the images (default: <model>/images, or images-<model> for a Hub id)")
+    output_dir: str | None = option(
+        None, "folder for the images (default: <model>/images, or images-<model> for a Hub id)"
+    )
     overwrite_output_dir: bool = option(False, "replace the images that --output_dir holds")
     hub_token: str | None = option(None, "token for a private model", secret=True)
 

@@ -132,21 +132,31 @@ def test_flags_of_diffusers_script_exist():
 def test_presets_are_valid():
     script = load_script("train_ddpm")
     for name in script.PRESETS:
-        configs = parse((DataConfig, TrainingConfig, DDPMConfig), ["--preset", name], description="", presets=script.PRESETS)
+        configs = parse(
+            (DataConfig, TrainingConfig, DDPMConfig), ["--preset", name], description="", presets=script.PRESETS
+        )
         for config in configs:
             config.validate()
 
 
 def commands_in(text):
     text = text.replace("\\\n", " ")
-    return [line.strip() for line in text.splitlines() if re.search(r"scripts/\w+\.py\b", line) and not line.startswith("#")]
+    return [
+        line.strip()
+        for line in text.splitlines()
+        if re.search(r"scripts/\w+\.py\b", line) and not line.startswith("#")
+    ]
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "scripts").glob("*.py"))], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "scripts").glob("*.py"))], ids=lambda path: path.name
+)
 def test_commands_in_the_documentation_parse(path):
     """Every command line shown is read by the parser of the script that it calls."""
     text = path.read_text()
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL) if path.suffix == ".md" else [text.split('"""')[1]]
+    blocks = (
+        re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL) if path.suffix == ".md" else [text.split('"""')[1]]
+    )
     found = [command for block in blocks for command in commands_in(block)]
     assert found
     for command in found:

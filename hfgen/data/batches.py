@@ -1,7 +1,7 @@
 """Batches of uint8 images, in an order that is a pure function of the seed and the position.
 
-Position `p` of the endless stream of training images is image `order(seed, p // N)[p % N]`: resuming needs no state, and
-splitting a batch over processes or accumulation steps changes nothing.
+Position `p` of the endless stream of training images is image `order(seed, p // N)[p % N]`: resuming needs no state,
+and splitting a batch over processes or accumulation steps changes nothing.
 """
 
 import contextlib
@@ -167,15 +167,13 @@ class CachedBatches:
 class StreamedBatches:
     """Batches out of a streamed data set, for data that fits no disk.
 
-    Every process runs `workers` reader threads (decoding releases the interpreter lock). The shards of the data set are
-    permuted anew in each epoch and dealt to the readers; where there are fewer shards than readers, each reader reads
-    all of them and keeps its part of the images. A reader shuffles blocks of `shuffle_buffer_size` images; its state is
-    the place of its block and the position within it, so that resuming is exact and reads at most one block again.
+    Every process runs reader threads (decoding releases the interpreter lock). The shards of the data set are permuted
+    anew in each epoch and dealt to the readers; where there are fewer shards than readers, each reader reads all of
+    them and keeps its part of the images. A reader shuffles blocks of `shuffle_buffer_size` images; its state is the
+    place of its block and the position within it, so that resuming is exact and reads at most one block again.
     """
 
-    def __init__(
-        self, config: DataConfig, seed: int, token: str | None = None, rank: int = 0, world_size: int = 1
-    ):
+    def __init__(self, config: DataConfig, seed: int, token: str | None = None, rank: int = 0, world_size: int = 1):
         config.validate()
         self.config, self.seed, self.device = config, seed, torch.device("cpu")
         dataset, name = load_source(config, token)
@@ -191,7 +189,7 @@ class StreamedBatches:
         self._dataset = without_decoding(dataset.select_columns(kept), columns.image)
         mode, resolution = self._peek(columns)
         self.info = DataInfo(
-            name, config.dataset_split, None, 0, mode, resolution, columns.class_names, self._fingerprint(name)
+            name, config.dataset_split, None, 0, 0, mode, resolution, columns.class_names, self._fingerprint(name)
         )
         self._workers = max(1, config.dataloader_num_workers)
         readers = [rank * self._workers + worker for worker in range(self._workers)]
@@ -231,8 +229,8 @@ class StreamedBatches:
     def restore(self, state: dict[str, Any]) -> None:
         if len(state["readers"]) != self._workers:
             raise UserError(
-                f"--dataloader_num_workers: the checkpoint was written with {len(state['readers'])} readers per process, "
-                f"this run has {self._workers}. A stream can only be resumed with the same number."
+                f"--dataloader_num_workers: the checkpoint was written with {len(state['readers'])} readers per "
+                f"process, this run has {self._workers}. A stream can only be resumed with the same number."
             )
         self._turn = state["turn"]
         for reader, saved in zip(self._readers, state["readers"], strict=True):

@@ -66,8 +66,8 @@ class DataConfig:
             raise UserError(f"--shuffle_buffer_size {self.shuffle_buffer_size} holds no image: use 1 or more.")
         if self.dataloader_num_workers and not self.streaming:
             raise UserError(
-                f"--dataloader_num_workers {self.dataloader_num_workers} has nothing to do: images are decoded once into "
-                "a cache. Leave it out, or add --streaming."
+                f"--dataloader_num_workers {self.dataloader_num_workers} has nothing to do: images are decoded once "
+                "into a cache. Leave it out, or add --streaming."
             )
         if self.streaming and self.dataset_name in (None, "digits") and not self.train_data_dir:
             raise UserError("--streaming needs --dataset_name or --train_data_dir: the embedded digits are in memory.")

@@ -39,6 +39,8 @@ class DataInfo:
     """Number of images, `None` for a stream."""
     skipped: int
     """Number of corrupt images left out."""
+    unlabelled: int
+    """Number of images without a class, in data with classes."""
     mode: str
     """PIL mode: `L`, `RGB` or `RGBA`."""
     resolution: int
@@ -64,8 +66,8 @@ class ImageData:
     """Decoded images.
 
     Attributes:
-        images (`np.ndarray` of shape `(N, C, R, L)`, uint8): Memory-mapped. `L` equals the resolution `R` unless oblong
-            images wait for their random crop: then the longer side runs along `L`.
+        images (`np.ndarray` of shape `(N, C, R, L)`, uint8): Memory-mapped. `L` equals the resolution `R` unless
+            oblong images wait for their random crop: then the longer side runs along `L`.
         labels (`np.ndarray` of shape `(N,)`, int64, or `None`): Classes.
         layout (`np.ndarray` of shape `(N, 2)`, int32, or `None`): For random crops, the length of the longer side and
             whether the image was transposed so that this side runs along `L`.
@@ -113,18 +115,20 @@ def open_images(config: DataConfig, token: str | None = None) -> ImageData:
     meta = json.loads((folder / "meta.json").read_text())
     images = np.memmap(folder / "images.u8", dtype=np.uint8, mode="r", shape=tuple(meta["shape"]))
     names = meta["class_names"]
+    labels = np.load(folder / "labels.npy") if names is not None else None
     info = DataInfo(
         name=source,
         split=config.dataset_split,
         num_images=len(images),
         skipped=meta["skipped"],
+        unlabelled=int((labels < 0).sum()) if labels is not None else 0,
         mode=meta["mode"],
         resolution=images.shape[2],
         class_names=tuple(names) if names is not None else None,
         fingerprint=meta["fingerprint"],
     )
     layout = np.load(folder / "layout.npy") if (folder / "layout.npy").exists() else None
-    return ImageData(images, np.load(folder / "labels.npy") if names is not None else None, layout, info)
+    return ImageData(images, labels, layout, info)
 
 
 def load_source(config: DataConfig, token: str | None = None) -> tuple[Any, str]:
@@ -167,8 +171,8 @@ def load_source(config: DataConfig, token: str | None = None) -> tuple[Any, str]
         if len(reason) > 400:
             reason = reason[:400] + "..."
         raise UserError(
-            f"{flag} {source} cannot be loaded: {reason.rstrip('.')}. Give a Hub id, a folder with parquet, arrow or image "
-            "files, or `digits`; --dataset_split and --dataset_config_name choose within it."
+            f"{flag} {source} cannot be loaded: {reason.rstrip('.')}. Give a Hub id, a folder with parquet, arrow or "
+            "image files, or `digits`; --dataset_split and --dataset_config_name choose within it."
         ) from None
 
 
@@ -334,6 +338,8 @@ def _build_cache(folder: Path, dataset: Any, columns: Columns, config: DataConfi
     if len(dataset) == 0:
         raise UserError(f"the data set has no rows in split {config.dataset_split!r}: use another --dataset_split.")
     quiet = not is_progress_bar_enabled()
+    for left in folder.parent.glob(f"{folder.name}.tmp-*"):  # by a process that was killed: the lock is ours
+        shutil.rmtree(left, ignore_errors=True)
     temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     temporary.mkdir()
     try:
@@ -463,7 +469,8 @@ def common_resolution(sizes: np.ndarray) -> int:
 def _labels(dataset: Any, columns: Columns, kept: list[int]) -> tuple[np.ndarray, list[str]]:
     """The class of each image, -1 where it has none, and the names of the classes.
 
-    A `ClassLabel` column brings its names; whole numbers from 0 on are taken as they are; strings are sorted and numbered.
+    A `ClassLabel` column brings its names; whole numbers from 0 on are taken as they are; strings are sorted and
+    numbered.
     """
     values = dataset.select_columns([columns.label]).with_format(None)[:][columns.label]
     values = [values[row] for row in kept]

@@ -23,7 +23,9 @@ def write_card(folder: Path, record: dict[str, Any]) -> None:
     config, data = record["config"], record["data"]
     conditional = bool(config.get("class_conditional"))
     name = config["dataset_name"]
-    on_hub = bool(name) and "/" in name and not Path(name).expanduser().exists() and not name.startswith((".", "/", "~"))
+    on_hub = (
+        bool(name) and "/" in name and not Path(name).expanduser().exists() and not name.startswith((".", "/", "~"))
+    )
     model_id = config["hub_model_id"] if config["push_to_hub"] and config["hub_model_id"] else config["output_dir"]
     card_data = ModelCardData(
         library_name="diffusers",

@@ -34,7 +34,9 @@ def check_push(model_id: str, token: str | None = None) -> str:
         raise UserError(f"--push_to_hub needs a token of the Hub, and there is none. {remedy}") from None
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"--push_to_hub: the Hub does not accept the token, or cannot be reached: {reason} {remedy}") from None
+        raise UserError(
+            f"--push_to_hub: the Hub does not accept the token, or cannot be reached: {reason} {remedy}"
+        ) from None
     return model_id if "/" in model_id else f"{user}/{model_id}"
 
 

@@ -72,7 +72,7 @@ def level_sizes(sample_size: int, levels: int) -> list[int]:
 
 
 def zero_init_(unet: UNet2DModel) -> None:
-    """Lets residual branches and the output start at zero, as DDPM, improved-diffusion and EDM do and diffusers does not.
+    """Lets residual branches and the output start at zero, as DDPM and EDM do and diffusers does not.
 
     The network then starts as the identity of its skip connections and its first loss is exactly that of predicting
     zero. Weights change, the file format does not.

@@ -37,4 +37,4 @@ def load_pipeline(path: str, **kwargs: Any) -> "DiffusionPipeline":
         raise UserError(
             f"{path} holds a {name}, which hfgen does not sample from. It knows: {', '.join(sorted(ours))}."
         )
-    return ours[name].from_pretrained(path, **kwargs)
+    return ours[name].from_pretrained(path, **{"use_safetensors": True, **kwargs})

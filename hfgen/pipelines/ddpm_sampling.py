@@ -232,7 +232,7 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
             num_inference_steps (`int`, *optional*):
                 Steps; by default 20, or all steps of the training for a `DDPMScheduler`.
             output_type (`str`, *optional*, defaults to `"pil"`):
-                `"pil"`, `"np"` (float32 in [0, 1], shape `(B, H, W, C)`) or `"pt"` (float32 in [0, 1], `(B, C, H, W)`).
+                `"pil"`, `"np"` (float32 in [0, 1], `(B, H, W, C)`) or `"pt"` (float32 in [0, 1], `(B, C, H, W)`).
             return_dict (`bool`, *optional*, defaults to `True`):
                 Whether to return an [`ImagePipelineOutput`] instead of a tuple.
 
@@ -260,7 +260,7 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
             )
         if guidance_scale != 1.0 and self.null_class is None:
             raise ValueError(
-                f"guidance_scale is {guidance_scale}, but this network was trained without label dropout: leave it at 1."
+                f"guidance_scale is {guidance_scale}, but this network knows no class for none: leave it out."
             )
         images = denoise(
             self.unet,

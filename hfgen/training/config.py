@@ -144,8 +144,8 @@ class DDPMConfig:
                 )
             if channels % self.attention_head_dim and channels > self.attention_head_dim:
                 raise UserError(
-                    f"--block_out_channels {channels} is no multiple of --attention_head_dim {self.attention_head_dim}: "
-                    "change one of them."
+                    f"--block_out_channels {channels} is no multiple of --attention_head_dim "
+                    f"{self.attention_head_dim}: change one of them."
                 )
         for name in ("dropout", "label_dropout", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:

@@ -68,6 +68,11 @@ class DDPMRecipe(Recipe):
                 f"--class_conditional needs labels, and {info.name} has no column of type ClassLabel: name the column "
                 "with --label_column, or leave --class_conditional out."
             )
+        if info.unlabelled and not self.config.label_dropout:
+            raise UserError(
+                f"--label_dropout 0: {info.unlabelled} of the images have no class, and only label dropout gives the "
+                "network a class for none. Use more than 0, or label the images."
+            )
         return info.class_names
 
     def _unet(self, info: DataInfo) -> UNet2DModel:
@@ -135,7 +140,7 @@ class DDPMRecipe(Recipe):
             labels = batch.labels
             if self.null_class is not None:
                 dropped = batch.random.uniform() < config.label_dropout
-                labels = torch.where(dropped, torch.full_like(labels, self.null_class), labels)
+                labels = torch.where(dropped | (labels < 0), torch.full_like(labels, self.null_class), labels)
         timesteps = (place * config.ddpm_num_steps).long()
         alpha = self.alphas_cumprod[timesteps]
         noisy = denoising.add_noise(clean, noise, alpha)

@@ -47,7 +47,8 @@ def to_pil(image: np.ndarray) -> Image.Image:
 def make_grid(images: Sequence[np.ndarray], columns: int | None = None, cell: int = 64, gap: int = 4) -> Image.Image:
     """A near-square grid of images of shape `(H, W, C)`, row by row.
 
-    Small images are enlarged by a whole factor, without smoothing, to about `cell` pixels; `gap` gray pixels part them.
+    Small images are enlarged by a whole factor, without smoothing, to at most `cell` pixels; `gap` gray pixels part
+    them.
     """
     columns = columns or int(np.ceil(np.sqrt(len(images))))
     rows = int(np.ceil(len(images) / columns))

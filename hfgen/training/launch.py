@@ -58,7 +58,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     if tracker is not None:
         from accelerate.tracking import get_available_trackers
 
-        if tracker not in get_available_trackers():  # accelerate would drop it silently
+        if tracker not in [kind.value for kind in get_available_trackers()]:  # accelerate would drop it silently
             raise UserError(f"--logger {tracker} is not installed: pip install {tracker}, or use another.")
     # Without this hint torchrun on a machine without a GPU starts runs that each believe to be alone.
     accelerator = Accelerator(
@@ -69,14 +69,14 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     )
     if accelerator.num_processes != world_size:
         raise UserError(
-            f"the launcher started {world_size} processes, but Accelerate sees {accelerator.num_processes}. On a machine "
-            "without a GPU use `torchrun --nproc_per_node N`; `accelerate launch --cpu --num_processes N` starts only one."
+            f"the launcher started {world_size} processes, but Accelerate sees {accelerator.num_processes}. Without a "
+            "GPU use `torchrun --nproc_per_node N`; `accelerate launch --cpu --num_processes N` starts only one."
         )
     supported = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
     if accelerator.distributed_type not in supported:
         raise UserError(
-            f"`accelerate config` asks for {accelerator.distributed_type.value}, which hfgen's checkpoints do not support: "
-            "choose data parallelism (multi-GPU or multi-CPU)."
+            f"`accelerate config` asks for {accelerator.distributed_type.value}, which hfgen's checkpoints do not "
+            "support: choose data parallelism (multi-GPU or multi-CPU)."
         )
     if accelerator.gradient_accumulation_steps != 1:
         raise UserError(

@@ -1,8 +1,8 @@
 """The training loop: everything that is not peculiar to one family, once.
 
-Time is counted in images seen. Learning rate, moving average, order of the data and random numbers are pure functions of
-that count, so a resumed run repeats what the interrupted one would have done, bit for bit, and neither accumulation nor
-the number of processes changes what is computed.
+Time is counted in images seen. Learning rate, moving average, order of the data and random numbers are pure functions
+of that count, so a resumed run repeats what the interrupted one would have done, bit for bit, and neither accumulation
+nor the number of processes changes what is computed.
 """
 
 import dataclasses
@@ -55,10 +55,7 @@ class Trainer:
         self.images_seen = 0
         self._saved_at: int | None = None  # images seen at the last checkpoint
         self.seconds = 0.0  # of training, in this and earlier lives of the run
-        num_images = batches.info.num_images
-        if num_images is None and config.max_train_steps is None:
-            raise UserError("--streaming has no epochs: give the length with --max_train_steps.")
-        self.length = Length(config, self.accelerator.num_processes, num_images)
+        self.length = Length(config, self.accelerator.num_processes, batches.info.num_images)
         batches.place(self.device)
 
         self.modules = recipe.modules
@@ -94,22 +91,25 @@ class Trainer:
         if self.accelerator.log_with:
             self.accelerator.project_configuration.set_directories(str(run.folder))
             self.accelerator.project_configuration.logging_dir = str(logs)
-            flat = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in run.settings.items()}
+            flat = {
+                key: value if isinstance(value, (int, float, str)) else str(value)
+                for key, value in run.settings.items()
+            }
             self.accelerator.init_trackers("hfgen", config=flat)
 
     # Setting up
 
     def _place(self, name: str, module: nn.Module) -> None:
         module.to(self.device)
+        if self.accelerator.num_processes > 1:  # all processes start from the weights of the first
+            for tensor in (*module.parameters(), *module.buffers()):
+                tensor.data.copy_(broadcast(tensor.data))
         if self.config.channels_last:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.config.gradient_checkpointing:
             if not getattr(module, "_supports_gradient_checkpointing", False):
                 raise UserError(f"--gradient_checkpointing: the module {name!r} does not support it. Leave it out.")
             module.enable_gradient_checkpointing()  # type: ignore[operator]
-        if self.accelerator.num_processes > 1:  # all processes start from the weights of the first
-            for tensor in (*module.parameters(), *module.buffers()):
-                tensor.data.copy_(broadcast(tensor.data))
         module.train()
 
     def _compile(self) -> None:
@@ -147,10 +147,10 @@ class Trainer:
                 while self.images_seen < self.length.total:
                     start = time.perf_counter()
                     self._step()
-                    self.seconds += time.perf_counter() - start
                     bar.update(self.length.batch)
-                    if self._due(self.length.logging):
+                    if self._due(self.length.logging):  # waits for the device
                         bar.set_postfix(self._log(), refresh=False)
+                    self.seconds += time.perf_counter() - start
                     if self._stop_asked(signals):
                         break
                     with self.monitor.paused():
@@ -371,11 +371,13 @@ class Trainer:
         if difference:
             raise UserError(f"{flag} belongs to a different run{difference}. Give these as they were.")
         if state["data"] != self.batches.info.fingerprint:
-            raise UserError(f"{flag} was trained on other data than {self.batches.info.name} now holds: give the same.")
+            raise UserError(
+                f"{flag} was trained on other data than {self.batches.info.name} now holds: give the same."
+            )
         if state["images_per_step"] != self.length.batch:
             raise UserError(
                 f"{flag} took {state['images_per_step']} images per step, this run takes {self.length.batch}: choose "
-                "--train_batch_size and --gradient_accumulation_steps so that processes x batch x accumulation is the same."
+                "--train_batch_size and --gradient_accumulation_steps so that processes x batch x accumulation agree."
             )
         for name, module in self.modules.items():
             self._load(flag, name, module, tensors)
@@ -386,7 +388,9 @@ class Trainer:
             moments: dict[int, dict[str, torch.Tensor]] = {}
             for number, parameter in enumerate(self.parameters[name]):
                 prefix = f"{parameter}."
-                moments[number] = {k.removeprefix(prefix): v for k, v in saved.items() if k.rpartition(".")[0] + "." == prefix}
+                moments[number] = {
+                    k.removeprefix(prefix): v for k, v in saved.items() if k.rpartition(".")[0] + "." == prefix
+                }
             groups = optimizer.optimizer.state_dict()["param_groups"]
             used = {number: moment for number, moment in moments.items() if moment}
             optimizer.optimizer.load_state_dict({"state": used, "param_groups": groups})
@@ -404,8 +408,8 @@ class Trainer:
         self.seconds = state["seconds"]
         if state["total"] != self.length.total:
             self.say(
-                f"The run was to be {state['total']} images long and is now {self.length.total}: the learning rate follows "
-                "the new length from here on."
+                f"The run was to be {state['total']} images long and is now {self.length.total}: the learning rate "
+                "follows the new length from here on."
             )
         return tensors.get("metrics", {})
 
@@ -417,8 +421,8 @@ class Trainer:
         wrong += [key for key in wanted if key in saved and saved[key].shape != wanted[key].shape]
         if wrong:
             raise UserError(
-                f"{flag} has another architecture: {len(wrong)} tensors of {name!r} are missing or differ in shape, for "
-                f"example {wrong[0]!r}. Give the options of the run that wrote it."
+                f"{flag} has another architecture: {len(wrong)} tensors of {name!r} are missing or differ in shape, "
+                f"for example {wrong[0]!r}. Give the options of the run that wrote it."
             )
         module.load_state_dict(saved)
 

@@ -1,6 +1,7 @@
 """What a family says about its training: which networks, in which phases, with which loss. Nothing else.
 
-A recipe is pure: it knows no Accelerator, calls no `backward`, logs nothing and reads no clock. Plain torch trains it too:
+A recipe is pure: it knows no Accelerator, calls no `backward`, logs nothing and reads no clock. Plain torch trains it,
+too:
 
 ```py
 recipe = DDPMRecipe(DDPMConfig(), info)

@@ -41,6 +41,8 @@ class Run:
         fields = {field.name: field for config in configs for field in dataclasses.fields(config)}
         self.fixed = {name: v for name, v in self.settings.items() if not fields[name].metadata.get("resumable")}
         shown = cli.command_line([type(config) for config in configs], sys.argv[1:] if argv is None else argv)
+        if self.settings.get("streaming") and self.training.max_train_steps is None:
+            raise UserError("--streaming has no epochs: give the length with --max_train_steps.")
         self.command = shlex.join([Path(sys.argv[0]).name, *shown])
         self.file = self.folder / "run.json"
         self.resume_from = self._find_checkpoint()
@@ -53,15 +55,15 @@ class Run:
         if self.training.overwrite_output_dir:
             if wanted:
                 raise UserError(
-                    f"--overwrite_output_dir and --resume_from_checkpoint {wanted} exclude each other: give one of them."
+                    f"--overwrite_output_dir and --resume_from_checkpoint {wanted} exclude each other: give only one."
                 )
             return None
         existing = checkpoint.list_checkpoints(self.folder)
         if wanted is None:
             if existing or self.file.exists() or (self.folder / "model_index.json").exists():
                 raise UserError(
-                    f"--output_dir {self.folder} already holds a run{self._difference()}. Go on with it "
-                    "(--resume_from_checkpoint latest), delete it (--overwrite_output_dir) or give another --output_dir."
+                    f"--output_dir {self.folder} already holds a run{self._difference()}. Go on with it (add "
+                    "--resume_from_checkpoint latest), delete it (--overwrite_output_dir) or give another folder."
                 )
             return None
         if wanted != "latest":
@@ -102,7 +104,7 @@ class Run:
         components = []
         if index.exists():
             entries = json.loads(index.read_text())
-            components = [name for name, value in entries.items() if isinstance(value, list)]
+            components = [name for name, value in entries.items() if isinstance(value, list) and name.isidentifier()]
         for path in [*checkpoint.list_checkpoints(self.folder), *(self.folder / name for name in components)]:
             shutil.rmtree(path, ignore_errors=True)
         for name in ("samples", self.training.logging_dir):

@@ -95,7 +95,16 @@ def test_foreign_parquet_and_save_to_disk(config, tmp_path, rng):
 
 @pytest.mark.parametrize(
     ("mode", "wanted"),
-    [("1", "L"), ("L", "L"), ("P", "RGB"), ("RGB", "RGB"), ("RGBA", "RGBA"), ("LA", "RGBA"), ("CMYK", "RGB"), ("I;16", "L")],
+    [
+        ("1", "L"),
+        ("L", "L"),
+        ("P", "RGB"),
+        ("RGB", "RGB"),
+        ("RGBA", "RGBA"),
+        ("LA", "RGBA"),
+        ("CMYK", "RGB"),
+        ("I;16", "L"),
+    ],
 )
 def test_channels_follow_the_image(mode, wanted):
     image = Image.new(mode, (4, 4))

@@ -76,4 +76,6 @@ def test_published_mean_weights_of_min_snr():
     """The mean over t with gamma 5: 0.91 for epsilon with linear betas, 0.33 for v with the cosine schedule."""
     linear = DDPMScheduler().alphas_cumprod
     assert denoising.loss_weight("epsilon", linear, 5.0).mean().item() == pytest.approx(0.91, abs=0.01)
-    assert denoising.loss_weight("v_prediction", SCHEDULER.alphas_cumprod, 5.0).mean().item() == pytest.approx(0.33, abs=0.01)
+    assert denoising.loss_weight("v_prediction", SCHEDULER.alphas_cumprod, 5.0).mean().item() == pytest.approx(
+        0.33, abs=0.01
+    )

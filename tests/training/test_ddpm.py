@@ -15,7 +15,7 @@ from hfgen.training.grids import image_generators
 from hfgen.training.random import StepRandom
 from hfgen.training.recipe import Batch, Progress
 
-INFO = DataInfo("test", "train", 100, 0, "L", 8, ("a", "b", "c"), "0")
+INFO = DataInfo("test", "train", 100, 0, 0, "L", 8, ("a", "b", "c"), "0")
 TINY = DDPMConfig(block_out_channels=(8, 8), norm_num_groups=4, attention_head_dim=8)
 
 
@@ -73,6 +73,15 @@ def test_labels_are_dropped_in_the_share_asked_for():
     assert 0.15 < dropped.float().mean().item() < 0.35
 
 
+def test_images_without_a_class_train_the_null_class():
+    recipe = DDPMRecipe(dataclasses.replace(TINY, class_conditional=True), dataclasses.replace(INFO, unlabelled=1))
+    images, labels = torch.rand(4, 1, 8, 8), torch.tensor([0, -1, 2, -1])
+    loss, _ = recipe.loss(recipe.phases[0], batch_of(images, 0, labels), Progress(0, 0))
+    loss.backward()
+    torch.nn.init.normal_(recipe.modules["unet"].conv_out.weight)
+    assert loss.isfinite()
+
+
 def test_pipelines():
     plain = DDPMRecipe(TINY, INFO)
     assert isinstance(plain.pipeline(plain.modules), DDPMPipeline)
@@ -103,6 +112,7 @@ def test_channels_follow_the_data():
         ({"block_out_channels": (8, 6)}, {}, "--block_out_channels 6 is no multiple of --norm_num_groups 4"),
         ({"block_out_channels": (8, 12)}, {}, "no multiple of --attention_head_dim 8"),
         ({"class_conditional": True}, {"class_names": None}, "--class_conditional needs labels"),
+        ({"class_conditional": True, "label_dropout": 0.0}, {"unlabelled": 2}, "2 of the images have no class"),
         ({"label_dropout": 1.0}, {}, "--label_dropout 1.0"),
         ({"learning_rate": 0.0}, {}, "--learning_rate 0.0"),
     ],

@@ -123,7 +123,9 @@ def test_grid():
 def test_metrics_are_means_over_the_interval(tmp_path):
     monitor = Monitor(Accelerator(cpu=True), tmp_path / "metrics.jsonl")
     for value, (total, count) in [(1.0, (3.0, 1.0)), (3.0, (5.0, 3.0))]:
-        monitor.add({"loss": torch.tensor(value), "part": torch.tensor([total, count]), "none": torch.tensor([0.0, 0.0])})
+        monitor.add(
+            {"loss": torch.tensor(value), "part": torch.tensor([total, count]), "none": torch.tensor([0.0, 0.0])}
+        )
     assert monitor.means() == {"loss": 2.0, "part": 2.0}
     assert monitor.means() == {}
 

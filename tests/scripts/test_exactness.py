@@ -1,0 +1,151 @@
+"""What makes a run repeatable: killed and resumed, accumulated, or on two processes, it computes the same."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+from conftest import TINY, metrics, run, start
+from safetensors.torch import load_file
+
+from hfgen.training import checkpoint
+
+HARD = (
+    "--class_conditional --label_dropout 0.3 --dropout 0.1 --random_flip --random_rotation 10 --random_crop 1".split()
+)
+LONG = [*TINY, *HARD, *"--max_train_steps 40 --checkpointing_steps 3 --logging_steps 4".split()]
+
+
+def finished(folder, *options, **kwargs):
+    result = run("train_ddpm", *options, "--output_dir", folder, **kwargs)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def state(folder):
+    """Everything that the last checkpoint holds."""
+    tensors, _ = checkpoint.load(checkpoint.list_checkpoints(folder)[-1])
+    return {f"{file}.{name}": value for file, content in tensors.items() for name, value in content.items()}
+
+
+def assert_identical(first, second):
+    a, b = state(first), state(second)
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert different == []
+    assert metrics(first) == metrics(second)
+    published = "unet/diffusion_pytorch_model.safetensors"
+    weights, others = load_file(first / published), load_file(second / published)
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+def kill_and_resume(folder, options, rng, **kwargs):
+    """Kills a run with SIGKILL at three random moments, and lets it finish; the command line never changes."""
+    options = [*options, "--output_dir", folder, "--resume_from_checkpoint", "latest"]
+    for wanted in (1, 3, 6):
+        process = start("train_ddpm", *options, start_new_session=True, **kwargs)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            done = checkpoint.list_checkpoints(folder)
+            if done and int(done[-1].name.rpartition("-")[2]) >= wanted * 6 * 16:
+                time.sleep(rng.random() * 0.3)
+                break
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    result = run("train_ddpm", *options, **kwargs)
+    assert result.returncode == 0, result.stderr
+    assert "Resuming from" in result.stdout
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("extra", "processes"),
+    [
+        ("--train_batch_size 16", 1),
+        ("--train_batch_size 8 --gradient_accumulation_steps 2 --mixed_precision bf16", 1),
+        ("--train_batch_size 4 --gradient_accumulation_steps 2", 2),
+    ],
+    ids=["plain", "accumulation, bf16", "two processes, accumulation"],
+)
+def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path, extra, processes):
+    options = [*LONG, *extra.split()]
+    whole = finished(tmp_path / "whole", *options, processes=processes)
+    assert len(metrics(whole)) == 10
+    killed = kill_and_resume(tmp_path / "killed", options, random.Random(0), processes=processes)
+    assert_identical(whole, killed)
+
+
+def test_a_killed_run_on_a_stream_ends_like_an_uninterrupted_one(tmp_path):
+    import datasets
+
+    from hfgen.data.images import _digits
+
+    digits = _digits()
+    for shard in range(3):
+        part = digits.shard(num_shards=3, index=shard)
+        part.cast_column("image", datasets.Image()).to_parquet(tmp_path / "data" / f"train-{shard}.parquet")
+    options = [*LONG, "--dataset_name", tmp_path / "data", "--streaming", "--shuffle_buffer_size", 100]
+    options += ["--dataloader_num_workers", 2]
+    whole = finished(tmp_path / "whole", *options)
+    killed = kill_and_resume(tmp_path / "killed", options, random.Random(1))
+    assert_identical(whole, killed)
+
+
+def test_however_a_batch_is_split_the_same_is_learnt(tmp_path):
+    options = [*TINY, *"--class_conditional --random_flip --random_rotation 10 --max_train_steps 8".split()]
+    options += "--lr_scheduler linear --logging_steps 1 --ema_ramp 0 --ema_half_life 100".split()
+    splits = {
+        "whole": ("--train_batch_size 64", 1),
+        "accumulated": ("--train_batch_size 16 --gradient_accumulation_steps 4", 1),
+        "two processes": ("--train_batch_size 32", 2),
+        "both": ("--train_batch_size 16 --gradient_accumulation_steps 2", 2),
+    }
+    runs = {
+        name: finished(tmp_path / name, *options, *flags.split(), processes=processes)
+        for name, (flags, processes) in splits.items()
+    }
+    wanted, lines = state(runs["whole"]), metrics(runs["whole"])
+    for name in ("accumulated", "two processes", "both"):
+        other = metrics(runs[name])
+        assert [line["lr"] for line in other] == [line["lr"] for line in lines]
+        assert [line["images_seen"] for line in other] == [line["images_seen"] for line in lines]
+        for line, reference in zip(other, lines, strict=True):
+            # The loss of a step shows that the same images, noise, timesteps and labels were seen.
+            assert line["loss"] == pytest.approx(reference["loss"], rel=1e-4)
+        for key, value in state(runs[name]).items():
+            if key.startswith(("unet", "ema_unet")):
+                torch.testing.assert_close(
+                    value, wanted[key], rtol=0, atol=2e-4, msg=lambda text, key=key: f"{key}: {text}"
+                )
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, number, processes):
+    options = [*TINY, "--output_dir", tmp_path, "--max_train_steps", 100_000, "--logging_steps", 5]
+    options += ["--checkpointing_steps", 100_000]
+    process = start("train_ddpm", *options, processes=processes, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "logs" / "metrics.jsonl").exists() or not metrics(tmp_path):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)  # as a scheduler does, to the launcher
+    out, err = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert "Stopped by signal" in out
+    assert "--resume_from_checkpoint latest" in out
+    (saved,) = checkpoint.list_checkpoints(tmp_path)
+    _, where = checkpoint.load(saved)
+    steps = where["images_seen"] // (16 * processes) + 3
+    result = run(
+        "train_ddpm", *options, "--resume_from_checkpoint", "latest", "--max_train_steps", steps, processes=processes
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"at {where['images_seen']} images" in result.stdout
+    assert "is now" in result.stdout  # the length was changed, and it says so
