@@ -36,7 +36,7 @@ def parse(
     *,
     description: str,
     presets: Mapping[str, Callable[[], dict[str, Any]]] | None = None,
-    default_preset: Callable[[Mapping[str, Any]], str] | None = None,
+    default_preset: Callable[[Mapping[str, Any]], str | None] | None = None,
     moved: Mapping[str, str] | None = None,
 ) -> list[Any]:
     """Reads the command line into one instance of each dataclass in `configs`.
@@ -73,7 +73,7 @@ def parse(
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         raise UserError(_unknown_flag(unknown[0], names, moved or {}))
-    values = {}  # only what was given: the parser has no defaults of its own
+    values: dict[str, Any] = {}  # only what was given: the parser has no defaults of its own
     for key, value in vars(known).items():
         values[key] = (None if value == [None] else tuple(value)) if isinstance(value, list) else value
     values.pop("config", None)

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         recipe = DDPMRecipe(ddpm, batches.info)
         unet = recipe.modules["unet"].to(device).train()
         if training.channels_last:
-            unet.to(memory_format=torch.channels_last)
+            unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         ema = EMA({"unet": unet}, training.ema_half_life, training.ema_ramp)
         if training.compile:
             unet.compile()

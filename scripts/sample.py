@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
     if dtype == torch.float16 and accelerator.device.type == "cpu":
         raise UserError("--mixed_precision fp16 does not exist on a CPU: use bf16 or no.")
-    pipe = load_pipeline(config.model, revision=config.revision, token=config.hub_token, torch_dtype=dtype)
+    pipe = load_pipeline(config.model, revision=config.revision, token=config.hub_token, dtype=dtype)
     pipe.to(accelerator.device)
     scheduler = sampling_scheduler(pipe.scheduler, config.sampler)
 

@@ -213,7 +213,8 @@ class StreamedBatches:
         return hashlib.sha256(repr((source, self._dataset.features)).encode()).hexdigest()[:32]
 
     def read(self, start: int, count: int) -> RawBatch:
-        images, labels = [], []
+        images: list[np.ndarray] = []
+        labels: list[int] = []
         while len(images) < count:
             image, label = self._readers[self._turn].next()
             self._turn = (self._turn + 1) % self._workers

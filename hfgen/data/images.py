@@ -370,8 +370,8 @@ def _build_cache(folder: Path, dataset: Any, columns: Columns, config: DataConfi
                             kept.append(row)
                             count += 1
                         row += 1
-                    file.write(block[:count])
-                    digest.update(block[:count])
+                    file.write(block[:count].data)
+                    digest.update(block[:count].data)
                     bar.update(len(values))
             file.flush()
             os.fsync(file.fileno())
@@ -381,7 +381,7 @@ def _build_cache(folder: Path, dataset: Any, columns: Columns, config: DataConfi
         if columns.label is not None:
             labels, names = _labels(dataset, columns, kept)
             np.save(temporary / "labels.npy", labels)
-            digest.update(labels)
+            digest.update(labels.data)
         if scan.length > scan.resolution:
             np.save(temporary / "layout.npy", np.array(layout, dtype=np.int32))
         meta = {

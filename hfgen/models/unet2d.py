@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from diffusers import UNet2DModel
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import nn
 
 
@@ -71,6 +72,17 @@ def level_sizes(sample_size: int, levels: int) -> list[int]:
     return [sample_size >> level for level in range(levels)]
 
 
+def use_plain_attention_(unet: UNet2DModel) -> None:
+    """Computes attention as two matrix products instead of by torch's fused kernel.
+
+    For the few hundred positions of small feature maps this is faster on a CPU: a training step of the MNIST network
+    takes about a tenth less time.
+    """
+    for module in unet.modules():
+        if isinstance(module, Attention):
+            module.set_processor(AttnProcessor())
+
+
 def zero_init_(unet: UNet2DModel) -> None:
     """Lets residual branches and the output start at zero, as DDPM and EDM do and diffusers does not.
 
@@ -81,4 +93,5 @@ def zero_init_(unet: UNet2DModel) -> None:
         if name == "conv_out" or name.endswith((".conv2", ".to_out.0")):
             assert isinstance(module, (nn.Conv2d, nn.Linear))
             nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -1,5 +1,6 @@
 """Inference: one self-contained file per family."""
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ def load_pipeline(path: str, **kwargs: Any) -> "DiffusionPipeline":
 
     Args:
         path (`str`): Folder or Hub id.
-        kwargs: Passed to `from_pretrained`: `revision`, `torch_dtype`, `token`, ...
+        kwargs: Passed to `from_pretrained`: `revision`, `dtype`, `token`, ...
 
     Raises:
         UserError: If there is no such checkpoint or its class is none that we know.
@@ -25,6 +26,8 @@ def load_pipeline(path: str, **kwargs: Any) -> "DiffusionPipeline":
 
     ours = {"ClassConditionalDDPMPipeline": ClassConditionalDDPMPipeline, "DDPMPipeline": diffusers.DDPMPipeline}
     hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
+    # diffusers passes an argument that huggingface_hub calls deprecated.
+    warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
     try:
         index = diffusers.DiffusionPipeline.load_config(path, **hub)
     except (OSError, ValueError) as error:

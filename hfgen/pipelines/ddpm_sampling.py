@@ -22,7 +22,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 FEW_STEPS = 20  # the default of every sampler but DDPM, which takes all the steps of its training
 
-SAMPLERS: dict[str, tuple[type, dict[str, Any]]] = {
+SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     # thresholding with a maximum of 1 clamps the predicted clean image to [-1, 1], as clip_sample does for the others.
     "dpmsolver++": (
         DPMSolverMultistepScheduler,

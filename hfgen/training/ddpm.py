@@ -9,7 +9,7 @@ from torch import nn
 
 from hfgen.data.images import DataInfo
 from hfgen.errors import UserError
-from hfgen.models.unet2d import build_unet, level_sizes, zero_init_
+from hfgen.models.unet2d import build_unet, level_sizes, use_plain_attention_, zero_init_
 from hfgen.objectives import denoising
 from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline, denoise, sampling_scheduler
 from hfgen.training.config import DDPMConfig
@@ -40,6 +40,8 @@ class DDPMRecipe(Recipe):
             timestep_spacing="trailing",  # steps from pure noise on, which few steps and zero terminal SNR need
         )
         self.alphas_cumprod = self.scheduler.alphas_cumprod.clone()
+        if not torch.cuda.is_available() and info.resolution <= 64:
+            use_plain_attention_(unet)
         self.modules = {"unet": unet}
         self.averaged = ("unet",)
         if self.class_names and len(self.class_names) <= 16:

@@ -61,12 +61,11 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         if tracker not in [kind.value for kind in get_available_trackers()]:  # accelerate would drop it silently
             raise UserError(f"--logger {tracker} is not installed: pip install {tracker}, or use another.")
     # Without this hint torchrun on a machine without a GPU starts runs that each believe to be alone.
-    accelerator = Accelerator(
-        cpu=cpu,
-        mixed_precision=precision,
-        log_with=tracker,
-        project_dir=config.output_dir,
-    )
+    try:
+        accelerator = Accelerator(cpu=cpu, mixed_precision=precision, log_with=tracker, project_dir=config.output_dir)
+    except ValueError as error:  # for example WORLD_SIZE without MASTER_ADDR
+        reason = " ".join(str(error).split())
+        raise UserError(f"the processes of this run cannot be started: {reason}. Use torchrun.") from None
     if accelerator.num_processes != world_size:
         raise UserError(
             f"the launcher started {world_size} processes, but Accelerate sees {accelerator.num_processes}. Without a "

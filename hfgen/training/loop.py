@@ -237,7 +237,7 @@ class Trainer:
             for parameter in parameters:
                 if parameter.grad is None:  # the processes must agree on what they sum
                     parameter.grad = torch.zeros_like(parameter)
-            gradients = [parameter.grad for parameter in parameters]
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             flat = self.accelerator.reduce(torch.cat([grad.flatten() for grad in gradients]), reduction="mean")
             for grad, part in zip(gradients, flat.split([grad.numel() for grad in gradients]), strict=True):
                 grad.copy_(part.view_as(grad))
@@ -252,7 +252,9 @@ class Trainer:
 
     def _due(self, interval: int | None) -> bool:
         """Whether the step just taken ended an interval of so many images."""
-        return bool(interval) and self.images_seen // interval > (self.images_seen - self.length.batch) // interval
+        return (
+            interval is not None and self.images_seen // interval > (self.images_seen - self.length.batch) // interval
+        )
 
     def _stop_asked(self, signals: StopSignal) -> bool:
         """Whether any process was told to stop. On GPUs the processes ask each other only when they log, for speed."""

@@ -45,10 +45,9 @@ class Length:
         self.warmup = config.lr_warmup_steps * self.batch
         self.logging = config.logging_steps * self.batch
         self.checkpointing = config.checkpointing_steps * self.batch
+        self.images = self._epochs(config.save_images_epochs, epoch)
         if config.save_images_steps is not None:
             self.images = config.save_images_steps * self.batch
-        else:
-            self.images = self._epochs(config.save_images_epochs, epoch)
         self.model = self._epochs(config.save_model_epochs, epoch)
 
     def _epochs(self, epochs: float, epoch: float) -> int | None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hfgen.models.unet2d import build_unet, level_sizes
+from hfgen.models.unet2d import build_unet, level_sizes, use_plain_attention_
 
 
 def test_starts_at_zero_and_learns():
@@ -27,6 +27,16 @@ def test_attention_stands_where_it_is_asked_for():
     assert set(unet.config.down_block_types) == {"DownBlock2D"}
     with pytest.raises(ValueError, match=r"attention_resolutions has 16, but the feature maps are \[28, 14, 7\]"):
         build_unet(28, 1, (8, 8, 8), attention_resolutions=(16,))
+
+
+def test_plain_attention_computes_the_same():
+    unet = build_unet(8, 1, (8, 8), norm_num_groups=4, attention_head_dim=8)
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    noisy, timesteps = torch.randn(2, 1, 8, 8), torch.tensor([3, 700])
+    before = unet(noisy, timesteps).sample
+    use_plain_attention_(unet)
+    torch.testing.assert_close(unet(noisy, timesteps).sample, before, rtol=1e-4, atol=1e-5)
 
 
 def test_sizes():
