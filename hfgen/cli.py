@@ -38,6 +38,7 @@ def parse(
     presets: Mapping[str, Callable[[], dict[str, Any]]] | None = None,
     default_preset: Callable[[Mapping[str, Any]], str | None] | None = None,
     moved: Mapping[str, str] | None = None,
+    instead: Mapping[str, str] | None = None,
 ) -> list[Any]:
     """Reads the command line into one instance of each dataclass in `configs`.
 
@@ -50,6 +51,7 @@ def parse(
         presets (*optional*): Functions that return the values of a preset, by name.
         default_preset (*optional*): Picks the preset's name from the flags that were given, when `--preset` was not.
         moved (*optional*): Flags of other scripts that users know, and what to use here.
+        instead (*optional*): Flags that, when given, take the place of another that a preset sets.
 
     Raises:
         UserError: For an unknown flag or key (the nearest name is suggested) and for a value of the wrong type.
@@ -80,7 +82,8 @@ def parse(
     if presets:
         name = values.pop("preset", None) or (default_preset(values) if default_preset else None)
         if name:
-            values = presets[name]() | values
+            replaced = {other for flag, other in (instead or {}).items() if flag in values}
+            values = {key: value for key, value in presets[name]().items() if key not in replaced} | values
     return [
         config(**{field.name: values[field.name] for field in dataclasses.fields(config) if field.name in values})
         for config in configs

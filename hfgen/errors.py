@@ -15,11 +15,11 @@ class UserError(ValueError):
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends the program with exit code 2 and one line, from one process, when a [`UserError`] is raised inside."""
+    """Ends the program with exit code 2 and one line when a [`UserError`] is raised inside."""
     try:
         yield
     except UserError as error:
-        # Every process of a launch meets the same error; torchrun numbers them in the environment.
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        # Each process speaks: the first to end takes the others down, and it may be the only one that knows.
+        rank = os.environ.get("RANK", "0")
+        print(f"error: {error}" if rank == "0" else f"[rank {rank}] error: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None

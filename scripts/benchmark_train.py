@@ -46,6 +46,7 @@ def read_options(argv: Sequence[str] | None = None) -> list[Any]:
         presets=PRESETS,
         default_preset=default_preset,
         moved=MOVED,
+        instead={"train_data_dir": "dataset_name"},
     )
 
 

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = Path(config.model)
     default = folder / "images" if folder.is_dir() else Path(f"images-{folder.name}")
     output = Path(config.output_dir or default)
-    old = sorted(output.glob("*.png")) if output.is_dir() else []
+    old = [path for path in output.glob("*.png") if path.stem.isdigit() or path.name == "grid.png"]
     if old and not config.overwrite_output_dir:
         raise UserError(f"--output_dir {output} holds {len(old)} images: add --overwrite_output_dir or give another.")
 
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             null_class,
             config.guidance_scale,
         )
-        bar.update(min(len(indices) * accelerator.num_processes, bar.total - bar.n))
+        bar.update(min(len(indices) * accelerator.num_processes, config.num_images - int(bar.n)))
         return images
 
     # The processes take batches in turn, the same ones whatever their number; one that does not fit is cut in halves.
@@ -160,6 +160,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         (output / "samples.json").write_text(json.dumps(record, indent=1) + "\n")
         tqdm.write(f"{config.num_images} images in {output}, the first {len(shown)} of them in {output / 'grid.png'}")
+    accelerator.wait_for_everyone()  # a process that ends early would tear down what the others still use
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ Without arguments it trains on the handwritten digits that ship with the install
 """
 
 import dataclasses
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -85,6 +86,7 @@ def read_options(argv: Sequence[str] | None = None) -> tuple[DataConfig, Trainin
         presets=PRESETS,
         default_preset=default_preset,
         moved=MOVED,
+        instead={"train_data_dir": "dataset_name"},
     )
     for config in (data, training, ddpm):
         config.validate()
@@ -106,7 +108,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from hfgen.training.run import Run
 
     if training.push_to_hub:
-        model_id = check_push(training.hub_model_id or Path(str(training.output_dir)).name, training.hub_token)
+        model_id = training.hub_model_id or Path(str(training.output_dir)).name
+        if os.environ.get("RANK", "0") == "0":  # one process asks, and takes the others down if the answer is no
+            model_id = check_push(model_id, training.hub_private_repo, training.hub_token)
         training = dataclasses.replace(training, hub_model_id=model_id)
     run = Run("ddpm", (data, training, ddpm), sys.argv[1:] if argv is None else argv)
     batches = open_batches(data, training.seed, training.hub_token)
@@ -115,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer.train()
     if training.push_to_hub and trainer.main:
         assert training.hub_model_id is not None
-        url = push_folder(run.folder, training.hub_model_id, training.hub_private_repo, training.hub_token)
+        url = push_folder(run.folder, training.hub_model_id, training.hub_token)
         trainer.say(f"Pushed:   {url}")
 
 

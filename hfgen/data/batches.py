@@ -108,6 +108,7 @@ class CachedBatches:
         self._labels, self._layout = (None if t is None else torch.from_numpy(t) for t in (data.labels, data.layout))
         self._pool: ThreadPoolExecutor | None = None
         self._ahead: tuple[int, int, Future] | None = None
+        self._last: int | None = None  # where the last batch began
         self.device = torch.device("cpu")
 
     def place(self, device: torch.device) -> None:
@@ -117,7 +118,7 @@ class CachedBatches:
             if self._images.nbytes <= torch.cuda.mem_get_info(device)[0] // 4:
                 self._images = torch.from_numpy(np.array(self._images)).to(device)
             else:
-                self._pool = ThreadPoolExecutor(1)
+                self._pool = ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(device,))
 
     def read(self, start: int, count: int) -> RawBatch:
         if self._pool is None:
@@ -125,9 +126,13 @@ class CachedBatches:
         if self._ahead is not None and self._ahead[:2] == (start, count):
             batch = self._ahead[2].result()
         else:
+            if self._ahead is not None:
+                self._ahead[2].result()  # one reader at a time
             batch = self._read(start, count)
-        following = start + count  # right for one process; with several, each still overlaps its copy with the step
-        self._ahead = (following, count, self._pool.submit(self._read, following, count))
+        # Processes take turns in the stream, so a process's own batches stand a stride apart.
+        stride = start - self._last if self._last is not None and start > self._last else count
+        self._last = start
+        self._ahead = (start + stride, count, self._pool.submit(self._read, start + stride, count))
         return batch
 
     def rows(self, start: int, count: int) -> torch.Tensor:
@@ -307,7 +312,7 @@ class _Reader:
         shard, place, row = state["shard"], state["place"], state["row"]
         block: list[tuple[int, dict[str, Any]]] = []
         while shard < len(mine) and len(block) < size:
-            part = dataset.shard(num_shards=shards, index=mine[shard]) if shards > 1 else dataset
+            part = dataset.shard(num_shards=shards, index=mine[shard])  # a new object: its place is ours alone
             if place is not None:
                 part.load_state_dict(place)
             with contextlib.closing(iter(part)) as rows:

@@ -137,6 +137,8 @@ def load_source(config: DataConfig, token: str | None = None) -> tuple[Any, str]
     from datasets import load_dataset
 
     if config.train_data_dir is None and config.dataset_name in (None, "digits"):
+        if config.dataset_split != "train":
+            raise UserError(f"--dataset_split {config.dataset_split} does not exist in digits: leave it out.")
         return _digits(), "digits"
     source = config.train_data_dir or config.dataset_name
     assert source is not None
@@ -153,6 +155,8 @@ def load_source(config: DataConfig, token: str | None = None) -> tuple[Any, str]
                 raise UserError(f"{flag} {source} holds no images: give a folder with PNG, JPEG or other image files.")
             return load_dataset("imagefolder", data_dir=str(folder), **kwargs), folder.resolve().name
         if folder.is_dir() and (folder / "state.json").exists():  # written by Dataset.save_to_disk
+            if config.dataset_split != "train":
+                raise ValueError(f"it has no splits, and --dataset_split is {config.dataset_split}")
             dataset = datasets.load_from_disk(str(folder))
             return dataset.to_iterable_dataset(num_shards=64) if config.streaming else dataset, folder.resolve().name
         if folder.is_dir() and (folder / "dataset_dict.json").exists():

@@ -98,6 +98,7 @@ def denoise(
     null_class: int | None = None,
     guidance_scale: float = 1.0,
     progress_bar: Callable[[Any], Any] = iter,
+    device: torch.device | None = None,
 ) -> torch.Tensor:
     """Turns noise into images.
 
@@ -113,6 +114,7 @@ def denoise(
         guidance_scale (`float`, *optional*, defaults to 1.0): Classifier-free guidance
             (https://huggingface.co/papers/2207.12598): 1 is none, more follows the class more closely.
         progress_bar (*optional*): Wraps the timesteps.
+        device (`torch.device`, *optional*): Where to sample; by default where the network is.
 
     Returns:
         `torch.Tensor` of shape `(B, C, H, W)`: Images, float32 in [0, 1].
@@ -121,10 +123,11 @@ def denoise(
     size = unet.config.sample_size
     size = (size, size) if isinstance(size, int) else tuple(size)
     shape = (batch_size, unet.config.in_channels, *size)
+    device = device or unet.device
     generator = list(generator) if isinstance(generator, Sequence) else generator
     # Drawn in float32 and on the generator's device: the same noise whatever the network's precision and device.
-    noise = randn_tensor(shape, generator=generator, device=unet.device, dtype=torch.float32)
-    set_timesteps(scheduler, num_inference_steps, unet.device)
+    noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+    set_timesteps(scheduler, num_inference_steps, device)
     extra = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     labels = class_labels
     if guided:
@@ -272,6 +275,7 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
             self.null_class,
             guidance_scale if class_labels is not None else 1.0,
             self.progress_bar,
+            self._execution_device,
         )
         output: Any = images
         if output_type != "pt":

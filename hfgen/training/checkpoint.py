@@ -91,14 +91,26 @@ def load(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]
 
 def prune(folder: Path, limit: int | None) -> None:
     """Deletes the oldest checkpoints beyond `limit`, and what a killed run left half-written."""
-    for path in folder.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(path, ignore_errors=True)
+    for pattern in (f"{_TEMPORARY}{PREFIX}*", f"{_TEMPORARY}old-{PREFIX}*", f"{_TEMPORARY}pipeline"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
     if limit is not None:
         for path in list_checkpoints(folder)[:-limit]:
             # Renamed first: a deletion that is killed half-way must not leave something that looks like a checkpoint.
             doomed = path.with_name(_TEMPORARY + path.name)
             path.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
+
+
+def set_aside(folder: Path, images_seen: int) -> list[Path]:
+    """Renames checkpoints later than the one that is resumed from: they belong to a future that will not be."""
+    moved = []
+    for path in list_checkpoints(folder):
+        if int(path.name.removeprefix(PREFIX)) > images_seen:
+            target = path.with_name(f"abandoned-{path.name}")
+            shutil.rmtree(target, ignore_errors=True)
+            moved.append(path.rename(target))
+    return moved
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -54,6 +54,7 @@ class Trainer:
         self.main = self.accelerator.is_main_process
         self.images_seen = 0
         self._saved_at: int | None = None  # images seen at the last checkpoint
+        self._stopped_by = 0  # number of the signal
         self.seconds = 0.0  # of training, in this and earlier lives of the run
         self.length = Length(config, self.accelerator.num_processes, batches.info.num_images)
         batches.place(self.device)
@@ -78,15 +79,21 @@ class Trainer:
         }
         self.optimizers = {phase.name: self._optimizer(phase) for phase in recipe.phases}
         restored = self._resume() if run.resume_from else {}
-        self.accelerator.wait_for_everyone()
+        if len(set(gather_object([self.images_seen]))) > 1:
+            raise UserError(
+                f"--output_dir {run.folder}: the processes do not see the same checkpoints. Put it on a disk that "
+                "all of them share."
+            )
         if self.main:
             run.clear()
             run.folder.mkdir(parents=True, exist_ok=True)
             checkpoint.prune(run.folder, None)
+            for path in checkpoint.set_aside(run.folder, self.images_seen):
+                self.say(f"A later checkpoint is kept as {path}")
             self._write_record()
         self.accelerator.wait_for_everyone()
         logs = run.folder / config.logging_dir
-        self.monitor = Monitor(self.accelerator, logs / "metrics.jsonl", self.images_seen)
+        self.monitor = Monitor(self.accelerator, logs / "metrics.jsonl", self.images_seen, bool(restored))
         self.monitor.restore(restored)
         if self.accelerator.log_with:
             self.accelerator.project_configuration.set_directories(str(run.folder))
@@ -153,19 +160,19 @@ class Trainer:
                     self.seconds += time.perf_counter() - start
                     if self._stop_asked(signals):
                         break
-                    with self.monitor.paused():
-                        if self._due(self.length.checkpointing):
-                            self._save_checkpoint()
-                        if self._due(self.length.images):
-                            self._sample_grid()
-                        if self._due(self.length.model):
-                            self._publish()
+                    if any(map(self._due, (self.length.checkpointing, self.length.images, self.length.model))):
+                        with self.monitor.paused():
+                            self._between_steps()
             if self.images_seen < self.length.total:
                 path = self._save_checkpoint()
-                self.say(f"Stopped by signal {signals.number} at {self.images_seen} images; saved {path}.")
+                self.say(f"Stopped by signal {self._stopped_by} at {self.images_seen} images; saved {path}.")
                 self.say("Go on with the same command and --resume_from_checkpoint latest.")
-                raise SystemExit(128 + (signals.number or 0))
+                raise SystemExit(128 + self._stopped_by)
             self._finish()
+        except OSError as error:
+            raise UserError(
+                f"--output_dir {self.run.folder} cannot be written: {error}. {self._last_good()}"
+            ) from None
         finally:
             signals.close()
             self.accelerator.end_training()
@@ -256,24 +263,34 @@ class Trainer:
             interval is not None and self.images_seen // interval > (self.images_seen - self.length.batch) // interval
         )
 
+    def _between_steps(self) -> None:
+        if self._due(self.length.checkpointing):
+            self._save_checkpoint()
+        if self._due(self.length.images):
+            self._sample_grid()
+        if self._due(self.length.model):
+            self._publish()
+
     def _stop_asked(self, signals: StopSignal) -> bool:
         """Whether any process was told to stop. On GPUs the processes ask each other only when they log, for speed."""
         if self.accelerator.num_processes == 1:
-            return signals.number is not None
-        if self.device.type != "cpu" and not self._due(self.length.logging):
-            return False
-        asked = torch.tensor([float(signals.number or 0)], device=self.device)
-        return bool(self.accelerator.reduce(asked, reduction="sum").item())
+            self._stopped_by = signals.number or 0
+        elif self.device.type == "cpu" or self._due(self.length.logging):
+            asked = torch.tensor([signals.number or 0], device=self.device)
+            self._stopped_by = int(self.accelerator.gather(asked).max())
+        return self._stopped_by != 0
+
+    def _last_good(self) -> str:
+        good = checkpoint.list_checkpoints(self.run.folder)
+        return f"The last good checkpoint is {good[-1]}." if good else "There is no checkpoint yet."
 
     def _check_finite(self) -> None:
         bad = self.monitor.first_bad_step()
         if bad is not None:
             phase, images_seen = bad
-            good = checkpoint.list_checkpoints(self.run.folder)
-            saved = f"The last good checkpoint is {good[-1]}." if good else "There is no checkpoint yet."
             raise UserError(
                 f"the loss or gradient of phase {phase!r} became infinite or NaN in step "
-                f"{images_seen // self.length.batch + 1}, after {images_seen} images. {saved} "
+                f"{images_seen // self.length.batch + 1}, after {images_seen} images. {self._last_good()} "
                 "Try a lower --learning_rate, a longer --lr_warmup_steps, or --mixed_precision no."
             )
 
@@ -355,7 +372,7 @@ class Trainer:
                 checkpoint.save(self.run.folder, self.images_seen, tensors, state)
                 checkpoint.prune(self.run.folder, self.config.checkpoints_total_limit)
                 self._write_record()
-            except UserError as error:
+            except (UserError, OSError) as error:
                 problem = str(error)
         problem = next((text for text in gather_object([problem]) if text), None)
         if problem:  # every process ends, none waits for one that is gone
@@ -396,6 +413,10 @@ class Trainer:
             groups = optimizer.optimizer.state_dict()["param_groups"]
             used = {number: moment for number, moment in moments.items() if moment}
             optimizer.optimizer.load_state_dict({"state": used, "param_groups": groups})
+            for parameter, moments_of in optimizer.optimizer.state.items():
+                for key, value in moments_of.items():
+                    if value.shape == parameter.shape:  # laid out in memory like the weight, as fused AdamW assumes
+                        moments_of[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         streams = state["streams"]

@@ -22,9 +22,11 @@ class Monitor:
         accelerator (`Accelerator`): For reductions and trackers.
         file (`Path`): The JSON-lines file.
         resumed_at (`int`): Lines of later images are dropped: the steps behind them will be taken again.
+        has_sums (`bool`): Whether sums since the last line come from the checkpoint; then a line at its very position
+            was written after it, and is dropped, too.
     """
 
-    def __init__(self, accelerator: Accelerator, file: Path, resumed_at: int = 0):
+    def __init__(self, accelerator: Accelerator, file: Path, resumed_at: int = 0, has_sums: bool = False):
         self.accelerator, self.file = accelerator, file
         self._sums: dict[str, torch.Tensor] = {}
         self._bad: dict[str, torch.Tensor] = {}
@@ -32,7 +34,7 @@ class Monitor:
         if accelerator.is_main_process:
             file.parent.mkdir(parents=True, exist_ok=True)
             lines = file.read_text().splitlines() if file.exists() else []
-            kept = [line for line in lines if _images_seen(line) <= resumed_at]
+            kept = [line for line in lines if _images_seen(line) <= resumed_at - has_sums]
             temporary = file.with_name(file.name + ".tmp")
             temporary.write_text("".join(f"{line}\n" for line in kept))
             os.replace(temporary, file)
@@ -86,6 +88,8 @@ class Monitor:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Leaves what happens inside, which is not training, out of the images per second."""
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize()  # what was queued is training
         start = time.perf_counter()
         yield
         self._since = (self._since[0] + time.perf_counter() - start, self._since[1])

@@ -52,6 +52,17 @@ class Run:
         wanted = self.training.resume_from_checkpoint
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"--output_dir {self.folder} is a file: give a folder.")
+        if self.folder.resolve() not in (self.folder / self.training.logging_dir).resolve().parents:
+            raise UserError(
+                f"--logging_dir {self.training.logging_dir} is outside of --output_dir: give a folder name."
+            )
+        names = ("model_index.json", "README.md", "samples.png", "samples", self.training.logging_dir)
+        taken = [name for name in names if (self.folder / name).exists()]
+        if taken and not self.file.exists():
+            raise UserError(
+                f"--output_dir {self.folder} holds {', '.join(taken)} of something else than a run of hfgen: give "
+                "another folder."
+            )
         if self.training.overwrite_output_dir:
             if wanted:
                 raise UserError(
@@ -60,7 +71,7 @@ class Run:
             return None
         existing = checkpoint.list_checkpoints(self.folder)
         if wanted is None:
-            if existing or self.file.exists() or (self.folder / "model_index.json").exists():
+            if existing or self.file.exists():
                 raise UserError(
                     f"--output_dir {self.folder} already holds a run{self._difference()}. Go on with it (add "
                     "--resume_from_checkpoint latest), delete it (--overwrite_output_dir) or give another folder."
@@ -72,8 +83,13 @@ class Run:
                 path = self.folder / wanted
             if not (path / "state.json").is_file():
                 raise UserError(f"--resume_from_checkpoint {wanted} is no checkpoint: give `latest` or its folder.")
+            if self.file.exists() and path.resolve().parent != self.folder.resolve():
+                raise UserError(
+                    f"--resume_from_checkpoint {wanted} belongs to another folder than --output_dir {self.folder}, "
+                    "which holds a run of its own: give another --output_dir."
+                )
             return path
-        if existing and self.file.exists() and (difference := self._difference()):
+        if self.file.exists() and (difference := self._difference()):
             raise UserError(
                 f"--output_dir {self.folder} holds a different run{difference}. Give these as they were, or another "
                 "--output_dir."
@@ -98,13 +114,13 @@ class Run:
 
     def clear(self) -> None:
         """Deletes an earlier run's files, and nothing that hfgen did not write, if that was asked for."""
-        if not self.training.overwrite_output_dir or not self.folder.exists():
+        if not self.training.overwrite_output_dir or not self.file.exists():
             return
-        index = self.folder / "model_index.json"
-        components = []
-        if index.exists():
-            entries = json.loads(index.read_text())
+        try:
+            entries = json.loads((self.folder / "model_index.json").read_text())
             components = [name for name, value in entries.items() if isinstance(value, list) and name.isidentifier()]
+        except (OSError, ValueError):
+            components = []
         for path in [*checkpoint.list_checkpoints(self.folder), *(self.folder / name for name in components)]:
             shutil.rmtree(path, ignore_errors=True)
         for name in ("samples", self.training.logging_dir):

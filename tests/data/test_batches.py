@@ -103,6 +103,26 @@ def test_a_resumed_stream_goes_on_exactly(stream_config, rank, world_size, worke
     assert numbers(second, 40) == expected
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_file_larger_than_the_buffer(tmp_path, workers):
+    features = datasets.Features({"image": datasets.Image()})
+    images = [Image.new("L", (6, 6), number) for number in range(40)]
+    datasets.Dataset.from_dict({"image": images}, features=features).to_parquet(tmp_path / "train.parquet")
+    config = DataConfig(
+        dataset_name=str(tmp_path), streaming=True, shuffle_buffer_size=7, dataloader_num_workers=workers
+    )
+    batches = StreamedBatches(config, seed=0)
+    for _ in range(3):
+        assert sorted(numbers(batches, 40)) == list(range(40))
+    expected = numbers(batches, 60)
+    again = StreamedBatches(config, seed=0)
+    again.read(0, 73)  # into the second epoch
+    state = again.state()
+    resumed = StreamedBatches(config, seed=0)
+    resumed.restore(state)
+    assert numbers(resumed, 47 + 60)[47:] == expected
+
+
 def test_a_stream_of_oblong_images_is_cropped(tmp_path):
     pixels = np.tile(np.arange(24, dtype=np.uint8), (8, 1))
     for number in range(8):
