@@ -75,8 +75,7 @@ def level_sizes(sample_size: int, levels: int) -> list[int]:
 def use_plain_attention_(unet: UNet2DModel) -> None:
     """Computes attention as two matrix products instead of by torch's fused kernel.
 
-    For the few hundred positions of small feature maps this is faster on a CPU: a training step of the MNIST network
-    takes about a tenth less time.
+    For the few hundred positions of small feature maps this is faster on a CPU.
     """
     for module in unet.modules():
         if isinstance(module, Attention):
