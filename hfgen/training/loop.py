@@ -449,7 +449,7 @@ class Trainer:
             )
         module.load_state_dict(saved)
 
-    def _write_record(self, **more: Any) -> None:
+    def _write_record(self) -> None:
         info = self.batches.info
         parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in self.modules.items()}
         record = self.run.record(
@@ -461,7 +461,6 @@ class Trainer:
             images_seen=self.images_seen,
             images_total=self.length.total,
             training_seconds=round(self.seconds, 1),
-            **more,
         )
         checkpoint.write_json(self.run.file, record)
 
