@@ -27,9 +27,9 @@ class SampleConfig:
     seed: int = option(0, "seed of the first image; each following one has the next")
     batch_size: int | None = option(None, "images at once per process (default: as many as fit, at most 64)")
     class_labels: tuple[str, ...] | None = option(
-        None, "classes by number or name, in turn (default for a class-conditional model: all)"
+        None, "classes by number or name, in turn (default for a class-conditional model: all classes)"
     )
-    guidance_scale: float = option(1.0, "classifier-free guidance; 1 is none")
+    guidance_scale: float | None = option(None, "classifier-free guidance; 1 is none (default: the model's own)")
     sampler: str = option("dpmsolver++", "how to sample a DDPM", choices=("dpmsolver++", "ddim", "ddpm"))
     num_inference_steps: int | None = option(None, "sampling steps (default: 20, with --sampler ddpm all)")
     mixed_precision: str = option("no", "no, or bf16 or fp16 weights", choices=("no", "bf16", "fp16"))
@@ -84,9 +84,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     pipe.to(accelerator.device)
     scheduler = sampling_scheduler(pipe.scheduler, config.sampler)
 
-    labels, null_class = None, None
-    if isinstance(pipe, ClassConditionalDDPMPipeline):
+    labels, null_class, guidance = None, None, config.guidance_scale
+    conditional = isinstance(pipe, ClassConditionalDDPMPipeline)
+    if conditional:
         null_class = pipe.null_class
+        guidance = pipe.config.guidance_scale if guidance is None else guidance
+        if guidance != 1 and null_class is None:
+            raise UserError(f"--guidance_scale {guidance} needs a model trained with --label_dropout: leave it out.")
+    if conditional and (config.class_labels or not pipe.config.class_shares):
         given = config.class_labels or [str(number) for number in range(len(pipe.class_names))]
         chosen = [label if label in pipe.class_names or not label.isdigit() else int(label) for label in given]
         try:
@@ -94,11 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except ValueError as error:
             raise UserError(f"--class_labels: {error}") from None
         labels = [numbers[index % len(numbers)] for index in range(config.num_images)]
-        if config.guidance_scale != 1 and null_class is None:
-            raise UserError(
-                f"--guidance_scale {config.guidance_scale} needs a model trained with --label_dropout: leave it at 1."
-            )
-    elif config.class_labels or config.guidance_scale != 1:
+    elif not conditional and (config.class_labels or guidance not in (None, 1)):
         raise UserError(f"--class_labels and --guidance_scale: {config.model} knows no classes. Leave them out.")
 
     bar = tqdm(total=config.num_images, unit="img", disable=not accelerator.is_main_process)
@@ -107,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         classes = None
         if labels is not None:
             classes = torch.tensor([labels[index] for index in indices], device=accelerator.device)
+        elif conditional:
+            classes = pipe.class_numbers(None, len(indices), generators)
         images = denoise(
             pipe.unet,
             scheduler,
@@ -115,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             config.num_inference_steps,
             classes,
             null_class,
-            config.guidance_scale,
+            1.0 if guidance is None else guidance,
         )
         bar.update(min(len(indices) * accelerator.num_processes, config.num_images - int(bar.n)))
         return images
@@ -147,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "revision": config.revision,
             "sampler": config.sampler,
             "num_inference_steps": len(scheduler.timesteps),
-            "guidance_scale": config.guidance_scale,
+            "guidance_scale": guidance,
             "precision": config.mixed_precision,
             "images": [
                 {

@@ -35,13 +35,15 @@ def digits() -> dict[str, Any]:
 
 
 def mnist() -> dict[str, Any]:
-    """MNIST: about nine minutes on two cores."""
+    """MNIST: about nine minutes on two cores, samples included; guided by groups, which need no labels."""
     return {
         "dataset_name": "ylecun/mnist",
         "resolution": 28,
         "block_out_channels": (32, 64, 64),
         "train_batch_size": 64,
-        "num_epochs": 2.5,
+        "num_epochs": 2.2,
+        "num_clusters": 100,
+        "guidance_scale": 2.0,
         "lr_warmup_steps": 100,
         "save_images_epochs": 0.5,
     }
@@ -113,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             model_id = check_push(model_id, training.hub_private_repo, training.hub_token)
         training = dataclasses.replace(training, hub_model_id=model_id)
     run = Run("ddpm", (data, training, ddpm), sys.argv[1:] if argv is None else argv)
-    batches = open_batches(data, training.seed, training.hub_token)
+    groups = 0 if ddpm.class_conditional else ddpm.num_clusters
+    batches = open_batches(data, training.seed, training.hub_token, groups)
     torch.manual_seed(training.seed)  # the initial weights
     trainer = Trainer(DDPMRecipe(ddpm, batches.info), batches, run, data)
     trainer.train()

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from hfgen.data.clusters import with_clusters
 from hfgen.data.config import DataConfig
 from hfgen.data.images import (
     Columns,
@@ -68,19 +69,25 @@ class Batches(Protocol):
         """Goes on from `state`."""
 
 
-def open_batches(config: DataConfig, seed: int, token: str | None = None) -> Batches:
+def open_batches(config: DataConfig, seed: int, token: str | None = None, num_clusters: int = 0) -> Batches:
     """Opens the data that the options name, cached or streamed; the part of this process, as its launcher numbered it.
 
     Args:
         config ([`DataConfig`]): The options.
         seed (`int`): Seed of the order.
         token (`str`, *optional*): For private data sets on the Hub.
+        num_clusters (`int`, *optional*, defaults to 0): Replace the classes by this many groups of similar images.
 
     Raises:
         UserError: If the data cannot be used.
     """
     if not config.streaming:
-        return CachedBatches(open_images(config, token), seed)
+        data = open_images(config, token)
+        return CachedBatches(with_clusters(data, num_clusters) if num_clusters else data, seed)
+    if num_clusters:
+        raise UserError(
+            f"--num_clusters {num_clusters} needs all images at hand, and --streaming keeps none: leave one out."
+        )
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     return StreamedBatches(config, seed, token, rank, world_size)
 

@@ -47,6 +47,8 @@ class DataInfo:
     class_names: tuple[str, ...] | None
     fingerprint: str
     """Digest of the decoded images and labels; of the source's files for a stream."""
+    class_shares: tuple[float, ...] | None = None
+    """Share of the images in each class, where the classes are groups that were found by clustering."""
 
     @property
     def channels(self) -> int:
@@ -54,7 +56,8 @@ class DataInfo:
 
     def __str__(self) -> str:
         count = "a stream of images" if self.num_images is None else f"{self.num_images} images"
-        classes = f", {len(self.class_names)} classes" if self.class_names else ""
+        kind = "classes" if self.class_shares is None else "groups of similar images"
+        classes = f", {len(self.class_names)} {kind}" if self.class_names else ""
         skipped = f", {self.skipped} corrupt ones skipped" if self.skipped else ""
         return (
             f"{self.name} [{self.split}]: {count}, {self.resolution}x{self.resolution} {self.mode}{classes}{skipped}"

@@ -22,6 +22,7 @@ def write_card(folder: Path, record: dict[str, Any]) -> None:
     """
     config, data = record["config"], record["data"]
     conditional = bool(config.get("class_conditional"))
+    groups = not conditional and bool(data.get("class_shares"))
     name = config["dataset_name"]
     on_hub = (
         bool(name) and "/" in name and not Path(name).expanduser().exists() and not name.startswith((".", "/", "~"))
@@ -39,6 +40,7 @@ def write_card(folder: Path, record: dict[str, Any]) -> None:
         title=Path(model_id).name,
         model_id=model_id,
         conditional=conditional,
+        groups=groups,
         record=record,
         config=config,
         data=data,

@@ -87,6 +87,25 @@ def set_timesteps(scheduler: SchedulerMixin, steps: int | None = None, device: t
 _OWN_SPACINGS = ("karras_sigmas", "lu_lambdas", "exponential_sigmas", "beta_sigmas", "flow_sigmas")
 
 
+def draw_classes(
+    shares: Sequence[float], count: int, generator: torch.Generator | Sequence[torch.Generator] | None = None
+) -> torch.Tensor:
+    """Draws classes as often as they are in the data.
+
+    Args:
+        shares (`Sequence[float]`): The share of each class; they sum to 1.
+        count (`int`): How many classes to draw.
+        generator (*optional*): One `torch.Generator`, or one per image: then a class depends on its own alone.
+
+    Returns:
+        `torch.Tensor` of shape `(count,)`, int64, on the CPU.
+    """
+    generators = generator if isinstance(generator, Sequence) else [generator] * count
+    places = [torch.rand((), generator=one, device=one.device if one else "cpu").item() for one in generators]
+    upper = torch.tensor(shares, dtype=torch.float64).cumsum(0)
+    return torch.searchsorted(upper, torch.tensor(places).double() * upper[-1], right=True)
+
+
 @torch.no_grad()
 def denoise(
     unet: UNet2DModel,
@@ -162,16 +181,31 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
             Any diffusers scheduler; see [`sampling_scheduler`].
         id2label (`dict[int, str]`, *optional*):
             Names of the classes.
+        class_shares (`list[float]` or `dict[int, float]`, *optional*):
+            For classes without a meaning (groups of similar images found by clustering): how often each is in the
+            data. Images of no particular class are then made by drawing one.
+        guidance_scale (`float`, *optional*, defaults to 1.0):
+            The guidance that suits the network: the default of a call.
     """
 
     model_cpu_offload_seq = "unet"
 
-    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict | None = None):
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: SchedulerMixin,
+        id2label: dict | None = None,
+        class_shares: Sequence[float] | dict | None = None,
+        guidance_scale: float = 1.0,
+    ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
         names = id2label if id2label is not None else {i: str(i) for i in range(unet.config.num_class_embeds)}
-        # JSON turns the keys into strings; register what will be read back.
+        # JSON turns the keys into strings; register what will be read back. No list: diffusers takes it for a module.
         self.register_to_config(id2label={str(key): name for key, name in names.items()})
+        shares = dict(enumerate(class_shares or ())) if not isinstance(class_shares, dict) else class_shares
+        self.register_to_config(class_shares={str(key): share for key, share in shares.items()} or None)
+        self.register_to_config(guidance_scale=guidance_scale)
 
     @property
     def class_names(self) -> list[str]:
@@ -184,13 +218,22 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
         count = len(self.config.id2label)
         return count if self.unet.config.num_class_embeds > count else None
 
-    def class_numbers(self, class_labels: Any, batch_size: int) -> torch.Tensor:
-        """Checks class numbers or names and makes a tensor of shape `(batch_size,)` of them.
+    def class_numbers(
+        self,
+        class_labels: Any,
+        batch_size: int,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    ) -> torch.Tensor:
+        """Checks class numbers or names and makes a tensor of shape `(batch_size,)` of them; `None` stands for no
+        particular class: "no class", or where classes are groups of images, ones drawn with `generator`.
 
         Raises:
             ValueError: If there are too many or too few of them, or one is unknown.
         """
         names = self.class_names
+        if class_labels is None and self.config.class_shares:
+            shares = [self.config.class_shares[str(number)] for number in range(len(self.class_names))]
+            return draw_classes(shares, batch_size, generator).to(self._execution_device)
         if class_labels is None:
             if self.null_class is None:
                 raise ValueError("class_labels is missing: this network was trained without a class for none.")
@@ -213,7 +256,7 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
         self,
         batch_size: int | None = None,
         class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         num_inference_steps: int | None = None,
         output_type: str = "pil",
@@ -228,8 +271,9 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
             class_labels (`int`, `str`, list of them or `torch.Tensor`, *optional*):
                 Class of each image, by number or by name; one for all, or one per image. Without it, images of no
                 particular class.
-            guidance_scale (`float`, *optional*, defaults to 1.0):
-                How closely to follow the class: 1 is no guidance, 1.5 to 3 trade diversity for it.
+            guidance_scale (`float`, *optional*):
+                How closely to follow the class: 1 is no guidance, 1.5 to 3 trade diversity for it. By default what
+                the pipeline was saved with.
             generator (`torch.Generator` or list of them, *optional*):
                 Makes the images repeatable; with one per image, each depends on its own alone.
             num_inference_steps (`int`, *optional*):
@@ -261,19 +305,22 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
             raise ValueError(
                 f"generator has {len(generator)} entries for batch_size {batch_size}: give one per image."
             )
+        if guidance_scale is None:
+            guidance_scale = self.config.guidance_scale
         if guidance_scale != 1.0 and self.null_class is None:
             raise ValueError(
                 f"guidance_scale is {guidance_scale}, but this network knows no class for none: leave it out."
             )
+        labels = self.class_numbers(class_labels, batch_size, generator)
         images = denoise(
             self.unet,
             self.scheduler,
             batch_size,
             generator,
             num_inference_steps,
-            self.class_numbers(class_labels, batch_size),
+            labels,
             self.null_class,
-            guidance_scale if class_labels is not None else 1.0,
+            guidance_scale if class_labels is not None or self.config.class_shares else 1.0,
             self.progress_bar,
             self._execution_device,
         )

@@ -106,6 +106,9 @@ class DDPMConfig:
         "Hub id or folder with the config.json of a UNet2DModel to train from scratch, instead of the flags above",
     )
     class_conditional: bool = option(False, "train on the labels, for sampling by class")
+    num_clusters: int = option(
+        0, "without --class_conditional: find this many groups of similar images and train on these; 0 for none"
+    )
     label_dropout: float = option(0.1, "share of labels replaced by 'no class', for guidance; 0 turns guidance off")
     prediction_type: str = option(
         "v_prediction", "what the network predicts", choices=("epsilon", "v_prediction", "sample")
@@ -119,7 +122,10 @@ class DDPMConfig:
     rescale_betas_zero_snr: bool = option(False, "let the schedule end in pure noise (zero terminal SNR)")
     snr_gamma: float | None = option(None, "min-SNR weighting of the loss with this gamma (5 in its paper)")
     ddpm_num_inference_steps: int = option(20, "sampling steps of the sample grids", resumable=True)
-    guidance_scale: float = option(1.5, "guidance of the sample grids, if class-conditional", resumable=True)
+    guidance_scale: float = option(
+        1.5, "guidance of the sample grids and, unless told otherwise, of the pipeline, with classes or groups",
+        resumable=True,
+    )  # fmt: skip
     learning_rate: float = option(1e-3, "peak learning rate of AdamW")
     adam_beta1: float = option(0.9, "AdamW beta 1")
     adam_beta2: float = option(0.999, "AdamW beta 2")
@@ -147,6 +153,8 @@ class DDPMConfig:
                     f"--block_out_channels {channels} is no multiple of --attention_head_dim "
                     f"{self.attention_head_dim}: change one of them."
                 )
+        if self.num_clusters < 0:
+            raise UserError(f"--num_clusters {self.num_clusters} is negative: use 0 or more.")
         for name in ("dropout", "label_dropout", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)} is not in [0, 1): use a share.")

@@ -11,13 +11,18 @@ from hfgen.data.images import DataInfo
 from hfgen.errors import UserError
 from hfgen.models.unet2d import build_unet, level_sizes, use_plain_attention_, zero_init_
 from hfgen.objectives import denoising
-from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline, denoise, sampling_scheduler
+from hfgen.pipelines.ddpm_sampling import (
+    ClassConditionalDDPMPipeline,
+    denoise,
+    draw_classes,
+    sampling_scheduler,
+)
 from hfgen.training.config import DDPMConfig
 from hfgen.training.recipe import Batch, Phase, Progress, Recipe
 
 
 class DDPMRecipe(Recipe):
-    """Trains a UNet with a `DDPMScheduler`'s noise schedule, by class if asked to.
+    """Trains a UNet with a `DDPMScheduler`'s noise schedule; by class, or by group of similar images, if asked to.
 
     Args:
         config ([`DDPMConfig`]): The options.
@@ -44,7 +49,8 @@ class DDPMRecipe(Recipe):
             use_plain_attention_(unet)
         self.modules = {"unet": unet}
         self.averaged = ("unet",)
-        if self.class_names and len(self.class_names) <= 16:
+        self.class_shares = info.class_shares
+        if self.class_names and not self.class_shares and len(self.class_names) <= 16:
             self.grid_columns = len(self.class_names)  # a column for each class
         self.phases = (
             Phase(
@@ -62,9 +68,14 @@ class DDPMRecipe(Recipe):
         """The class that stands for "no class"; `None` without classes or without label dropout."""
         return len(self.class_names) if self.class_names and self.config.label_dropout else None
 
+    @property
+    def guidance_scale(self) -> float:
+        """Guidance by default; none without a class for "no class"."""
+        return self.config.guidance_scale if self.null_class is not None else 1.0
+
     def _class_names(self, info: DataInfo) -> tuple[str, ...] | None:
         if not self.config.class_conditional:
-            return None
+            return info.class_names if info.class_shares else None
         if not info.class_names:
             raise UserError(
                 f"--class_conditional needs labels, and {info.name} has no column of type ClassLabel: name the column "
@@ -165,12 +176,16 @@ class DDPMRecipe(Recipe):
             unet=modules["unet"],
             scheduler=sampling_scheduler(self.scheduler),
             id2label=dict(enumerate(self.class_names)),
+            class_shares=self.class_shares,
+            guidance_scale=self.guidance_scale,
         )
 
     def sample(self, modules: dict[str, nn.Module], indices: Sequence[int], generators: list[torch.Generator]) -> Any:
         labels = None
-        if self.class_names:  # the classes in turn
-            device = next(modules["unet"].parameters()).device
+        device = next(modules["unet"].parameters()).device
+        if self.class_shares:
+            labels = draw_classes(self.class_shares, len(indices), generators).to(device)
+        elif self.class_names:  # in turn
             labels = torch.tensor([index % len(self.class_names) for index in indices], device=device)
         return denoise(
             modules["unet"],
@@ -180,5 +195,5 @@ class DDPMRecipe(Recipe):
             self.config.ddpm_num_inference_steps,
             labels,
             self.null_class,
-            self.config.guidance_scale if self.null_class is not None else 1.0,
+            self.guidance_scale,
         )

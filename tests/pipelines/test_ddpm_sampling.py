@@ -18,6 +18,7 @@ from hfgen.pipelines.ddpm_sampling import (
     SAMPLERS,
     ClassConditionalDDPMPipeline,
     denoise,
+    draw_classes,
     log_snr_timesteps,
     sampling_scheduler,
 )
@@ -219,10 +220,45 @@ def test_save_and_load(pipe, tmp_path):
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert {key: value for key, value in index.items() if not key.startswith("_diff")} == {
         "_class_name": "ClassConditionalDDPMPipeline",
+        "class_shares": None,
+        "guidance_scale": 1.0,
         "id2label": {"0": "cat", "1": "dog", "2": "eel"},
         "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
         "unet": ["diffusers", "UNet2DModel"],
     }
+
+
+def test_groups_are_drawn_as_often_as_they_are_in_the_data():
+    drawn = draw_classes([0.0, 0.25, 0.75], 4000, torch.Generator().manual_seed(0))
+    assert drawn.bincount(minlength=3)[0] == 0
+    assert drawn.double().mul(4).mean().item() == pytest.approx(7, abs=0.15)  # 4 * (0.25 * 1 + 0.75 * 2)
+    alone = [draw_classes([0.5, 0.5], 1, image_generators(0, [number])).item() for number in range(8)]
+    assert draw_classes([0.5, 0.5], 8, image_generators(0, range(8))).tolist() == alone
+    assert set(alone) == {0, 1}
+
+
+def test_without_labels_a_group_is_drawn_and_guided(tmp_path):
+    pipe = ClassConditionalDDPMPipeline(
+        tiny_unet(4),
+        sampling_scheduler(DDPMScheduler()),
+        id2label={0: "0", 1: "1", 2: "2"},
+        class_shares=[0.0, 0.25, 0.75],
+        guidance_scale=2.0,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    drawn = pipe(2, generator=image_generators(5, range(2)), num_inference_steps=3, output_type="pt").images
+    generators = image_generators(5, range(2))
+    groups = pipe.class_numbers(None, 2, generators)  # the same draws, then the same noise
+    given = pipe(class_labels=groups, generator=generators, num_inference_steps=3, output_type="pt").images
+    assert torch.equal(drawn, given)
+    unguided = pipe(
+        2, guidance_scale=1.0, generator=image_generators(5, range(2)), num_inference_steps=3, output_type="pt"
+    ).images
+    assert not torch.equal(drawn, unguided)
+    pipe.save_pretrained(tmp_path)
+    loaded = load_pipeline(str(tmp_path))
+    assert loaded.config.class_shares == {"0": 0.0, "1": 0.25, "2": 0.75}
+    assert loaded.config.guidance_scale == 2.0
 
 
 def test_half_precision(pipe):

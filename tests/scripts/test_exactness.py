@@ -67,8 +67,9 @@ def kill_and_resume(folder, options, rng, **kwargs):
         ("--train_batch_size 16", 1),
         ("--train_batch_size 8 --gradient_accumulation_steps 2 --mixed_precision bf16", 1),
         ("--train_batch_size 4 --gradient_accumulation_steps 2", 2),
+        ("--train_batch_size 16 --no_class_conditional --num_clusters 5", 1),
     ],
-    ids=["plain", "accumulation, bf16", "two processes, accumulation"],
+    ids=["plain", "accumulation, bf16", "two processes, accumulation", "groups"],
 )
 def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path, extra, processes):
     options = [*LONG, *extra.split()]

@@ -119,6 +119,33 @@ def test_class_conditional_run(tmp_path, script):
     assert namespace["pipe"].class_names == [str(digit) for digit in range(10)]
 
 
+def test_a_run_on_groups_of_similar_images(tmp_path, script):
+    script.main([*TINY, "--num_clusters", "6", "--guidance_scale", "2.5", "--output_dir", str(tmp_path)])
+    card = (tmp_path / "README.md").read_text()
+    assert "which of 6 groups of similar images" in card
+    assert "{{" not in card and "{%" not in card and "None" not in card
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)
+    namespace = {}
+    exec(code, namespace)
+    assert len(namespace["images"]) == 4
+    assert namespace["pipe"].config.guidance_scale == 2.5
+    load_script("sample").main(
+        [
+            "--model",
+            str(tmp_path),
+            "--num_images",
+            "2",
+            "--num_inference_steps",
+            "2",
+            "--output_dir",
+            str(tmp_path / "x"),
+        ]
+    )
+    record = json.loads((tmp_path / "x" / "samples.json").read_text())
+    assert record["guidance_scale"] == 2.5
+    assert record["images"][0]["class_label"] is None  # no label was asked for
+
+
 def test_a_finished_run_can_be_started_again_by_a_scheduler(tmp_path, script, capsys):
     command = [*TINY, "--output_dir", str(tmp_path), "--resume_from_checkpoint", "latest"]
     script.main(command)  # a fresh directory: starts from zero
