@@ -29,8 +29,11 @@ class SampleConfig:
     class_labels: tuple[str, ...] | None = option(
         None, "classes by number or name, in turn (default for a class-conditional model: all classes)"
     )
+    truncation: float = option(1.0, "truncation of a StyleGAN2: 1 is none, 0 the mean image")
     guidance_scale: float | None = option(None, "classifier-free guidance; 1 is none (default: the model's own)")
-    sampler: str = option("dpmsolver++", "how to sample a DDPM", choices=("dpmsolver++", "ddim", "ddpm"))
+    sampler: str | None = option(
+        None, "how to sample a DDPM (default: dpmsolver++)", choices=("dpmsolver++", "ddim", "ddpm")
+    )
     num_inference_steps: int | None = option(None, "sampling steps (default: 20, with --sampler ddpm all)")
     mixed_precision: str = option("no", "no, or bf16 or fp16 weights", choices=("no", "bf16", "fp16"))
     output_dir: str | None = option(
@@ -72,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from hfgen.pipelines import load_pipeline
     from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline, denoise, sampling_scheduler
+    from hfgen.pipelines.gan import GANPipeline
     from hfgen.training.config import TrainingConfig
     from hfgen.training.grids import chunks, make_grid, sample_in_chunks, save_png, to_pil
     from hfgen.training.launch import make_accelerator
@@ -82,45 +86,50 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--mixed_precision fp16 does not exist on a CPU: use bf16 or no.")
     pipe = load_pipeline(config.model, revision=config.revision, token=config.hub_token, dtype=dtype)
     pipe.to(accelerator.device)
-    scheduler = sampling_scheduler(pipe.scheduler, config.sampler)
+    gan = isinstance(pipe, GANPipeline)
+    for flag in ("guidance_scale", "sampler", "num_inference_steps"):
+        if gan and getattr(config, flag) is not None:
+            raise UserError(
+                f"--{flag} {getattr(config, flag)}: {config.model} is a GAN, which has none. Leave it out."
+            )
+    scheduler = None if gan else sampling_scheduler(pipe.scheduler, config.sampler or "dpmsolver++")
 
     labels, null_class, guidance = None, None, config.guidance_scale
-    conditional = isinstance(pipe, ClassConditionalDDPMPipeline)
-    if conditional:
+    class_names = getattr(pipe, "class_names", None)
+    if isinstance(pipe, ClassConditionalDDPMPipeline):
         null_class = pipe.null_class
         guidance = pipe.config.guidance_scale if guidance is None else guidance
         if guidance != 1 and null_class is None:
             raise UserError(f"--guidance_scale {guidance} needs a model trained with --label_dropout: leave it out.")
-    if conditional and (config.class_labels or not pipe.config.class_shares):
-        given = config.class_labels or [str(number) for number in range(len(pipe.class_names))]
-        chosen = [label if label in pipe.class_names or not label.isdigit() else int(label) for label in given]
+    elif guidance not in (None, 1) or (config.class_labels and not class_names):
+        raise UserError(f"--class_labels and --guidance_scale: {config.model} knows no classes. Leave them out.")
+    if not gan and config.truncation != 1:
+        raise UserError(f"--truncation {config.truncation}: {config.model} is no GAN. Leave it out.")
+    if class_names and (config.class_labels or not pipe.config.get("class_shares")):
+        given = config.class_labels or [str(number) for number in range(len(class_names))]
+        chosen = [label if label in class_names or not label.isdigit() else int(label) for label in given]
         try:
             numbers = pipe.class_numbers(chosen, len(chosen)).tolist()
         except ValueError as error:
             raise UserError(f"--class_labels: {error}") from None
         labels = [numbers[index % len(numbers)] for index in range(config.num_images)]
-    elif not conditional and (config.class_labels or guidance not in (None, 1)):
-        raise UserError(f"--class_labels and --guidance_scale: {config.model} knows no classes. Leave them out.")
 
     bar = tqdm(total=config.num_images, unit="img", disable=not accelerator.is_main_process)
 
     def sample(indices: list[int], generators: list[torch.Generator]) -> torch.Tensor:
-        classes = None
+        count, classes = len(indices), None
         if labels is not None:
             classes = torch.tensor([labels[index] for index in indices], device=accelerator.device)
-        elif conditional:
-            classes = pipe.class_numbers(None, len(indices), generators)
-        images = denoise(
-            pipe.unet,
-            scheduler,
-            len(indices),
-            generators,
-            config.num_inference_steps,
-            classes,
-            null_class,
-            1.0 if guidance is None else guidance,
-        )
-        bar.update(min(len(indices) * accelerator.num_processes, config.num_images - int(bar.n)))
+        elif class_names:
+            classes = pipe.class_numbers(None, count, generators)
+        if gan:
+            images = pipe(
+                count, class_labels=classes, truncation=config.truncation, generator=generators, output_type="pt"
+            ).images
+        else:
+            steps, scale = config.num_inference_steps, 1.0 if guidance is None else guidance
+            images = denoise(pipe.unet, scheduler, count, generators, steps, classes, null_class, scale)
+        bar.update(min(count * accelerator.num_processes, config.num_images - int(bar.n)))
         return images
 
     # The processes take batches in turn, the same ones whatever their number; one that does not fit is cut in halves.
@@ -145,12 +154,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     shown = dict(gather_object([(index, image) for index, image in images.items() if index < 100]))
     if accelerator.is_main_process:
         save_png(make_grid([shown[index] for index in sorted(shown)]), output / "grid.png")
+        how: dict[str, Any] = {"truncation": config.truncation}
+        if scheduler is not None:
+            how = {"sampler": config.sampler or "dpmsolver++", "num_inference_steps": len(scheduler.timesteps)}
+            how["guidance_scale"] = guidance
         record = {
             "model": config.model,
             "revision": config.revision,
-            "sampler": config.sampler,
-            "num_inference_steps": len(scheduler.timesteps),
-            "guidance_scale": guidance,
+            **how,
             "precision": config.mixed_precision,
             "images": [
                 {

@@ -9,8 +9,6 @@ Without arguments it trains on the handwritten digits that ship with the install
 """
 
 import dataclasses
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,9 +39,9 @@ def mnist() -> dict[str, Any]:
         "resolution": 28,
         "block_out_channels": (32, 64, 64),
         "train_batch_size": 64,
-        "num_epochs": 2.2,
+        "num_epochs": 2.1,
         "num_clusters": 100,
-        "guidance_scale": 2.0,
+        "guidance_scale": 3.0,
         "lr_warmup_steps": 100,
         "save_images_epochs": 0.5,
     }
@@ -101,29 +99,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     data, training, ddpm = read_options(argv)
 
     # Imported late, so that --help and mistakes in the options answer at once.
-    import torch
-
-    from hfgen.data.batches import open_batches
-    from hfgen.hub.push import check_push, push_folder
     from hfgen.training.ddpm import DDPMRecipe
-    from hfgen.training.loop import Trainer
-    from hfgen.training.run import Run
+    from hfgen.training.main import train
 
-    if training.push_to_hub:
-        model_id = training.hub_model_id or Path(str(training.output_dir)).name
-        if os.environ.get("RANK", "0") == "0":  # one process asks, and takes the others down if the answer is no
-            model_id = check_push(model_id, training.hub_private_repo, training.hub_token)
-        training = dataclasses.replace(training, hub_model_id=model_id)
-    run = Run("ddpm", (data, training, ddpm), sys.argv[1:] if argv is None else argv)
     groups = 0 if ddpm.class_conditional else ddpm.num_clusters
-    batches = open_batches(data, training.seed, training.hub_token, groups)
-    torch.manual_seed(training.seed)  # the initial weights
-    trainer = Trainer(DDPMRecipe(ddpm, batches.info), batches, run, data)
-    trainer.train()
-    if training.push_to_hub and trainer.main:
-        assert training.hub_model_id is not None
-        url = push_folder(run.folder, training.hub_model_id, training.hub_token)
-        trainer.say(f"Pushed:   {url}")
+    train("ddpm", data, training, ddpm, lambda info: DDPMRecipe(ddpm, info), argv, groups)
 
 
 if __name__ == "__main__":

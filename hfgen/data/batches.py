@@ -83,7 +83,7 @@ def open_batches(config: DataConfig, seed: int, token: str | None = None, num_cl
     """
     if not config.streaming:
         data = open_images(config, token)
-        return CachedBatches(with_clusters(data, num_clusters) if num_clusters else data, seed)
+        return CachedBatches(with_clusters(data, num_clusters) if num_clusters else data, seed, config.balance_classes)
     if num_clusters:
         raise UserError(
             f"--num_clusters {num_clusters} needs all images at hand, and --streaming keeps none: leave one out."
@@ -97,6 +97,28 @@ def order(seed: int, epoch: int, size: int) -> torch.Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed_from(seed, "order", epoch)))
 
 
+def balanced_order(seed: int, epoch: int, labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """As [`order`], with every class equally often; images without a class are left out.
+
+    Args:
+        labels (`torch.Tensor` of shape `(N,)`): Classes, negative for none.
+        classes (`int`): Number of classes.
+
+    Returns:
+        `torch.Tensor` of shape `(N,)`: Rows; those of a rare class come several times.
+    """
+    generator = torch.Generator().manual_seed(seed_from(seed, "balanced order", epoch))
+    rows = [(labels == number).nonzero().flatten() for number in range(classes)]
+    rows = [found for found in rows if len(found)]
+    each = -(-len(labels) // len(rows))
+    drawn = []
+    for found in rows:
+        rounds = [torch.randperm(len(found), generator=generator) for _ in range(-(-each // len(found)))]
+        drawn.append(found[torch.cat(rounds)[:each]])
+    mixed = torch.cat(drawn)
+    return mixed[torch.randperm(len(mixed), generator=generator)][: len(labels)]
+
+
 def seed_from(*parts: Any) -> int:
     """A seed that depends on all of `parts` and on nothing else."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "little")
@@ -108,8 +130,13 @@ class CachedBatches:
     On a GPU the images stay there if they take at most a quarter of its free memory; otherwise a thread reads ahead.
     """
 
-    def __init__(self, data: ImageData, seed: int):
+    def __init__(self, data: ImageData, seed: int, balanced: bool = False):
         self.info, self.seed = data.info, seed
+        if balanced and (data.labels is None or not (data.labels >= 0).any()):
+            raise UserError(
+                f"--balance_classes needs labels, and {data.info.name} has none: name the column with --label_column."
+            )
+        self._balanced = torch.from_numpy(data.labels.copy()) if balanced and data.labels is not None else None
         self._orders: dict[int, torch.Tensor] = {}
         self._images: np.ndarray | torch.Tensor = data.images
         self._labels, self._layout = (None if t is None else torch.from_numpy(t) for t in (data.labels, data.layout))
@@ -150,7 +177,11 @@ class CachedBatches:
             epoch, offset = divmod(start, size)
             if epoch not in self._orders:
                 self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
-                self._orders[epoch] = order(self.seed, epoch, size)
+                if self._balanced is None:
+                    self._orders[epoch] = order(self.seed, epoch, size)
+                else:
+                    classes = len(self.info.class_names or ())
+                    self._orders[epoch] = balanced_order(self.seed, epoch, self._balanced, classes)
             taken = min(count, size - offset)
             parts.append(self._orders[epoch][offset : offset + taken])
             start, count = start + taken, count - taken

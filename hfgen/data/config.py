@@ -29,6 +29,7 @@ class DataConfig:
     image_mode: str | None = option(
         None, "L (gray), RGB or RGBA; left out: what the images have", choices=tuple(IMAGE_MODES)
     )
+    balance_classes: bool = option(False, "show every class equally often, whatever its share of the data")
     skip_corrupt_images: bool = option(False, "count and skip images that cannot be decoded instead of stopping")
     cache_dir: str | None = option(
         None, "where decoded images are kept (default: hfgen/ in the HF cache)", resumable=True
@@ -69,5 +70,7 @@ class DataConfig:
                 f"--dataloader_num_workers {self.dataloader_num_workers} has nothing to do: images are decoded once "
                 "into a cache. Leave it out, or add --streaming."
             )
+        if self.balance_classes and self.streaming:
+            raise UserError("--balance_classes needs all labels at hand, and --streaming keeps none: leave one out.")
         if self.streaming and self.dataset_name in (None, "digits") and not self.train_data_dir:
             raise UserError("--streaming needs --dataset_name or --train_data_dir: the embedded digits are in memory.")

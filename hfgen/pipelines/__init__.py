@@ -23,8 +23,13 @@ def load_pipeline(path: str, **kwargs: Any) -> "DiffusionPipeline":
 
     from hfgen.errors import UserError
     from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline
+    from hfgen.pipelines.gan import GANPipeline
 
-    ours = {"ClassConditionalDDPMPipeline": ClassConditionalDDPMPipeline, "DDPMPipeline": diffusers.DDPMPipeline}
+    ours = {
+        "ClassConditionalDDPMPipeline": ClassConditionalDDPMPipeline,
+        "DDPMPipeline": diffusers.DDPMPipeline,
+        "GANPipeline": GANPipeline,
+    }
     hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
     # diffusers passes an argument that huggingface_hub calls deprecated.
     warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")

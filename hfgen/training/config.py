@@ -169,6 +169,92 @@ class DDPMConfig:
             )
 
 
+@dataclass(frozen=True)
+class GANConfig:
+    """GAN: networks, objective, regularisation and optimisers."""
+
+    architecture: str = option("dcgan", "the pair of networks", choices=("mlp", "dcgan", "residual", "stylegan2"))
+    latent_dim: int = option(64, "length of the latents")
+    base_channels: int = option(
+        32, "width: of the first layer (mlp), at the full size (dcgan), of all stages (residual), 1/32 of the "
+        "channels times the pixels per side (stylegan2)",
+    )  # fmt: skip
+    discriminator_norm: str = option(
+        "group", "normalisation in the discriminator of dcgan", choices=("group", "batch", "none")
+    )
+    spectral_norm: bool = option(False, "spectral normalisation in the discriminator of mlp and dcgan")
+    class_conditional: bool = option(False, "train on the labels, for sampling by class")
+    objective: str = option(
+        "relativistic",
+        "what the two networks play for",
+        choices=("relativistic", "nonsaturating", "saturating", "least_squares", "hinge", "wasserstein"),
+    )
+    label_smoothing: float = option(0.0, "lowers the target of real images from 1 by this much")
+    r1_gamma: float = option(0.2, "weight of R1, the squared gradient at real images; 0 turns it off")
+    r2_gamma: float = option(0.2, "weight of R2, the squared gradient at generated images; 0 turns it off")
+    penalty_interval: int = option(4, "steps between two uses of R1 and R2, which then weigh as many times more")
+    lipschitz_weight: float = option(0.0, "weight of WGAN-GP's penalty, 10 in its paper; 0 turns it off")
+    discriminator_steps: int = option(1, "steps of the discriminator per step of the generator")
+    ada_target: float | None = option(
+        None, "adaptive augmentation: keeps the mean sign of the real logits at this, 0.6 in its paper"
+    )
+    augment_probability: float = option(0.0, "probability of each differentiable augmentation (initial, if adaptive)")
+    augmentations: tuple[str, ...] = option(
+        ("translate_integer", "scale", "rotate", "anisotropic", "translate", "brightness", "contrast", "cutout"),
+        "the differentiable augmentations; also: flip rotate90 luma_flip hue saturation",
+    )
+    truncation: float = option(1.0, "truncation of the sample grids (stylegan2)", resumable=True)
+    learning_rate: float = option(2e-3, "peak learning rate of Adam")
+    discriminator_learning_rate: float | None = option(None, "that of the discriminator, if it differs")
+    adam_beta1: float = option(0.0, "Adam beta 1")
+    adam_beta2: float = option(0.99, "Adam beta 2")
+    adam_epsilon: float = option(1e-8, "Adam epsilon")
+
+    @property
+    def penalised(self) -> bool:
+        """Whether the discriminator's loss contains a derivative of the discriminator."""
+        return bool(self.r1_gamma or self.r2_gamma or self.lipschitz_weight)
+
+    def validate(self) -> None:
+        """Checks the values that can be checked on their own.
+
+        Raises:
+            UserError: For values out of range, or that do not go together.
+        """
+        require_positive(self, "latent_dim", "base_channels", "penalty_interval", "discriminator_steps")
+        require_positive(self, "learning_rate", "adam_epsilon")
+        if self.discriminator_learning_rate is not None:
+            require_positive(self, "discriminator_learning_rate")
+        for name in ("r1_gamma", "r2_gamma", "lipschitz_weight"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name} {getattr(self, name)} is negative: use 0 or more.")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)} is not in [0, 1): use a share.")
+        for name, most in (("label_smoothing", 0.5), ("augment_probability", 1), ("ada_target", 1)):
+            if not 0 <= (getattr(self, name) or 0) <= most:
+                raise UserError(f"--{name} {getattr(self, name)} is not in [0, {most}]: use a share.")
+        if self.label_smoothing and self.objective not in ("nonsaturating", "saturating", "least_squares"):
+            raise UserError(
+                f"--label_smoothing {self.label_smoothing}: --objective {self.objective} has no target to lower. "
+                "Leave it out, or use nonsaturating, saturating or least_squares."
+            )
+        if self.objective == "wasserstein" and not (self.lipschitz_weight or self.spectral_norm):
+            raise UserError(
+                "--objective wasserstein needs a critic of bounded slope: add --lipschitz_weight 10, or "
+                "--spectral_norm."
+            )
+        if self.penalised and self.architecture == "dcgan" and self.discriminator_norm == "batch":
+            raise UserError(
+                "--discriminator_norm batch mixes images, so that the gradient at one image is not its own, which "
+                "--r1_gamma, --r2_gamma and --lipschitz_weight need: set these to 0, or use group or none."
+            )
+        if self.spectral_norm and self.architecture not in ("mlp", "dcgan"):
+            raise UserError(
+                f"--spectral_norm does not exist in {self.architecture}: leave it out, or use mlp or dcgan."
+            )
+
+
 def require_positive(config: Any, *names: str) -> None:
     """Raises [`UserError`] for the first of the named options that is not above 0."""
     for name in names:

@@ -181,7 +181,7 @@ class Trainer:
         """One update of every phase that is due, over one batch of new images."""
         config, accelerator = self.config, self.accelerator
         batch, micro = self.length.batch, self.length.micro_batch
-        progress = Progress(self.images_seen, self.images_seen / self.length.total)
+        progress = Progress(self.images_seen, self.images_seen / self.length.total, self.images_seen // batch)
         factor = lr_factor(
             config.lr_scheduler, self.images_seen + batch, self.length.warmup, self.length.total + batch
         )
@@ -192,7 +192,7 @@ class Trainer:
         ]
         raws = [self.batches.read(self.images_seen + start, micro) for start in starts]
         for number, phase in enumerate(self.recipe.phases):
-            if (self.images_seen // batch) % phase.every:
+            if progress.step % phase.every:
                 continue
             for name, module in self.modules.items():
                 module.requires_grad_(name in phase.updates)
@@ -217,6 +217,8 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = phase.learning_rate * factor
             optimizer.step()
+        self._average_buffers()
+        self.recipe.after_step(batch)
         self.images_seen += batch
         if self.ema is not None:
             self.ema.update(batch, self.images_seen)
@@ -254,6 +256,16 @@ class Trainer:
         if self.config.max_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm)
         return norm
+
+    def _average_buffers(self) -> None:
+        """Lets the processes agree on running statistics, which no gradient carries."""
+        if self.accelerator.num_processes == 1:
+            return
+        buffers = [b for module in self.modules.values() for b in module.buffers() if b.is_floating_point()]
+        if buffers:
+            flat = self.accelerator.reduce(torch.cat([b.float().flatten() for b in buffers]), reduction="mean")
+            for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+                buffer.copy_(part.view_as(buffer))
 
     # Between the steps
 
@@ -306,6 +318,8 @@ class Trainer:
             for name, optimizer in self.optimizers.items()
         }
         self.monitor.write(self.images_seen, position | means | rates)
+        for warning in self.recipe.warnings(means, self.images_seen):
+            self.say(f"Warning: {warning}")
         return {name: f"{value:.3g}" for name, value in means.items() if name.endswith("loss")}
 
     @property

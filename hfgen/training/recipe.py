@@ -61,10 +61,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the run is: images seen, and their share of the whole run in [0, 1)."""
+    """How far the run is: images seen, their share of the whole run in [0, 1), and the number of steps taken."""
 
     images_seen: int
     fraction: float
+    step: int = 0
 
 
 class Recipe:
@@ -93,6 +94,17 @@ class Recipe:
             A scalar, and detached tensors by name: scalars, or pairs of a sum and a count.
         """
         raise NotImplementedError
+
+    def after_step(self, images: int) -> None:
+        """Called after each step of `images` images, in all processes alike: for state that no optimiser trains.
+
+        Such state lives in floating-point buffers of `modules`, which the loop has averaged over the processes.
+        """
+
+    def warnings(self, means: dict[str, float], images_seen: int) -> list[str]:
+        """What a person should know about the means of the metrics since the last call: what is wrong, and what to
+        try."""
+        return []
 
     def pipeline(self, modules: dict[str, nn.Module]) -> DiffusionPipeline:
         """The pipeline that is published, made of `modules` (the averaged ones)."""

@@ -1,0 +1,235 @@
+"""DCGAN (https://huggingface.co/papers/1511.06434) for images of 8 to 256 pixels, by class if asked to."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm as add_spectral_norm
+
+
+@dataclass
+class DCGANGeneratorOutput(BaseOutput):
+    """
+    The output of [`DCGANGenerator`].
+
+    Args:
+        sample (`torch.Tensor` of shape `(B, C, H, W)`): Images, float32 in [-1, 1].
+    """
+
+    sample: torch.Tensor
+
+
+@dataclass
+class DCGANDiscriminatorOutput(BaseOutput):
+    """
+    The output of [`DCGANDiscriminator`].
+
+    Args:
+        logits (`torch.Tensor` of shape `(B,)`): float32; large for what is taken to be real.
+    """
+
+    logits: torch.Tensor
+
+
+def stage_sizes(sample_size: int) -> list[int]:
+    """Sizes of the feature maps from the smallest, 4 to 7 pixels, to one that holds the image: 28 gives 7, 14, 28.
+
+    Raises:
+        ValueError: If the size is not between 8 and 256.
+    """
+    if not 8 <= sample_size <= 256:
+        raise ValueError(f"sample_size is {sample_size}, but this network makes images of 8 to 256 pixels.")
+    stages = 1
+    while -(-sample_size // 2**stages) > 7:
+        stages += 1
+    start = -(-sample_size // 2**stages)
+    return [start * 2**stage for stage in range(stages + 1)]
+
+
+def check_classes(class_labels: torch.Tensor | None, num_class_embeds: int | None) -> None:
+    """Raises `ValueError` if labels are missing, or given to a network without classes."""
+    if (class_labels is None) != (num_class_embeds is None):
+        expected = "expects class_labels" if class_labels is None else "knows no classes: leave class_labels out"
+        raise ValueError(f"num_class_embeds is {num_class_embeds}, so this network {expected}.")
+
+
+class DCGANGenerator(ModelMixin, ConfigMixin):
+    r"""
+    Makes images from latents with transposed convolutions and batch normalisation.
+
+    Parameters:
+        sample_size (`int`, *optional*, defaults to 28):
+            Height and width of the images, 8 to 256.
+        out_channels (`int`, *optional*, defaults to 1):
+            Channels of the images.
+        latent_dim (`int`, *optional*, defaults to 100):
+            Length of the latents, which are standard normal.
+        base_channels (`int`, *optional*, defaults to 32):
+            Channels at the full size; they double with each halving, up to 512.
+        num_class_embeds (`int`, *optional*):
+            Number of classes. Their embedding of length `class_embed_dim` is appended to the latents.
+        class_embed_dim (`int`, *optional*, defaults to 32):
+            Length of the class embedding.
+
+    Raises:
+        ValueError: If the size is out of range.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 28,
+        out_channels: int = 1,
+        latent_dim: int = 100,
+        base_channels: int = 32,
+        num_class_embeds: int | None = None,
+        class_embed_dim: int = 32,
+    ):
+        super().__init__()
+        sizes = stage_sizes(sample_size)
+        self.start_size = sizes[0]
+        widths = [min(512, base_channels * 2**level) for level in reversed(range(len(sizes)))]
+        self.class_embedding = nn.Embedding(num_class_embeds, class_embed_dim) if num_class_embeds else None
+        inputs = latent_dim + (class_embed_dim if num_class_embeds else 0)
+        self.linear = nn.Linear(inputs, widths[0] * self.start_size**2, bias=False)
+        layers: list[nn.Module] = [nn.BatchNorm2d(widths[0]), nn.ReLU()]
+        for wide, narrow in zip(widths, widths[1:], strict=False):
+            # A kernel of 4 is a multiple of the stride of 2: all pixels get the same number of contributions.
+            layers += [nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1, bias=False)]
+            layers += [nn.BatchNorm2d(narrow), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+        self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+                nn.init.normal_(module.weight, std=0.02)  # DCGAN, section 4
+
+    def forward(
+        self, latents: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
+    ) -> DCGANGeneratorOutput | tuple[torch.Tensor]:
+        r"""
+        Args:
+            latents (`torch.Tensor` of shape `(B, latent_dim)`): Standard normal.
+            class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
+            return_dict (`bool`, *optional*, defaults to `True`):
+                Whether to return a [`DCGANGeneratorOutput`] instead of a tuple.
+
+        Raises:
+            ValueError: For latents of the wrong shape, missing or unexpected classes, or one image in training mode,
+                whose batch normalisation needs several.
+        """
+        if latents.ndim != 2 or latents.shape[1] != self.config.latent_dim:
+            raise ValueError(f"latents has shape {tuple(latents.shape)}, but must be (B, {self.config.latent_dim}).")
+        if self.training and len(latents) == 1:
+            raise ValueError("latents has one row, but batch normalisation learns from several: use a larger batch.")
+        check_classes(class_labels, self.config.num_class_embeds)
+        if self.class_embedding is not None:
+            latents = torch.cat([latents, self.class_embedding(class_labels).to(latents.dtype)], dim=1)
+        hidden = self.linear(latents).unflatten(1, (-1, self.start_size, self.start_size))
+        sample = self.conv_out(self.layers(hidden)).float().tanh()
+        margin, size = (sample.shape[-1] - self.config.sample_size) // 2, self.config.sample_size
+        sample = sample[..., margin : margin + size, margin : margin + size]
+        return DCGANGeneratorOutput(sample=sample) if return_dict else (sample,)
+
+    def latent_weight(self) -> torch.Tensor:
+        """What the latent meets first: `(N, latent_dim)`. Its singular vectors are directions of change (SeFa)."""
+        return self.linear.weight[:, : self.config.latent_dim]
+
+
+class DCGANDiscriminator(ModelMixin, ConfigMixin):
+    r"""
+    Tells real images from generated ones with strided convolutions.
+
+    Parameters:
+        sample_size (`int`, *optional*, defaults to 28):
+            Height and width of the images, 8 to 256.
+        in_channels (`int`, *optional*, defaults to 1):
+            Channels of the images.
+        base_channels (`int`, *optional*, defaults to 32):
+            Channels after the first halving; they double with each further one, up to 512.
+        norm (`str`, *optional*, defaults to `"group"`):
+            Normalisation after all but the first convolution: `"group"` and `"none"` keep images independent, which
+            gradient penalties need; `"batch"` is that of the paper.
+        norm_num_groups (`int`, *optional*, defaults to 8):
+            Groups of the group normalisation.
+        spectral_norm (`bool`, *optional*, defaults to `False`):
+            Whether to divide all weights by their largest singular value (https://huggingface.co/papers/1802.05957).
+        num_class_embeds (`int`, *optional*):
+            Number of classes; the logit then has the projection of the class on the features
+            (https://huggingface.co/papers/1802.05637).
+
+    Raises:
+        ValueError: If the size is out of range, or for an unknown normalisation.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 28,
+        in_channels: int = 1,
+        base_channels: int = 32,
+        norm: str = "group",
+        norm_num_groups: int = 8,
+        spectral_norm: bool = False,
+        num_class_embeds: int | None = None,
+    ):
+        super().__init__()
+        norms: dict[str, Callable[[int], nn.Module]] = {
+            "group": lambda width: nn.GroupNorm(norm_num_groups, width),
+            "batch": nn.BatchNorm2d,
+            "none": lambda width: nn.Identity(),
+        }
+        if norm not in norms:
+            raise ValueError(f"norm is {norm!r}, but must be one of {', '.join(norms)}.")
+        halvings = len(stage_sizes(sample_size)) - 1
+        size, width = sample_size, in_channels
+        layers: list[nn.Module] = []
+        for level in range(halvings):
+            wider = min(512, base_channels * 2**level)
+            layers += [nn.Conv2d(width, wider, 4, stride=2, padding=1)]
+            layers += [norms[norm](wider)] if level else []
+            layers += [nn.LeakyReLU(0.2)]
+            size, width = size // 2, wider
+        wider = min(512, 2 * width)
+        layers += [nn.Conv2d(width, wider, 3, stride=2, padding=1), norms[norm](wider), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers)
+        self.linear = nn.Linear(wider * ((size + 1) // 2) ** 2, 1)
+        self.class_embedding = nn.Embedding(num_class_embeds, wider) if num_class_embeds else None
+        if self.class_embedding is not None and not spectral_norm:  # zero has no largest singular value to divide by
+            nn.init.zeros_(self.class_embedding.weight)
+        if spectral_norm:
+            for module in list(self.modules()):
+                if isinstance(module, (nn.Conv2d, nn.Linear, nn.Embedding)):
+                    add_spectral_norm(module)
+
+    @property
+    def mixes_samples(self) -> bool:
+        """Whether the logit of an image depends on the other images of its batch."""
+        return self.config.norm == "batch"
+
+    def forward(
+        self, sample: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
+    ) -> DCGANDiscriminatorOutput | tuple[torch.Tensor]:
+        r"""
+        Args:
+            sample (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1].
+            class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
+            return_dict (`bool`, *optional*, defaults to `True`):
+                Whether to return a [`DCGANDiscriminatorOutput`] instead of a tuple.
+
+        Raises:
+            ValueError: For images of the wrong shape, or missing or unexpected classes.
+        """
+        channels, size = self.config.in_channels, self.config.sample_size
+        if tuple(sample.shape[1:]) != (channels, size, size):
+            raise ValueError(f"sample has shape {tuple(sample.shape)}, but must be (B, {channels}, {size}, {size}).")
+        check_classes(class_labels, self.config.num_class_embeds)
+        features = self.layers(sample)
+        logits = self.linear(features.flatten(1)).squeeze(1).float()
+        if self.class_embedding is not None:
+            pooled = features.float().sum((2, 3))
+            logits = logits + (self.class_embedding(class_labels).float() * pooled).sum(1)
+        return DCGANDiscriminatorOutput(logits=logits) if return_dict else (logits,)

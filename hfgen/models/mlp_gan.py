@@ -1,0 +1,195 @@
+"""The fully connected GAN of the first paper (https://huggingface.co/papers/1406.2661), by class if asked to."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm as add_spectral_norm
+
+
+@dataclass
+class MLPGeneratorOutput(BaseOutput):
+    """
+    The output of [`MLPGenerator`].
+
+    Args:
+        sample (`torch.Tensor` of shape `(B, C, H, W)`): Images, float32 in [-1, 1].
+    """
+
+    sample: torch.Tensor
+
+
+@dataclass
+class MLPDiscriminatorOutput(BaseOutput):
+    """
+    The output of [`MLPDiscriminator`].
+
+    Args:
+        logits (`torch.Tensor` of shape `(B,)`): float32; large for what is taken to be real.
+    """
+
+    logits: torch.Tensor
+
+
+def check_size(sample_size: int) -> None:
+    """Raises `ValueError` if the size is not between 8 and 256."""
+    if not 8 <= sample_size <= 256:
+        raise ValueError(f"sample_size is {sample_size}, but this network makes images of 8 to 256 pixels.")
+
+
+def check_classes(class_labels: torch.Tensor | None, num_class_embeds: int | None) -> None:
+    """Raises `ValueError` if labels are missing, or given to a network without classes."""
+    if (class_labels is None) != (num_class_embeds is None):
+        expected = "expects class_labels" if class_labels is None else "knows no classes: leave class_labels out"
+        raise ValueError(f"num_class_embeds is {num_class_embeds}, so this network {expected}.")
+
+
+class MLPGenerator(ModelMixin, ConfigMixin):
+    r"""
+    Makes images from latents: 100 -> 256 -> 512 -> 1024 -> pixels.
+
+    Parameters:
+        sample_size (`int`, *optional*, defaults to 28):
+            Height and width of the images, 8 to 256.
+        out_channels (`int`, *optional*, defaults to 1):
+            Channels of the images.
+        latent_dim (`int`, *optional*, defaults to 100):
+            Length of the latents, which are standard normal.
+        base_channels (`int`, *optional*, defaults to 256):
+            Width of the first hidden layer; the next two are twice and four times as wide.
+        num_class_embeds (`int`, *optional*):
+            Number of classes. Their embedding of length `class_embed_dim` is appended to the latents.
+        class_embed_dim (`int`, *optional*, defaults to 32):
+            Length of the class embedding.
+
+    Raises:
+        ValueError: If the size is out of range.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 28,
+        out_channels: int = 1,
+        latent_dim: int = 100,
+        base_channels: int = 256,
+        num_class_embeds: int | None = None,
+        class_embed_dim: int = 32,
+    ):
+        super().__init__()
+        check_size(sample_size)
+        self.class_embedding = nn.Embedding(num_class_embeds, class_embed_dim) if num_class_embeds else None
+        width = latent_dim + (class_embed_dim if num_class_embeds else 0)
+        layers: list[nn.Module] = []
+        for wider in (base_channels, 2 * base_channels, 4 * base_channels):
+            layers += [nn.Linear(width, wider), nn.BatchNorm1d(wider), nn.LeakyReLU(0.2)]
+            width = wider
+        self.layers = nn.Sequential(*layers, nn.Linear(width, out_channels * sample_size**2))
+
+    def forward(
+        self, latents: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
+    ) -> MLPGeneratorOutput | tuple[torch.Tensor]:
+        r"""
+        Args:
+            latents (`torch.Tensor` of shape `(B, latent_dim)`): Standard normal.
+            class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
+            return_dict (`bool`, *optional*, defaults to `True`):
+                Whether to return an [`MLPGeneratorOutput`] instead of a tuple.
+
+        Raises:
+            ValueError: For latents of the wrong shape, missing or unexpected classes, or one image in training mode,
+                whose batch normalisation needs several.
+        """
+        if latents.ndim != 2 or latents.shape[1] != self.config.latent_dim:
+            raise ValueError(f"latents has shape {tuple(latents.shape)}, but must be (B, {self.config.latent_dim}).")
+        if self.training and len(latents) == 1:
+            raise ValueError("latents has one row, but batch normalisation learns from several: use a larger batch.")
+        check_classes(class_labels, self.config.num_class_embeds)
+        if self.class_embedding is not None:
+            latents = torch.cat([latents, self.class_embedding(class_labels).to(latents.dtype)], dim=1)
+        size = (self.config.out_channels, self.config.sample_size, self.config.sample_size)
+        sample = self.layers(latents).float().tanh().unflatten(1, size)
+        return MLPGeneratorOutput(sample=sample) if return_dict else (sample,)
+
+    def latent_weight(self) -> torch.Tensor:
+        """What the latent meets first: `(N, latent_dim)`. Its singular vectors are directions of change (SeFa)."""
+        return self.layers[0].get_parameter("weight")[:, : self.config.latent_dim]
+
+
+class MLPDiscriminator(ModelMixin, ConfigMixin):
+    r"""
+    Tells real images from generated ones: pixels -> 1024 -> 512 -> 256 -> logit.
+
+    Parameters:
+        sample_size (`int`, *optional*, defaults to 28):
+            Height and width of the images, 8 to 256.
+        in_channels (`int`, *optional*, defaults to 1):
+            Channels of the images.
+        base_channels (`int`, *optional*, defaults to 256):
+            Width of the last hidden layer; the two before it are twice and four times as wide.
+        dropout (`float`, *optional*, defaults to 0.0):
+            Dropout after each hidden layer.
+        spectral_norm (`bool`, *optional*, defaults to `False`):
+            Whether to divide all weights by their largest singular value (https://huggingface.co/papers/1802.05957).
+        num_class_embeds (`int`, *optional*):
+            Number of classes; the logit then has the projection of the class on the last hidden layer
+            (https://huggingface.co/papers/1802.05637).
+
+    Raises:
+        ValueError: If the size is out of range.
+    """
+
+    mixes_samples = False  # the logit of an image depends on no other image of its batch
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 28,
+        in_channels: int = 1,
+        base_channels: int = 256,
+        dropout: float = 0.0,
+        spectral_norm: bool = False,
+        num_class_embeds: int | None = None,
+    ):
+        super().__init__()
+        check_size(sample_size)
+        width = in_channels * sample_size**2
+        layers: list[nn.Module] = []
+        for narrower in (4 * base_channels, 2 * base_channels, base_channels):
+            layers += [nn.Linear(width, narrower), nn.LeakyReLU(0.2), nn.Dropout(dropout)]
+            width = narrower
+        self.layers = nn.Sequential(*layers)
+        self.linear = nn.Linear(width, 1)
+        self.class_embedding = nn.Embedding(num_class_embeds, width) if num_class_embeds else None
+        if self.class_embedding is not None and not spectral_norm:  # zero has no largest singular value to divide by
+            nn.init.zeros_(self.class_embedding.weight)
+        if spectral_norm:
+            for module in list(self.modules()):
+                if isinstance(module, (nn.Linear, nn.Embedding)):
+                    add_spectral_norm(module)
+
+    def forward(
+        self, sample: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
+    ) -> MLPDiscriminatorOutput | tuple[torch.Tensor]:
+        r"""
+        Args:
+            sample (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1].
+            class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
+            return_dict (`bool`, *optional*, defaults to `True`):
+                Whether to return an [`MLPDiscriminatorOutput`] instead of a tuple.
+
+        Raises:
+            ValueError: For images of the wrong shape, or missing or unexpected classes.
+        """
+        channels, size = self.config.in_channels, self.config.sample_size
+        if tuple(sample.shape[1:]) != (channels, size, size):
+            raise ValueError(f"sample has shape {tuple(sample.shape)}, but must be (B, {channels}, {size}, {size}).")
+        check_classes(class_labels, self.config.num_class_embeds)
+        features = self.layers(sample.flatten(1))
+        logits = self.linear(features).squeeze(1).float()
+        if self.class_embedding is not None:
+            logits = logits + (self.class_embedding(class_labels).float() * features.float()).sum(1)
+        return MLPDiscriminatorOutput(logits=logits) if return_dict else (logits,)

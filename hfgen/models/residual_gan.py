@@ -1,0 +1,283 @@
+"""A residual GAN without normalisation for 8 to 256 pixels, after R3GAN (https://huggingface.co/papers/2501.05441).
+
+Written from section 4 and appendix of the paper. What makes it train without normalisation is how it starts: the last
+convolution of each residual branch is zero, and the others are scaled down with the depth (Fixup,
+https://huggingface.co/papers/1901.09321).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+from torch import nn
+from torch.nn import functional as F
+
+
+@dataclass
+class ResidualGeneratorOutput(BaseOutput):
+    """
+    The output of [`ResidualGenerator`].
+
+    Args:
+        sample (`torch.Tensor` of shape `(B, C, H, W)`): Images, float32, about [-1, 1] (not bounded).
+    """
+
+    sample: torch.Tensor
+
+
+@dataclass
+class ResidualDiscriminatorOutput(BaseOutput):
+    """
+    The output of [`ResidualDiscriminator`].
+
+    Args:
+        logits (`torch.Tensor` of shape `(B,)`): float32; large for what is taken to be real.
+    """
+
+    logits: torch.Tensor
+
+
+def stage_sizes(sample_size: int) -> list[int]:
+    """Sizes of the feature maps from the smallest, 4 to 7 pixels, to one that holds the image: 28 gives 7, 14, 28.
+
+    Raises:
+        ValueError: If the size is not between 8 and 256.
+    """
+    if not 8 <= sample_size <= 256:
+        raise ValueError(f"sample_size is {sample_size}, but this network makes images of 8 to 256 pixels.")
+    stages = 1
+    while -(-sample_size // 2**stages) > 7:
+        stages += 1
+    start = -(-sample_size // 2**stages)
+    return [start * 2**stage for stage in range(stages + 1)]
+
+
+def stage_widths(block_out_channels: Sequence[int], stages: int) -> list[int]:
+    """Channels of each stage from the smallest size up; the last given width serves all the larger sizes."""
+    widths = list(block_out_channels)
+    return (widths + widths[-1:] * stages)[:stages]
+
+
+def check_classes(class_labels: torch.Tensor | None, num_class_embeds: int | None) -> None:
+    """Raises `ValueError` if labels are missing, or given to a network without classes."""
+    if (class_labels is None) != (num_class_embeds is None):
+        expected = "expects class_labels" if class_labels is None else "knows no classes: leave class_labels out"
+        raise ValueError(f"num_class_embeds is {num_class_embeds}, so this network {expected}.")
+
+
+class ResidualBlock(nn.Module):
+    """`x + conv1x1(act(conv3x3(act(conv1x1(x)))))`, twice as wide inside, with a bias in each activation.
+
+    Args:
+        width (`int`): Channels.
+        group_width (`int`): Channels per group of the 3x3 convolution; 0 for a plain one.
+        total_blocks (`int`): Residual blocks of the whole network, which the initial scale depends on.
+    """
+
+    def __init__(self, width: int, group_width: int, total_blocks: int):
+        super().__init__()
+        inner = 2 * width
+        groups = inner // group_width if group_width else 1
+        self.conv1 = nn.Conv2d(width, inner, 1, bias=False)
+        self.bias1 = nn.Parameter(torch.zeros(inner, 1, 1))
+        self.conv2 = nn.Conv2d(inner, inner, 3, padding=1, groups=groups, bias=False)
+        self.bias2 = nn.Parameter(torch.zeros(inner, 1, 1))
+        self.conv3 = nn.Conv2d(inner, width, 1, bias=False)
+        # Fixup: L^(-1 / (2m - 2)) with m = 3 convolutions per branch, the last of them 0.
+        for conv in (self.conv1, self.conv2):
+            scaled_he_(conv, total_blocks**-0.25)
+        nn.init.zeros_(self.conv3.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = F.leaky_relu(self.conv1(x) + self.bias1, 0.2)
+        hidden = F.leaky_relu(self.conv2(hidden) + self.bias2, 0.2)
+        return x + self.conv3(hidden)
+
+
+def scaled_he_(layer: nn.Conv2d | nn.Linear, scale: float) -> None:
+    """He initialisation for leaky ReLUs with a slope of 0.2, times `scale`."""
+    fan_in = layer.weight[0].numel()
+    nn.init.normal_(layer.weight, std=scale * math.sqrt(2 / (1 + 0.2**2) / fan_in))
+
+
+class ResidualGenerator(ModelMixin, ConfigMixin):
+    r"""
+    Makes images from latents: a learned basis for the smallest feature map, residual blocks, linear upsampling.
+
+    Parameters:
+        sample_size (`int`, *optional*, defaults to 32):
+            Height and width of the images, 8 to 256.
+        out_channels (`int`, *optional*, defaults to 3):
+            Channels of the images.
+        latent_dim (`int`, *optional*, defaults to 64):
+            Length of the latents, which are standard normal.
+        block_out_channels (`tuple[int]`, *optional*, defaults to `(192, 192, 192, 192)`):
+            Channels of each stage, from the smallest size up; the last one serves all further stages.
+        layers_per_block (`int`, *optional*, defaults to 2):
+            Residual blocks per stage.
+        group_width (`int`, *optional*, defaults to 16):
+            Channels per group of the 3x3 convolutions, as in the paper; 0 for plain convolutions, which are faster on
+            a CPU.
+        num_class_embeds (`int`, *optional*):
+            Number of classes. Their embedding of length `latent_dim` is appended to the latents.
+
+    Raises:
+        ValueError: If the size is out of range.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 32,
+        out_channels: int = 3,
+        latent_dim: int = 64,
+        block_out_channels: Sequence[int] = (192, 192, 192, 192),
+        layers_per_block: int = 2,
+        group_width: int = 16,
+        num_class_embeds: int | None = None,
+    ):
+        super().__init__()
+        sizes = stage_sizes(sample_size)
+        widths = stage_widths(block_out_channels, len(sizes))
+        total = layers_per_block * len(sizes)
+        self.class_embedding = nn.Embedding(num_class_embeds, latent_dim) if num_class_embeds else None
+        self.basis = nn.Parameter(torch.randn(widths[0], sizes[0], sizes[0]))
+        self.linear = nn.Linear(latent_dim * (2 if num_class_embeds else 1), widths[0], bias=False)
+        scaled_he_(self.linear, math.sqrt((1 + 0.2**2) / 2))
+        self.projections, self.stages = nn.ModuleList(), nn.ModuleList()
+        for number, width in enumerate(widths):
+            previous = widths[max(0, number - 1)]
+            project = nn.Conv2d(previous, width, 1, bias=False) if previous != width else nn.Identity()
+            if isinstance(project, nn.Conv2d):
+                scaled_he_(project, math.sqrt((1 + 0.2**2) / 2))
+            blocks = [ResidualBlock(width, group_width, total) for _ in range(layers_per_block)]
+            self.projections.append(project)
+            self.stages.append(nn.Sequential(*blocks))
+        self.conv_out = nn.Conv2d(widths[-1], out_channels, 1, bias=False)
+        scaled_he_(self.conv_out, math.sqrt((1 + 0.2**2) / 2))
+
+    def forward(
+        self, latents: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
+    ) -> ResidualGeneratorOutput | tuple[torch.Tensor]:
+        r"""
+        Args:
+            latents (`torch.Tensor` of shape `(B, latent_dim)`): Standard normal.
+            class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
+            return_dict (`bool`, *optional*, defaults to `True`):
+                Whether to return a [`ResidualGeneratorOutput`] instead of a tuple.
+
+        Raises:
+            ValueError: For latents of the wrong shape, or missing or unexpected classes.
+        """
+        if latents.ndim != 2 or latents.shape[1] != self.config.latent_dim:
+            raise ValueError(f"latents has shape {tuple(latents.shape)}, but must be (B, {self.config.latent_dim}).")
+        check_classes(class_labels, self.config.num_class_embeds)
+        if self.class_embedding is not None:
+            latents = torch.cat([latents, self.class_embedding(class_labels).to(latents.dtype)], dim=1)
+        hidden = self.basis * self.linear(latents)[:, :, None, None]
+        for number, (project, stage) in enumerate(zip(self.projections, self.stages, strict=True)):
+            if number:  # projected before it grows: the same result for a quarter of the work
+                hidden = F.interpolate(project(hidden), scale_factor=2, mode="bilinear", align_corners=False)
+            hidden = stage(hidden)
+        sample = self.conv_out(hidden).float()
+        margin, size = (sample.shape[-1] - self.config.sample_size) // 2, self.config.sample_size
+        sample = sample[..., margin : margin + size, margin : margin + size]
+        return ResidualGeneratorOutput(sample=sample) if return_dict else (sample,)
+
+    def latent_weight(self) -> torch.Tensor:
+        """What the latent meets first: `(N, latent_dim)`. Its singular vectors are directions of change (SeFa)."""
+        return self.linear.weight[:, : self.config.latent_dim]
+
+
+class ResidualDiscriminator(ModelMixin, ConfigMixin):
+    r"""
+    Tells real images from generated ones: the mirror image of [`ResidualGenerator`].
+
+    Parameters:
+        sample_size (`int`, *optional*, defaults to 32):
+            Height and width of the images, 8 to 256.
+        in_channels (`int`, *optional*, defaults to 3):
+            Channels of the images.
+        block_out_channels (`tuple[int]`, *optional*, defaults to `(192, 192, 192, 192)`):
+            Channels of each stage, from the smallest size up, as for the generator.
+        layers_per_block (`int`, *optional*, defaults to 2):
+            Residual blocks per stage.
+        group_width (`int`, *optional*, defaults to 16):
+            Channels per group of the 3x3 convolutions; 0 for plain convolutions, which are faster on a CPU.
+        num_class_embeds (`int`, *optional*):
+            Number of classes; the logit is then the projection of the features on the embedding of the class.
+
+    Raises:
+        ValueError: If the size is out of range.
+    """
+
+    mixes_samples = False  # the logit of an image depends on no other image of its batch
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 32,
+        in_channels: int = 3,
+        block_out_channels: Sequence[int] = (192, 192, 192, 192),
+        layers_per_block: int = 2,
+        group_width: int = 16,
+        num_class_embeds: int | None = None,
+    ):
+        super().__init__()
+        sizes = stage_sizes(sample_size)
+        widths = stage_widths(block_out_channels, len(sizes))[::-1]
+        total = layers_per_block * len(sizes)
+        linear = math.sqrt((1 + 0.2**2) / 2)  # He's gain for a layer without an activation: 1
+        self.pad = sizes[-1] - sample_size  # up to the size that can be halved
+        self.conv_in = nn.Conv2d(in_channels, widths[0], 1, bias=False)
+        scaled_he_(self.conv_in, linear)
+        self.projections, self.stages = nn.ModuleList(), nn.ModuleList()
+        for number, width in enumerate(widths):
+            following = widths[min(number + 1, len(widths) - 1)]
+            project = nn.Conv2d(width, following, 1, bias=False) if following != width else nn.Identity()
+            if isinstance(project, nn.Conv2d):
+                scaled_he_(project, linear)
+            blocks = [ResidualBlock(width, group_width, total) for _ in range(layers_per_block)]
+            self.stages.append(nn.Sequential(*blocks))
+            self.projections.append(project)
+        # A depthwise convolution that covers the whole smallest feature map: (B, C, s, s) -> (B, C).
+        self.basis = nn.Parameter(torch.randn(widths[-1], sizes[0], sizes[0]) / sizes[0])
+        features = widths[-1] if num_class_embeds else 1
+        self.linear = nn.Linear(widths[-1], features, bias=False)
+        scaled_he_(self.linear, linear)
+        self.class_embedding = nn.Embedding(num_class_embeds, features) if num_class_embeds else None
+
+    def forward(
+        self, sample: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
+    ) -> ResidualDiscriminatorOutput | tuple[torch.Tensor]:
+        r"""
+        Args:
+            sample (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1].
+            class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
+            return_dict (`bool`, *optional*, defaults to `True`):
+                Whether to return a [`ResidualDiscriminatorOutput`] instead of a tuple.
+
+        Raises:
+            ValueError: For images of the wrong shape, or missing or unexpected classes.
+        """
+        channels, size = self.config.in_channels, self.config.sample_size
+        if tuple(sample.shape[1:]) != (channels, size, size):
+            raise ValueError(f"sample has shape {tuple(sample.shape)}, but must be (B, {channels}, {size}, {size}).")
+        check_classes(class_labels, self.config.num_class_embeds)
+        before, after = self.pad // 2, self.pad - self.pad // 2
+        hidden = self.conv_in(F.pad(sample, (before, after, before, after)))
+        for number, (stage, project) in enumerate(zip(self.stages, self.projections, strict=True)):
+            hidden = stage(hidden)
+            if number < len(self.stages) - 1:
+                hidden = project(F.avg_pool2d(hidden, 2))
+        features = self.linear((hidden * self.basis).sum((2, 3)))
+        if self.class_embedding is not None:
+            logits = (features.float() * self.class_embedding(class_labels).float()).sum(1)
+            logits = logits / math.sqrt(features.shape[1])
+        else:
+            logits = features.squeeze(1).float()
+        return ResidualDiscriminatorOutput(logits=logits) if return_dict else (logits,)

@@ -1,0 +1,129 @@
+"""Adversarial objectives and penalties: functions of logits, one value per image.
+
+`real` and `fake` are a discriminator's logits, of shape `(B,)`, for real images and for generated ones. A probability
+never occurs: each formula is written with `softplus(x) = log(1 + exp(x)) = -log(sigmoid(-x))`, which cannot overflow.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import relu, softplus
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The two sides of a game.
+
+    Attributes:
+        discriminator (`Callable`): `(real, fake) -> (B,)`, what the discriminator minimises.
+        generator (`Callable`): `(real, fake) -> (B,)`, what the generator minimises. `real` matters only if
+            `relativistic`, and may be `None` otherwise.
+        relativistic (`bool`): Whether only the difference of a real and a generated image's logits matters.
+        smoothing (`bool`): Whether there is a target for real images that label smoothing could lower.
+    """
+
+    discriminator: Callable[..., torch.Tensor]
+    generator: Callable[..., torch.Tensor]
+    relativistic: bool = False
+    smoothing: bool = False
+
+
+def logistic_discriminator(real: torch.Tensor, fake: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    """`-log D(x) - log(1 - D(G(z)))` (GAN, https://huggingface.co/papers/1406.2661, equation 1).
+
+    With `smoothing`, real images have the target `1 - smoothing` (one-sided, https://huggingface.co/papers/1606.03498,
+    section 3.4).
+    """
+    return softplus(-real) + smoothing * real + softplus(fake)  # softplus(x) - softplus(-x) = x
+
+
+def saturating_generator(real: torch.Tensor | None, fake: torch.Tensor) -> torch.Tensor:
+    """`log(1 - D(G(z)))` (GAN, equation 1): its gradient vanishes where the discriminator is sure."""
+    return -softplus(fake)
+
+
+def nonsaturating_generator(real: torch.Tensor | None, fake: torch.Tensor) -> torch.Tensor:
+    """`-log D(G(z))`: the same fixed point with a gradient that does not vanish (GAN, section 3)."""
+    return softplus(-fake)
+
+
+def least_squares_discriminator(real: torch.Tensor, fake: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    """`(D(x) - 1)^2 / 2 + D(G(z))^2 / 2` (LSGAN, https://huggingface.co/papers/1611.04076, equation 9)."""
+    return ((real - (1 - smoothing)).square() + fake.square()) / 2
+
+
+def least_squares_generator(real: torch.Tensor | None, fake: torch.Tensor) -> torch.Tensor:
+    """`(D(G(z)) - 1)^2 / 2` (LSGAN, equation 9)."""
+    return (fake - 1).square() / 2
+
+
+def hinge_discriminator(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """`max(0, 1 - D(x)) + max(0, 1 + D(G(z)))` (https://huggingface.co/papers/1705.02894; SNGAN, 1802.05957)."""
+    return relu(1 - real) + relu(1 + fake)
+
+
+def wasserstein_discriminator(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """`D(G(z)) - D(x)` (WGAN, https://huggingface.co/papers/1701.07875, equation 2)."""
+    return fake - real
+
+
+def linear_generator(real: torch.Tensor | None, fake: torch.Tensor) -> torch.Tensor:
+    """`-D(G(z))`, for the hinge and the Wasserstein game."""
+    return -fake
+
+
+def relativistic_discriminator(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """`softplus(-(D(x) - D(G(z))))` over pairs (R3GAN, https://huggingface.co/papers/2501.05441, equation 2)."""
+    return softplus(fake - real)
+
+
+def relativistic_generator(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """`softplus(-(D(G(z)) - D(x)))`: the discriminator's with the roles exchanged."""
+    return softplus(real - fake)
+
+
+OBJECTIVES = {
+    "relativistic": Objective(relativistic_discriminator, relativistic_generator, relativistic=True),
+    "nonsaturating": Objective(logistic_discriminator, nonsaturating_generator, smoothing=True),
+    "saturating": Objective(logistic_discriminator, saturating_generator, smoothing=True),
+    "least_squares": Objective(least_squares_discriminator, least_squares_generator, smoothing=True),
+    "hinge": Objective(hinge_discriminator, linear_generator),
+    "wasserstein": Objective(wasserstein_discriminator, linear_generator),
+}
+
+
+def squared_gradient(logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """`||d logit / d image||^2` of each image: R1 on real images, R2 on generated ones.
+
+    R1 is `gamma / 2` times its mean (https://huggingface.co/papers/1801.04406, equation 9), R2 the same on generated
+    images (equation 10). Exact only if the logit of an image depends on no other image of the batch.
+
+    Args:
+        logits (`torch.Tensor` of shape `(B,)`): Computed from `images`.
+        images (`torch.Tensor` of shape `(B, C, H, W)`): float32, and requiring gradients.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`, float32, differentiable once more.
+    """
+    (gradient,) = torch.autograd.grad(logits.float().sum(), images, create_graph=True)
+    return gradient.float().square().flatten(1).sum(1)
+
+
+def interpolate(real: torch.Tensor, fake: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """Points between real and generated images, for [`lipschitz_penalty`] (WGAN-GP, algorithm 1).
+
+    Args:
+        real, fake (`torch.Tensor` of shape `(B, C, H, W)`): Images.
+        place (`torch.Tensor` of shape `(B,)`): Where between them, uniform in [0, 1).
+    """
+    return fake + place.view(-1, 1, 1, 1) * (real - fake)
+
+
+def lipschitz_penalty(logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """`(||d logit / d image|| - 1)^2` of each image (WGAN-GP, https://huggingface.co/papers/1704.00028, equation 3).
+
+    Arguments as for [`squared_gradient`], `images` being those of [`interpolate`].
+    """
+    # The derivative of the root at 0 is infinite; a gradient that small counts as 1e-8.
+    return ((squared_gradient(logits, images) + 1e-16).sqrt() - 1).square()

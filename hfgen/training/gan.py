@@ -1,0 +1,272 @@
+"""The GAN recipe: a generator and a discriminator in two phases, each a function of the other's output."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from hfgen.data.images import DataInfo
+from hfgen.errors import UserError
+from hfgen.models.dcgan import DCGANDiscriminator, DCGANGenerator
+from hfgen.models.mlp_gan import MLPDiscriminator, MLPGenerator
+from hfgen.models.residual_gan import ResidualDiscriminator, ResidualGenerator
+from hfgen.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
+from hfgen.objectives.adaptive_augmentation import OPERATIONS, AdaptiveProbability, augment
+from hfgen.objectives.adversarial import OBJECTIVES, interpolate, lipschitz_penalty, squared_gradient
+from hfgen.pipelines.gan import GANPipeline
+from hfgen.training.config import GANConfig
+from hfgen.training.recipe import Batch, Phase, Progress, Recipe
+
+
+class GANRecipe(Recipe):
+    """Trains a pair of networks against each other, by class if asked to.
+
+    Args:
+        config ([`GANConfig`]): The options.
+        info ([`~data.images.DataInfo`]): Size, channels and classes of the images.
+
+    Raises:
+        UserError: If networks and data do not fit.
+    """
+
+    def __init__(self, config: GANConfig, info: DataInfo):
+        config.validate()
+        self.config = config
+        self.class_names = self._class_names(info)
+        unknown = [name for name in config.augmentations if name not in OPERATIONS]
+        if unknown:
+            raise UserError(f"--augmentations {unknown[0]} is unknown: choose from {' '.join(OPERATIONS)}.")
+        self.objective = OBJECTIVES[config.objective]
+        try:
+            generator, discriminator = self._networks(info)
+        except ValueError as error:
+            raise UserError(f"--resolution {info.resolution} does not fit {config.architecture}: {error}") from None
+        self.modules = {"generator": generator, "discriminator": discriminator}
+        self.adaptive: AdaptiveProbability | None = None
+        if config.ada_target is not None:
+            self.adaptive = AdaptiveProbability(config.ada_target, config.augment_probability)
+            self.modules["augmentation"] = self.adaptive
+        self.averaged = ("generator",)
+        if config.penalised:
+            self.uncompiled = {
+                "discriminator": "its gradient penalty differentiates twice, which compiled code cannot. To compile "
+                "it, set --r1_gamma, --r2_gamma and --lipschitz_weight to 0."
+            }
+        if self.class_names and len(self.class_names) <= 16:
+            self.grid_columns = len(self.class_names)  # a column for each class
+        # Adam's memory shrinks with the number of its steps that lack the penalty (StyleGAN2, appendix B).
+        lazy = config.penalty_interval / (config.penalty_interval + 1) if config.r1_gamma or config.r2_gamma else 1.0
+        lazy = lazy if config.penalty_interval > 1 else 1.0
+        betas = (config.adam_beta1, config.adam_beta2)
+        rate = config.discriminator_learning_rate or config.learning_rate
+        self.phases = (
+            Phase(
+                "discriminator",
+                updates=("discriminator",),
+                learning_rate=rate * lazy,
+                betas=(betas[0] ** lazy, betas[1] ** lazy),
+                eps=config.adam_epsilon,
+            ),
+            Phase(
+                "generator",
+                updates=("generator",),
+                learning_rate=config.learning_rate,
+                betas=betas,
+                eps=config.adam_epsilon,
+                every=config.discriminator_steps,
+            ),
+        )
+        self._alarms = Alarms(config)
+
+    def _class_names(self, info: DataInfo) -> tuple[str, ...] | None:
+        if not self.config.class_conditional:
+            return None
+        if not info.class_names:
+            raise UserError(
+                f"--class_conditional needs labels, and {info.name} has no column of type ClassLabel: name the column "
+                "with --label_column, or leave --class_conditional out."
+            )
+        if info.unlabelled:
+            raise UserError(
+                f"--class_conditional: {info.unlabelled} of the images have no class, and a GAN needs one for each: "
+                "label these images, or leave them out."
+            )
+        return info.class_names
+
+    def _networks(self, info: DataInfo) -> tuple[nn.Module, nn.Module]:
+        config = self.config
+        classes = len(self.class_names) if self.class_names else None
+        size, channels, width = info.resolution, info.channels, config.base_channels
+        makes: dict[str, Any] = {"sample_size": size, "out_channels": channels, "num_class_embeds": classes}
+        judges: dict[str, Any] = {"sample_size": size, "in_channels": channels, "num_class_embeds": classes}
+        makes["latent_dim"] = config.latent_dim
+        if config.architecture == "mlp":
+            generator = MLPGenerator(**makes, base_channels=width)
+            return generator, MLPDiscriminator(**judges, base_channels=width, spectral_norm=config.spectral_norm)
+        if config.architecture == "dcgan":
+            norm = {"norm": config.discriminator_norm, "spectral_norm": config.spectral_norm}
+            return DCGANGenerator(**makes, base_channels=width), DCGANDiscriminator(
+                **judges, base_channels=width, norm_num_groups=math.gcd(8, width), **norm
+            )
+        if config.architecture == "residual":
+            # Grouped convolutions are what the paper uses; CPUs are slow at their second derivative.
+            group_width = math.gcd(16, width) if torch.cuda.is_available() else 0
+            shape = {"block_out_channels": (width,), "group_width": group_width}
+            return ResidualGenerator(**makes, **shape), ResidualDiscriminator(**judges, **shape)
+        base = {"channel_base": 32 * width}
+        return StyleGAN2Generator(**makes, **base), StyleGAN2Discriminator(**judges, **base)
+
+    def loss(self, phase: Phase, batch: Batch, progress: Progress) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        self._check(batch)
+        latents = batch.random.normal(self.config.latent_dim)
+        labels = batch.labels if self.class_names else None  # pairs share their class, as relativistic ones must
+        options: dict[str, Any] = {}
+        generator = self.modules["generator"]
+        if isinstance(generator, StyleGAN2Generator):
+            options["noise"] = [batch.random.normal(*shape) for shape in generator.noise_shapes]
+        fake = generator(latents, labels, **options).sample
+        if phase.name == "discriminator":
+            return self._discriminator_loss(batch, fake.detach(), labels, progress)
+        return self._generator_loss(batch, fake, labels)
+
+    def _check(self, batch: Batch) -> None:
+        """The networks know when one image is too few; here the message is one that names the flag."""
+        stylegan2 = self.config.architecture == "stylegan2"
+        normalised = self.config.architecture in ("mlp", "dcgan")
+        if len(batch.images) == 1 and (stylegan2 or normalised):
+            what = "minibatch statistics" if stylegan2 else "batch normalisation"
+            raise UserError(f"--train_batch_size 1: {what} of one image is nothing. Use at least 2.")
+
+    def _discriminator_loss(
+        self, batch: Batch, fake: torch.Tensor, labels: torch.Tensor | None, progress: Progress
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        config = self.config
+        due = bool(config.r1_gamma or config.r2_gamma) and progress.step % config.penalty_interval == 0
+        real = batch.images.detach().requires_grad_(due and bool(config.r1_gamma))
+        fake = fake.requires_grad_(due and bool(config.r2_gamma))
+        real_seen, fake_seen = self._augment(batch, real), self._augment(batch, fake)
+        if self._mixes_samples:
+            real_logits, fake_logits = self._judge(real_seen, labels), self._judge(fake_seen, labels)
+        else:
+            both = None if labels is None else torch.cat([labels, labels])
+            real_logits, fake_logits = self._judge(torch.cat([real_seen, fake_seen]), both).chunk(2)
+        if self.adaptive is not None:
+            # Relativistic logits have no zero of their own: the middle between the two means stands for it.
+            centre = (real_logits.mean() + fake_logits.mean()) / 2 if self.objective.relativistic else 0.0
+            self.adaptive.observe(real_logits - centre)
+        smoothing = {"smoothing": config.label_smoothing} if self.objective.smoothing else {}
+        loss = self.objective.discriminator(real_logits, fake_logits, **smoothing).mean()
+        gap = (real_logits - fake_logits).detach()
+        metrics = {
+            "d_loss": loss.detach(),
+            "logit_gap": gap.mean(),
+            "ranked_right": (gap > 0).float().mean() + (gap == 0).float().mean() / 2,
+            "sign_real": real_logits.detach().sign().mean(),
+        }
+        for name, weight, logits, images in (
+            ("r1", config.r1_gamma, real_logits, real),
+            ("r2", config.r2_gamma, fake_logits, fake),
+        ):
+            if due and weight:
+                penalty = squared_gradient(logits, images).mean()
+                loss = loss + config.penalty_interval * weight / 2 * penalty
+                metrics[name] = penalty.detach()
+        if config.lipschitz_weight:
+            between = interpolate(real.detach(), fake.detach(), batch.random.uniform()).requires_grad_()
+            penalty = lipschitz_penalty(self._judge(self._augment(batch, between), labels), between).mean()
+            loss = loss + config.lipschitz_weight * penalty
+            metrics["lipschitz"] = penalty.detach()
+        if self.adaptive is not None:
+            metrics["augment_probability"] = self.adaptive.probability.clone()
+        return loss, metrics
+
+    def _generator_loss(
+        self, batch: Batch, fake: torch.Tensor, labels: torch.Tensor | None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        fake_logits = self._judge(self._augment(batch, fake), labels)
+        real_logits = None
+        if self.objective.relativistic:
+            with torch.no_grad():
+                real_logits = self._judge(self._augment(batch, batch.images), labels)
+        loss = self.objective.generator(real_logits, fake_logits).mean()
+        # The mean squared distance of two images is twice their variance, summed over the pixels.
+        spread = torch.stack([images.detach().float().var(0).sum() for images in (fake, batch.images)])
+        return loss, {"g_loss": loss.detach(), "diversity": spread}
+
+    @property
+    def _mixes_samples(self) -> bool:
+        return bool(self.modules["discriminator"].mixes_samples)
+
+    def _judge(self, images: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        return self.modules["discriminator"](images, labels).logits
+
+    def _augment(self, batch: Batch, images: torch.Tensor) -> torch.Tensor:
+        """What the discriminator sees: penalties are taken with respect to the image before."""
+        probability = self.adaptive.probability if self.adaptive is not None else self.config.augment_probability
+        if self.adaptive is None and not self.config.augment_probability:
+            return images
+        return augment(images, batch.random, probability, self.config.augmentations)
+
+    def after_step(self, images: int) -> None:
+        if self.adaptive is not None:
+            self.adaptive.update(images)
+
+    def warnings(self, means: dict[str, float], images_seen: int) -> list[str]:
+        return self._alarms(means, images_seen)
+
+    def pipeline(self, modules: dict[str, nn.Module]) -> DiffusionPipeline:
+        return GANPipeline(modules["generator"], dict(enumerate(self.class_names)) if self.class_names else None)
+
+    def sample(self, modules: dict[str, nn.Module], indices: Sequence[int], generators: list[torch.Generator]) -> Any:
+        labels = [index % len(self.class_names) for index in indices] if self.class_names else None
+        pipeline: Any = self.pipeline(modules)
+        options = {"truncation": self.config.truncation, "generator": generators, "output_type": "pt"}
+        return pipeline(len(indices), class_labels=labels, **options).images
+
+
+class Alarms:
+    """Says in plain words when a GAN goes wrong, once for each time that it does.
+
+    Args:
+        config ([`GANConfig`]): What is in use already, and need not be advised.
+        patience (`int`, *optional*, defaults to 50000): Images over which a sign must last.
+    """
+
+    def __init__(self, config: GANConfig, patience: int = 50_000):
+        self.config, self.patience = config, patience
+        self._since: dict[str, int] = {}  # images seen when a sign was first noticed
+        self._told: set[str] = set()
+
+    def __call__(self, means: dict[str, float], images_seen: int) -> list[str]:
+        """Looks at the means of an interval of steps that ended at `images_seen`."""
+        ranked, diversity = means.get("ranked_right", math.nan), means.get("diversity", math.nan)
+        penalised = self.config.r1_gamma and self.config.r2_gamma
+        stronger = "higher --r1_gamma and --r2_gamma" if penalised else "--r1_gamma 0.2 --r2_gamma 0.2"
+        saturated = (
+            f"the discriminator is saturated: it tells {ranked:.1%} of the pairs apart, and the generator learns "
+            f"little from it. Try {stronger}, --ada_target 0.6, or a lower --discriminator_learning_rate."
+        )
+        stuck = (
+            f"the loss is stuck: the discriminator tells only {ranked:.1%} of the pairs apart, half of them by chance, "
+            "so that nobody learns. Try a higher --discriminator_learning_rate"
+            + (", or lower --r1_gamma and --r2_gamma." if penalised else ".")
+        )
+        collapsed = (
+            f"the generator collapses: its images differ from each other only {diversity:.2f} times as much as real "
+            "ones (variance of the pixels within a batch). Look at the sample grid; try --objective relativistic, "
+            f"{stronger}, a lower --learning_rate, or a larger batch."
+        )
+        signs = {saturated: ranked >= 0.99, stuck: ranked <= 0.52, collapsed: diversity < 0.25}
+        messages = []
+        for text, sign in signs.items():
+            name = text.partition(":")[0]
+            if not sign:
+                self._since.pop(name, None)
+                self._told.discard(name)
+            elif images_seen - self._since.setdefault(name, images_seen) >= self.patience and name not in self._told:
+                self._told.add(name)
+                messages.append(f"for {self.patience} images {text}")
+        return messages

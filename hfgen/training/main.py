@@ -1,0 +1,56 @@
+"""What every training script does once its options are read."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hfgen.data.batches import open_batches
+from hfgen.data.config import DataConfig
+from hfgen.data.images import DataInfo
+from hfgen.hub.push import check_push, push_folder
+from hfgen.training.config import TrainingConfig
+from hfgen.training.loop import Trainer
+from hfgen.training.recipe import Recipe
+from hfgen.training.run import Run
+
+
+def train(
+    family: str,
+    data: DataConfig,
+    training: TrainingConfig,
+    options: Any,
+    make_recipe: Callable[[DataInfo], Recipe],
+    argv: Sequence[str] | None = None,
+    num_clusters: int = 0,
+) -> None:
+    """Trains a recipe on the data, and pushes the result if asked to.
+
+    Args:
+        family (`str`): `"ddpm"`, `"gan"`, ...: chooses the card.
+        data ([`DataConfig`]), training ([`TrainingConfig`]), options: The three groups of options.
+        make_recipe (`Callable`): Makes the recipe, knowing the images.
+        argv (`Sequence[str]`, *optional*): The command line, for the record.
+        num_clusters (`int`, *optional*, defaults to 0): See [`open_batches`].
+
+    Raises:
+        UserError: For whatever a user can put right.
+    """
+    if training.push_to_hub:
+        model_id = training.hub_model_id or Path(str(training.output_dir)).name
+        if os.environ.get("RANK", "0") == "0":  # one process asks, and takes the others down if the answer is no
+            model_id = check_push(model_id, training.hub_private_repo, training.hub_token)
+        training = dataclasses.replace(training, hub_model_id=model_id)
+    run = Run(family, (data, training, options), sys.argv[1:] if argv is None else argv)
+    batches = open_batches(data, training.seed, training.hub_token, num_clusters)
+    torch.manual_seed(training.seed)  # the initial weights
+    trainer = Trainer(make_recipe(batches.info), batches, run, data)
+    trainer.train()
+    if training.push_to_hub and trainer.main:
+        assert training.hub_model_id is not None
+        url = push_folder(run.folder, training.hub_model_id, training.hub_token)
+        trainer.say(f"Pushed:   {url}")

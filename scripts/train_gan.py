@@ -1,0 +1,137 @@
+"""Trains a GAN: a generator of images against a discriminator that tells them from real ones.
+
+Without arguments it trains on the handwritten digits that ship with the installation. Examples:
+
+    accelerate launch scripts/train_gan.py
+    accelerate launch scripts/train_gan.py --dataset_name ylecun/mnist --num_epochs 10
+    accelerate launch scripts/train_gan.py --preset dcgan --dataset_name ylecun/mnist --num_epochs 10
+    accelerate launch scripts/train_gan.py --train_data_dir photos --resolution 64 --preset stylegan2
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hfgen.cli import parse
+from hfgen.data.config import DataConfig
+from hfgen.errors import one_line_errors
+from hfgen.training.config import MOVED, GANConfig, TrainingConfig
+
+COMMON: dict[str, Any] = {
+    "lr_warmup_steps": 0,
+    "max_grad_norm": 0.0,  # Adam forgets the scale of a gradient, and clipping would couple the two games
+    "ema_half_life": 20_000,
+    "save_images_epochs": 10,
+}
+
+
+def stable() -> dict[str, Any]:
+    """Relativistic pairs with R1 and R2 (R3GAN's objective) on small convolutional networks."""
+    return COMMON
+
+
+def conditional() -> dict[str, Any]:
+    """`stable`, by class."""
+    return COMMON | {"class_conditional": True}
+
+
+def dcgan() -> dict[str, Any]:
+    """DCGAN of 2015: the non-saturating loss, batch normalisation in both networks."""
+    return COMMON | {
+        "latent_dim": 100,
+        "objective": "nonsaturating",
+        "discriminator_norm": "batch",
+        "r1_gamma": 0.0,
+        "r2_gamma": 0.0,
+        "adam_beta1": 0.5,
+        "adam_beta2": 0.999,
+    }
+
+
+def mlp() -> dict[str, Any]:
+    """The fully connected GAN of 2014."""
+    return COMMON | {
+        "architecture": "mlp",
+        "latent_dim": 100,
+        "base_channels": 256,
+        "objective": "nonsaturating",
+        "r1_gamma": 0.0,
+        "r2_gamma": 0.0,
+        "adam_beta1": 0.5,
+        "adam_beta2": 0.999,
+        "learning_rate": 5e-4,
+    }
+
+
+def wgan_gp() -> dict[str, Any]:
+    """Wasserstein with gradient penalty: five steps of the critic for one of the generator."""
+    return COMMON | {
+        "latent_dim": 100,
+        "objective": "wasserstein",
+        "lipschitz_weight": 10.0,
+        "r1_gamma": 0.0,
+        "r2_gamma": 0.0,
+        "discriminator_steps": 5,
+        "adam_beta1": 0.0,
+        "adam_beta2": 0.9,
+        "learning_rate": 1e-3,
+    }
+
+
+def stylegan2() -> dict[str, Any]:
+    """StyleGAN2 for small images, with lazy R1 and the non-saturating loss."""
+    return COMMON | {
+        "architecture": "stylegan2",
+        "latent_dim": 128,
+        "base_channels": 64,
+        "objective": "nonsaturating",
+        "r1_gamma": 0.01,
+        "r2_gamma": 0.0,
+        "penalty_interval": 16,
+        "learning_rate": 2.5e-3,
+        "ema_half_life": 500_000,
+    }
+
+
+PRESETS = {
+    "stable": stable,
+    "conditional": conditional,
+    "dcgan": dcgan,
+    "mlp": mlp,
+    "wgan-gp": wgan_gp,
+    "stylegan2": stylegan2,
+}
+
+
+def read_options(argv: Sequence[str] | None = None) -> tuple[DataConfig, TrainingConfig, GANConfig]:
+    data, training, gan = parse(
+        (DataConfig, TrainingConfig, GANConfig),
+        argv,
+        description=__doc__.partition("\n")[0],
+        presets=PRESETS,
+        default_preset=lambda given: "stable",
+        moved=MOVED,
+    )
+    if data.dataset_name in (None, "digits") and data.train_data_dir is None and data.resolution is None:
+        data = dataclasses.replace(data, resolution=16)  # 8x8 as they come are too few pixels to please the eye
+    for config in (data, training, gan):
+        config.validate()
+    source = data.train_data_dir or data.dataset_name or "digits"
+    folder = training.output_dir or f"out/gan-{Path(source).resolve().name}"
+    return data, dataclasses.replace(training, output_dir=folder), gan
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    data, training, gan = read_options(argv)
+
+    # Imported late, so that --help and mistakes in the options answer at once.
+    from hfgen.training.gan import GANRecipe
+    from hfgen.training.main import train
+
+    train("gan", data, training, gan, lambda info: GANRecipe(gan, info), argv)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
