@@ -9,10 +9,21 @@ __version__ = "0.1.0"
 # nothing and `--help` of a script does not wait for torch.
 _PUBLIC = {
     "ClassConditionalDDPMPipeline": "hfgen.pipelines.ddpm_sampling",
+    "DCGANDiscriminator": "hfgen.models.dcgan",
+    "DCGANGenerator": "hfgen.models.dcgan",
     "DDPMConfig": "hfgen.training.config",
     "DDPMRecipe": "hfgen.training.ddpm",
     "DataConfig": "hfgen.data.config",
+    "GANConfig": "hfgen.training.config",
+    "GANPipeline": "hfgen.pipelines.gan",
+    "GANRecipe": "hfgen.training.gan",
+    "MLPDiscriminator": "hfgen.models.mlp_gan",
+    "MLPGenerator": "hfgen.models.mlp_gan",
     "Recipe": "hfgen.training.recipe",
+    "ResidualDiscriminator": "hfgen.models.residual_gan",
+    "ResidualGenerator": "hfgen.models.residual_gan",
+    "StyleGAN2Discriminator": "hfgen.models.stylegan2",
+    "StyleGAN2Generator": "hfgen.models.stylegan2",
     "Trainer": "hfgen.training.loop",
     "TrainingConfig": "hfgen.training.config",
     "UserError": "hfgen.errors",
@@ -26,19 +37,36 @@ if TYPE_CHECKING:
     from hfgen.data.config import DataConfig
     from hfgen.data.images import open_images
     from hfgen.errors import UserError
+    from hfgen.models.dcgan import DCGANDiscriminator, DCGANGenerator
+    from hfgen.models.mlp_gan import MLPDiscriminator, MLPGenerator
+    from hfgen.models.residual_gan import ResidualDiscriminator, ResidualGenerator
+    from hfgen.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
     from hfgen.pipelines import load_pipeline
     from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline, denoise, sampling_scheduler
-    from hfgen.training.config import DDPMConfig, TrainingConfig
+    from hfgen.pipelines.gan import GANPipeline
+    from hfgen.training.config import DDPMConfig, GANConfig, TrainingConfig
     from hfgen.training.ddpm import DDPMRecipe
+    from hfgen.training.gan import GANRecipe
     from hfgen.training.loop import Trainer
     from hfgen.training.recipe import Recipe
 
 __all__ = [
     "ClassConditionalDDPMPipeline",
+    "DCGANDiscriminator",
+    "DCGANGenerator",
     "DDPMConfig",
     "DDPMRecipe",
     "DataConfig",
+    "GANConfig",
+    "GANPipeline",
+    "GANRecipe",
+    "MLPDiscriminator",
+    "MLPGenerator",
     "Recipe",
+    "ResidualDiscriminator",
+    "ResidualGenerator",
+    "StyleGAN2Discriminator",
+    "StyleGAN2Generator",
     "Trainer",
     "TrainingConfig",
     "UserError",

@@ -103,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"--guidance_scale {guidance} needs a model trained with --label_dropout: leave it out.")
     elif guidance not in (None, 1) or (config.class_labels and not class_names):
         raise UserError(f"--class_labels and --guidance_scale: {config.model} knows no classes. Leave them out.")
-    if not gan and config.truncation != 1:
-        raise UserError(f"--truncation {config.truncation}: {config.model} is no GAN. Leave it out.")
+    if config.truncation != 1 and not (gan and pipe.style_based):
+        raise UserError(f"--truncation {config.truncation}: {config.model} has no mean latent. Leave it out.")
     if class_names and (config.class_labels or not pipe.config.get("class_shares")):
         given = config.class_labels or [str(number) for number in range(len(class_names))]
         chosen = [label if label in class_names or not label.isdigit() else int(label) for label in given]

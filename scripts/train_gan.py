@@ -117,6 +117,7 @@ def read_options(argv: Sequence[str] | None = None) -> tuple[DataConfig, Trainin
         data = dataclasses.replace(data, resolution=16)  # 8x8 as they come are too few pixels to please the eye
     for config in (data, training, gan):
         config.validate()
+    gan.check_batch(training.train_batch_size)
     source = data.train_data_dir or data.dataset_name or "digits"
     folder = training.output_dir or f"out/gan-{Path(source).resolve().name}"
     return data, dataclasses.replace(training, output_dir=folder), gan

@@ -25,6 +25,11 @@ TINY = [
     *"--save_images_epochs 0 --mixed_precision no".split(),
     *TINY_NETWORK,
 ]
+TINY_GAN = [
+    *"--dataset_name digits --resolution 8 --train_batch_size 16 --max_train_steps 6 --latent_dim 8".split(),
+    *"--base_channels 8 --logging_steps 2 --checkpointing_steps 2 --eval_batch_size 4".split(),
+    *"--save_images_epochs 0 --mixed_precision no".split(),
+]
 
 
 @pytest.fixture(scope="session", autouse=True)

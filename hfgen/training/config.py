@@ -249,9 +249,28 @@ class GANConfig:
                 "--discriminator_norm batch mixes images, so that the gradient at one image is not its own, which "
                 "--r1_gamma, --r2_gamma and --lipschitz_weight need: set these to 0, or use group or none."
             )
+        if self.truncation != 1 and self.architecture != "stylegan2":
+            raise UserError(
+                f"--truncation {self.truncation}: {self.architecture} has no mean latent to draw near to. Leave it "
+                "out, or use stylegan2."
+            )
         if self.spectral_norm and self.architecture not in ("mlp", "dcgan"):
             raise UserError(
                 f"--spectral_norm does not exist in {self.architecture}: leave it out, or use mlp or dcgan."
+            )
+
+    def check_batch(self, size: int) -> None:
+        """Checks the number of images in a micro-batch, which statistics over the batch need several of.
+
+        Raises:
+            UserError: If there are too few.
+        """
+        if size == 1 and self.architecture in ("mlp", "dcgan"):
+            raise UserError("--train_batch_size 1: batch normalisation of one image is nothing. Use 2 or more.")
+        if self.architecture == "stylegan2" and all(size % group for group in range(2, 33)):
+            raise UserError(
+                f"--train_batch_size {size}: minibatch statistics need groups of 2 to 32 images of equal size. Use a "
+                "number with such a divisor."
             )
 
 

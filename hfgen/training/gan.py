@@ -120,7 +120,6 @@ class GANRecipe(Recipe):
         return StyleGAN2Generator(**makes, **base), StyleGAN2Discriminator(**judges, **base)
 
     def loss(self, phase: Phase, batch: Batch, progress: Progress) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        self._check(batch)
         latents = batch.random.normal(self.config.latent_dim)
         labels = batch.labels if self.class_names else None  # pairs share their class, as relativistic ones must
         options: dict[str, Any] = {}
@@ -131,14 +130,6 @@ class GANRecipe(Recipe):
         if phase.name == "discriminator":
             return self._discriminator_loss(batch, fake.detach(), labels, progress)
         return self._generator_loss(batch, fake, labels)
-
-    def _check(self, batch: Batch) -> None:
-        """The networks know when one image is too few; here the message is one that names the flag."""
-        stylegan2 = self.config.architecture == "stylegan2"
-        normalised = self.config.architecture in ("mlp", "dcgan")
-        if len(batch.images) == 1 and (stylegan2 or normalised):
-            what = "minibatch statistics" if stylegan2 else "batch normalisation"
-            raise UserError(f"--train_batch_size 1: {what} of one image is nothing. Use at least 2.")
 
     def _discriminator_loss(
         self, batch: Batch, fake: torch.Tensor, labels: torch.Tensor | None, progress: Progress
@@ -250,7 +241,7 @@ class Alarms:
             f"little from it. Try {stronger}, --ada_target 0.6, or a lower --discriminator_learning_rate."
         )
         stuck = (
-            f"the loss is stuck: the discriminator tells only {ranked:.1%} of the pairs apart, half of them by chance, "
+            f"the loss is stuck: the discriminator tells only {ranked:.1%} of the pairs apart, half by chance, "
             "so that nobody learns. Try a higher --discriminator_learning_rate"
             + (", or lower --r1_gamma and --r2_gamma." if penalised else ".")
         )

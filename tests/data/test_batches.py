@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hfgen.data.batches import CachedBatches, StreamedBatches, order
+from hfgen.data.batches import CachedBatches, StreamedBatches, balanced_order, order
 from hfgen.data.config import DataConfig
 from hfgen.data.images import open_images
 from hfgen.errors import UserError
@@ -152,3 +152,15 @@ def test_other_number_of_readers_cannot_resume(stream_config):
     state = StreamedBatches(stream_config, 0).state()
     with pytest.raises(UserError, match="dataloader_num_workers"):
         StreamedBatches(dataclasses.replace(stream_config, dataloader_num_workers=2), 0).restore(state)
+
+
+def test_balanced_order():
+    labels = torch.tensor([0] * 70 + [1] * 20 + [2] * 5 + [-1] * 5)
+    rows = balanced_order(3, 0, labels, 4)  # class 3 has no image
+    assert len(rows) == 100
+    counts = labels[rows].bincount(minlength=4).tolist()
+    assert min(counts[:3]) >= 32 and counts[3] == 0
+    assert rows[labels[rows] == 2].bincount(minlength=95)[90:].min() >= 6  # images of a rare class come in turn
+    assert torch.equal(rows, balanced_order(3, 0, labels, 4))
+    assert not torch.equal(rows, balanced_order(3, 1, labels, 4))
+    assert not torch.equal(labels[rows], labels[rows].sort().values)

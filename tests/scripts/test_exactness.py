@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from conftest import TINY, metrics, run, start
+from conftest import TINY, TINY_GAN, metrics, run, start
 from safetensors.torch import load_file
 
 from hfgen.training import checkpoint
@@ -15,11 +15,12 @@ from hfgen.training import checkpoint
 HARD = (
     "--class_conditional --label_dropout 0.3 --dropout 0.1 --random_flip --random_rotation 10 --random_crop 1".split()
 )
-LONG = [*TINY, *HARD, *"--max_train_steps 40 --checkpointing_steps 3 --logging_steps 4".split()]
+STEPS = "--max_train_steps 40 --checkpointing_steps 3 --logging_steps 4".split()
+LONG = [*TINY, *HARD, *STEPS]
 
 
-def finished(folder, *options, **kwargs):
-    result = run("train_ddpm", *options, "--output_dir", folder, **kwargs)
+def finished(folder, *options, script="train_ddpm", **kwargs):
+    result = run(script, *options, "--output_dir", folder, **kwargs)
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -36,16 +37,16 @@ def assert_identical(first, second):
     different = [name for name in a if not torch.equal(a[name], b[name])]
     assert different == []
     assert metrics(first) == metrics(second)
-    published = "unet/diffusion_pytorch_model.safetensors"
-    weights, others = load_file(first / published), load_file(second / published)
+    (published,) = first.glob("*/diffusion_pytorch_model.safetensors")
+    weights, others = load_file(published), load_file(second / published.relative_to(first))
     assert all(torch.equal(weights[name], others[name]) for name in weights)
 
 
-def kill_and_resume(folder, options, rng, **kwargs):
+def kill_and_resume(folder, options, rng, script="train_ddpm", **kwargs):
     """Kills a run with SIGKILL at three random moments, and lets it finish; the command line never changes."""
     options = [*options, "--output_dir", folder, "--resume_from_checkpoint", "latest"]
     for wanted in (1, 3, 6):
-        process = start("train_ddpm", *options, start_new_session=True, **kwargs)
+        process = start(script, *options, start_new_session=True, **kwargs)
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
             done = checkpoint.list_checkpoints(folder)
@@ -55,7 +56,7 @@ def kill_and_resume(folder, options, rng, **kwargs):
             time.sleep(0.002)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-    result = run("train_ddpm", *options, **kwargs)
+    result = run(script, *options, **kwargs)
     assert result.returncode == 0, result.stderr
     assert "Resuming from" in result.stdout
     return folder
@@ -76,6 +77,22 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path, extra, processes)
     whole = finished(tmp_path / "whole", *options, processes=processes)
     assert len(metrics(whole)) == 10
     killed = kill_and_resume(tmp_path / "killed", options, random.Random(0), processes=processes)
+    assert_identical(whole, killed)
+
+
+@pytest.mark.parametrize(
+    ("extra", "processes"),
+    [
+        ("--class_conditional --train_batch_size 8 --gradient_accumulation_steps 2 --mixed_precision bf16", 1),
+        ("--architecture stylegan2 --base_channels 4 --train_batch_size 8", 2),
+    ],
+    ids=["dcgan, accumulation, bf16", "stylegan2, two processes"],
+)
+def test_a_killed_gan_ends_like_an_uninterrupted_one(tmp_path, extra, processes):
+    options = [*TINY_GAN, *STEPS, "--ada_target", "0.6", "--augment_probability", "0.3", *extra.split()]
+    whole = finished(tmp_path / "whole", *options, script="train_gan", processes=processes)
+    assert 0 < state(whole)["augmentation.probability"] != 0.3  # it has been adapted
+    killed = kill_and_resume(tmp_path / "killed", options, random.Random(2), script="train_gan", processes=processes)
     assert_identical(whole, killed)
 
 
@@ -120,6 +137,30 @@ def test_however_a_batch_is_split_the_same_is_learnt(tmp_path):
             if key.startswith(("unet", "ema_unet")):
                 torch.testing.assert_close(
                     value, wanted[key], rtol=0, atol=2e-4, msg=lambda text, key=key: f"{key}: {text}"
+                )
+
+
+def test_however_the_batch_of_a_gan_is_split_the_same_is_learnt(tmp_path):
+    """With the networks whose images do not mix; batch normalisation knows only its own micro-batch."""
+    options = [*TINY_GAN, *"--architecture residual --class_conditional --max_train_steps 8 --logging_steps 1".split()]
+    options += "--ada_target 0.6 --augment_probability 0.3 --ema_ramp 0 --ema_half_life 100".split()
+    splits = {"whole": ("32", "1", 1), "accumulated": ("8", "4", 1), "two processes": ("8", "2", 2)}
+    runs = {
+        name: finished(
+            tmp_path / name, *options, "--train_batch_size", batch, "--gradient_accumulation_steps", parts,
+            script="train_gan", processes=processes,
+        )
+        for name, (batch, parts, processes) in splits.items()
+    }  # fmt: skip
+    wanted, lines = state(runs["whole"]), metrics(runs["whole"])
+    for name in ("accumulated", "two processes"):
+        for line, reference in zip(metrics(runs[name]), lines, strict=True):
+            for metric in ("d_loss", "g_loss", "logit_gap"):
+                assert line[metric] == pytest.approx(reference[metric], rel=1e-3, abs=1e-4)
+        for key, value in state(runs[name]).items():
+            if key.startswith(("generator", "discriminator", "ema_", "augmentation")):
+                torch.testing.assert_close(
+                    value, wanted[key], rtol=0, atol=2e-3, msg=lambda text, key=key: f"{key}: {text}"
                 )
 
 

@@ -1,0 +1,168 @@
+"""The GAN script as users run it, what it leaves, and what they can get wrong."""
+
+import json
+import re
+
+import pytest
+import torch
+from conftest import TINY_GAN, load_script, metrics, run
+
+from hfgen import GANPipeline
+from hfgen.errors import UserError
+from hfgen.training.grids import image_generators
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load_script("train_gan")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished tiny run, trained through `accelerate launch`."""
+    folder = tmp_path_factory.mktemp("runs") / "gan-tiny"
+    result = run("train_gan", *TINY_GAN, "--output_dir", folder)
+    assert result.returncode == 0, result.stderr
+    return folder, result
+
+
+def test_the_run_directory(trained):
+    folder, result = trained
+    assert {"README.md", "model_index.json", "model", "run.json", "samples", "samples.png", "logs"} <= {
+        path.name for path in folder.iterdir()
+    }
+    assert "digits [train]: 1797 images, 8x8 L, 10 classes" in result.stdout
+    assert f"Pipeline: {folder}" in result.stdout
+    assert not any("discriminator" in path.name for path in (folder / "model").rglob("*"))
+    (line, *_) = metrics(folder)
+    for name in ("d_loss", "g_loss", "logit_gap", "ranked_right", "r1", "r2", "diversity"):
+        assert name in line
+    assert {"lr_generator", "lr_discriminator"} <= line.keys()
+
+
+def test_the_card(trained):
+    folder, _ = trained
+    card = (folder / "README.md").read_text()
+    assert "dcgan, relativistic objective" in card
+    assert "R1 with gamma 0.2, R2 with gamma 0.2 every 4 steps" in card
+    assert "{{" not in card and "{%" not in card and "None" not in card
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)
+    namespace = {}
+    exec(code, namespace)  # the card's own snippet
+    assert len(namespace["images"]) == 4
+
+
+def test_a_fresh_process_loads_it(trained, tmp_path):
+    """Nothing but `GANPipeline` is imported: the networks are found."""
+    import subprocess
+    import sys
+
+    folder, _ = trained
+    code = f"from hfgen import GANPipeline; print(GANPipeline.from_pretrained({str(folder)!r})(2).images[0].size)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "(8, 8)", result.stderr
+
+
+@pytest.mark.parametrize("preset", ["mlp", "dcgan", "conditional", "wgan-gp", "stable", "stylegan2"])
+def test_every_preset_runs(script, tmp_path, preset):
+    options = [*TINY_GAN, *"--max_train_steps 5 --eval_batch_size 20".split()]
+    script.main(["--preset", preset, *options, "--output_dir", str(tmp_path)])
+    pipe = GANPipeline.from_pretrained(tmp_path)
+    first = pipe(4, generator=image_generators(0, range(4)), output_type="pt").images
+    alone = pipe(1, generator=image_generators(0, [2]), output_type="pt").images
+    torch.testing.assert_close(first[2:3], alone, rtol=0, atol=1e-5)
+    assert pipe.class_names == ([str(digit) for digit in range(10)] if preset == "conditional" else [])
+    card = (tmp_path / "README.md").read_text()
+    assert "{{" not in card and "{%" not in card and "None" not in card
+
+
+def test_sampling_script(script, trained, tmp_path):
+    sample = load_script("sample").main
+    folder, _ = trained
+    sample(["--model", str(folder), "--num_images", "3", "--output_dir", str(tmp_path / "plain")])
+    record = json.loads((tmp_path / "plain" / "samples.json").read_text())
+    assert record["truncation"] == 1.0 and "sampler" not in record
+    labelled = tmp_path / "labelled"
+    script.main([*TINY_GAN, "--preset", "conditional", "--output_dir", str(labelled)])
+    sample(["--model", str(labelled), "--num_images", "3", "--class_labels", "7", "3"])
+    record = json.loads((labelled / "images" / "samples.json").read_text())
+    assert [image["class_label"] for image in record["images"]] == [7, 3, 7]
+    for arguments, message in (
+        ("--num_inference_steps 3", "--num_inference_steps 3: .* is a GAN, which has none"),
+        ("--class_labels 3", "knows no classes"),
+        ("--truncation 0.5", "--truncation 0.5: .* has no mean latent"),
+    ):
+        with pytest.raises(UserError, match=message):
+            sample(["--model", str(folder), "--output_dir", str(tmp_path / "x"), *arguments.split()])
+
+
+def test_compile_leaves_a_penalised_discriminator_alone(script, tmp_path, capsys, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
+    script.main([*TINY_GAN, "--compile", "--output_dir", str(tmp_path)])
+    assert compiled == ["DCGANGenerator"]
+    assert "--compile leaves the module 'discriminator' alone: its gradient penalty differentiates twice" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.slow
+def test_compile(tmp_path):
+    result = run("train_gan", *TINY_GAN, "--compile", "--output_dir", tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_balanced_classes(script, tmp_path):
+    script.main([*TINY_GAN, "--preset", "conditional", "--balance_classes", "--output_dir", str(tmp_path)])
+    assert json.loads((tmp_path / "run.json").read_text())["config"]["balance_classes"] is True
+
+
+def test_an_alarm_reaches_the_user(script, tmp_path, capsys, monkeypatch):
+    """A discriminator that wins: high learning rate, no penalty, a generator that hardly learns."""
+    from hfgen.training import gan
+
+    monkeypatch.setattr(gan.Alarms.__init__, "__defaults__", (100,))
+    options = [*TINY_GAN, *"--max_train_steps 80 --logging_steps 2 --objective nonsaturating".split()]
+    options += "--r1_gamma 0 --r2_gamma 0 --learning_rate 1e-7 --discriminator_learning_rate 1e-2".split()
+    script.main([*options, "--output_dir", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "Warning: for 100 images the discriminator is saturated" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--label_column kind --class_conditional", "--label_column kind is not a column"),
+        ("--resolution 300", "--resolution 300 does not fit dcgan: sample_size is 300"),
+        ("--resolution 7", "--resolution 7 does not fit dcgan"),
+        ("--train_batch_size 1", "--train_batch_size 1: batch normalisation of one image is nothing"),
+        ("--objective hinge --label_smoothing 0.1", "--objective hinge has no target to lower"),
+        ("--objectiv hinge", "unknown flag --objectiv. Did you mean --objective?"),
+        ("--balance_classes --streaming --dataset_name x", "--balance_classes needs all labels at hand"),
+        ("--truncation 0.5", "--truncation 0.5: dcgan has no mean latent"),
+        ("--discriminator_norm batch", "--discriminator_norm batch mixes images"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_written(tmp_path, script, arguments, message):
+    with pytest.raises(UserError) as error:
+        script.main([*TINY_GAN, "--output_dir", str(tmp_path / "run"), *arguments.split()])
+    assert message in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_main_job_as_it_stands(tmp_path):
+    """`accelerate launch scripts/train_gan.py`, without arguments: digits that a classifier recognises."""
+    from sklearn.datasets import load_digits
+    from sklearn.linear_model import LogisticRegression
+
+    result = run("train_gan", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    pipe = GANPipeline.from_pretrained(tmp_path / "out" / "gan-digits")
+    images = pipe(500, generator=image_generators(0, range(500)), output_type="pt").images
+    small = torch.nn.functional.avg_pool2d(images, 2).flatten(1).numpy() * 16
+    digits = load_digits()
+    judge = LogisticRegression(max_iter=3000).fit(digits.data, digits.target)
+    sure = judge.predict_proba(small)
+    assert (sure.max(1) > 0.9).mean() > 0.8
+    assert len(set(sure.argmax(1))) == 10

@@ -1,0 +1,244 @@
+"""The GAN recipe, without the loop, and its alarms."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from hfgen.data.images import DataInfo
+from hfgen.errors import UserError
+from hfgen.pipelines.gan import GANPipeline
+from hfgen.training.config import GANConfig
+from hfgen.training.gan import Alarms, GANRecipe
+from hfgen.training.grids import image_generators
+from hfgen.training.random import StepRandom
+from hfgen.training.recipe import Batch, Progress
+
+INFO = DataInfo("test", "train", 100, 0, 0, "L", 8, ("a", "b", "c"), "0")
+TINY = GANConfig(latent_dim=4, base_channels=8)
+ARCHITECTURES = ("mlp", "dcgan", "residual", "stylegan2")
+
+
+def batch_of(images, seen, labels=None):
+    return Batch(images, labels, StepRandom(0, seen, len(images)))
+
+
+def set_trained(recipe, phase):
+    """Freezes what the phase does not update, as the loop does."""
+    for name, module in recipe.modules.items():
+        module.requires_grad_(name in phase.updates)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_plain_torch_trains_it(architecture, conditional):
+    torch.manual_seed(0)
+    config = dataclasses.replace(TINY, architecture=architecture, class_conditional=conditional)
+    recipe = GANRecipe(config, INFO)
+    optimizers = {
+        phase.name: torch.optim.Adam(
+            [p for name in phase.updates for p in recipe.modules[name].parameters()],
+            lr=phase.learning_rate,
+            betas=phase.betas,
+        )
+        for phase in recipe.phases
+    }
+    images = torch.full((16, 1, 8, 8), -1.0)
+    images[:, :, 2:6, 2:6] = 1
+    labels = torch.arange(16) % 3 if conditional else None
+
+    def distance():
+        recipe.modules["generator"].eval()
+        samples = recipe.sample(recipe.modules, range(8), image_generators(0, range(8))) * 2 - 1
+        recipe.modules["generator"].train()
+        return (samples - images[:1]).square().mean()
+
+    before = distance()
+    for step in range(80):
+        for phase in recipe.phases:
+            set_trained(recipe, phase)
+            loss, _ = recipe.loss(phase, batch_of(images, step * 16, labels), Progress(step * 16, step / 80, step))
+            optimizers[phase.name].zero_grad()
+            loss.backward()
+            optimizers[phase.name].step()
+    assert distance() < 0.6 * before
+
+
+@pytest.mark.parametrize("phase", [0, 1])
+def test_a_loss_is_a_pure_function(phase):
+    recipe = GANRecipe(dataclasses.replace(TINY, augment_probability=0.5), INFO)
+    phase = recipe.phases[phase]
+    images = torch.rand(16, 1, 8, 8)
+    first, second = (recipe.loss(phase, batch_of(images, 640), Progress(640, 0.1, 40))[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, recipe.loss(phase, batch_of(images, 656), Progress(656, 0.1, 41))[0])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_each_phase_reaches_its_own_network_only(architecture):
+    recipe = GANRecipe(dataclasses.replace(TINY, architecture=architecture), INFO)
+    images = torch.rand(4, 1, 8, 8)
+    for phase in recipe.phases:
+        set_trained(recipe, phase)
+        for module in recipe.modules.values():
+            module.zero_grad()
+        recipe.loss(phase, batch_of(images, 0), Progress(0, 0, 0))[0].backward()
+        reached = {
+            name: any(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+            for name, module in recipe.modules.items()
+        }
+        assert reached == {"generator": phase.name == "generator", "discriminator": phase.name == "discriminator"}
+
+
+def test_the_discriminator_looks_once_where_that_is_exact():
+    images = torch.rand(4, 1, 8, 8)
+    seen = {}
+    for norm in ("group", "batch"):
+        config = dataclasses.replace(TINY, discriminator_norm=norm, r1_gamma=0.0, r2_gamma=0.0)
+        recipe = GANRecipe(config, INFO)
+        sizes = seen.setdefault(norm, [])
+        recipe.modules["discriminator"].register_forward_pre_hook(lambda m, args, s=sizes: s.append(len(args[0])))
+        recipe.loss(recipe.phases[0], batch_of(images, 0), Progress(0, 0, 0))
+    assert seen == {"group": [8], "batch": [4, 4]}
+
+
+def test_penalties_are_lazy_and_weigh_as_many_times_more():
+    images = torch.rand(4, 1, 8, 8)
+
+    def loss(step, **changes):
+        torch.manual_seed(0)
+        recipe = GANRecipe(dataclasses.replace(TINY, **changes), INFO)
+        return recipe.loss(recipe.phases[0], batch_of(images, 0), Progress(0, 0, step))
+
+    plain, _ = loss(0, r1_gamma=0.0, r2_gamma=0.0)
+    for step in (0, 4, 8):
+        value, metrics = loss(step)
+        wanted = plain + 4 * 0.2 / 2 * (metrics["r1"] + metrics["r2"])
+        torch.testing.assert_close(value, wanted)
+    for step in (1, 2, 3):
+        value, metrics = loss(step)
+        torch.testing.assert_close(value, plain)
+        assert "r1" not in metrics
+    critic, metrics = loss(1, objective="wasserstein", r1_gamma=0.0, r2_gamma=0.0, lipschitz_weight=10.0)
+    torch.testing.assert_close(critic, -metrics["logit_gap"] + 10 * metrics["lipschitz"])
+
+
+def test_lazy_penalties_shorten_adams_memory():
+    discriminator, generator = GANRecipe(TINY, INFO).phases
+    assert generator.betas == (0.0, 0.99)
+    assert discriminator.betas == (0.0, pytest.approx(0.99**0.8))
+    assert discriminator.learning_rate == pytest.approx(2e-3 * 0.8)
+    every_step = GANRecipe(dataclasses.replace(TINY, penalty_interval=1), INFO).phases[0]
+    assert (every_step.learning_rate, every_step.betas) == (2e-3, (0.0, 0.99))
+    critic = dataclasses.replace(
+        TINY, objective="wasserstein", r1_gamma=0.0, r2_gamma=0.0, lipschitz_weight=10.0, discriminator_steps=5
+    )
+    assert [phase.every for phase in GANRecipe(critic, INFO).phases] == [1, 5]
+
+
+def test_penalties_are_taken_at_the_images_before_augmentation():
+    """A translated image has the same squared gradient as the one before; the cut-out part of an image has none."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(TINY, augment_probability=1.0, augmentations=("cutout",), penalty_interval=1)
+    recipe = GANRecipe(config, INFO)
+    seen = []
+    images = torch.rand(8, 1, 8, 8)
+    recipe.modules["discriminator"].register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    _, metrics = recipe.loss(recipe.phases[0], batch_of(images, 0), Progress(0, 0, 0))
+    augmented = seen[0][:8].detach()
+    cut = (augmented == 0).float()
+    assert 0 < cut.mean() < 0.5
+    leaf = augmented.clone().requires_grad_()
+    both = torch.cat([leaf, seen[0][8:].detach()])
+    (slope,) = torch.autograd.grad(recipe.modules["discriminator"](both).logits[:8].sum(), leaf)
+    wanted = (slope * (1 - cut)).square().flatten(1).sum(1).mean()
+    torch.testing.assert_close(metrics["r1"], wanted)
+
+
+def test_adaptive_augmentation_rises_when_the_discriminator_overfits():
+    recipe = GANRecipe(dataclasses.replace(TINY, ada_target=0.6, objective="nonsaturating"), INFO)
+    assert set(recipe.modules) == {"generator", "discriminator", "augmentation"}
+    torch.nn.init.constant_(recipe.modules["discriminator"].linear.bias, 50.0)  # calls everything real
+    for step in range(8):
+        recipe.loss(recipe.phases[0], batch_of(torch.rand(4, 1, 8, 8), step * 4), Progress(step * 4, 0, step))
+        recipe.after_step(4)
+    assert recipe.adaptive.probability.item() == pytest.approx(32 / 500_000)
+
+
+def test_pipelines_and_samples():
+    recipe = GANRecipe(dataclasses.replace(TINY, class_conditional=True), INFO)
+    pipeline = recipe.pipeline(recipe.modules)
+    assert isinstance(pipeline, GANPipeline)
+    assert pipeline.class_names == ["a", "b", "c"]
+    assert recipe.grid_columns == 3
+    recipe.modules["generator"].eval()
+    images = recipe.sample(recipe.modules, [4, 5], image_generators(0, [4, 5]))
+    again = pipeline(class_labels=[1, 2], generator=image_generators(0, [4, 5]), output_type="pt").images
+    assert torch.equal(images, again)
+
+
+@pytest.mark.parametrize(
+    ("changes", "info", "message"),
+    [
+        ({"class_conditional": True}, {"class_names": None}, "--class_conditional needs labels"),
+        ({"class_conditional": True}, {"unlabelled": 2}, "2 of the images have no class"),
+        ({}, {"resolution": 7}, "--resolution 7 does not fit dcgan: sample_size is 7"),
+        ({"architecture": "stylegan2"}, {"resolution": 257}, "--resolution 257 does not fit stylegan2"),
+        ({"label_smoothing": 0.1}, {}, "--objective relativistic has no target to lower"),
+        ({"objective": "wasserstein", "r1_gamma": 0.0, "r2_gamma": 0.0}, {}, "needs a critic of bounded slope"),
+        ({"discriminator_norm": "batch"}, {}, "--discriminator_norm batch mixes images"),
+        ({"spectral_norm": True, "architecture": "residual"}, {}, "--spectral_norm does not exist in residual"),
+        ({"augmentations": ("flip", "blur")}, {}, "--augmentations blur is unknown: choose from flip"),
+        ({"r1_gamma": -1.0}, {}, "--r1_gamma -1.0 is negative"),
+        ({"adam_beta2": 1.0}, {}, "--adam_beta2 1.0 is not in"),
+        ({"ada_target": 2.0}, {}, "--ada_target 2.0 is not in"),
+        ({"latent_dim": 0}, {}, "--latent_dim 0 is out of range"),
+        ({"truncation": 0.5}, {}, "--truncation 0.5: dcgan has no mean latent"),
+    ],
+)
+def test_mistakes(changes, info, message):
+    with pytest.raises(UserError, match=message):
+        GANRecipe(dataclasses.replace(TINY, **changes), dataclasses.replace(INFO, **info))
+
+
+def test_batches_too_small_for_their_statistics():
+    for architecture, size in (("mlp", 1), ("dcgan", 1), ("stylegan2", 1), ("stylegan2", 37)):
+        config = dataclasses.replace(TINY, architecture=architecture)
+        with pytest.raises(UserError, match=f"--train_batch_size {size}: "):
+            config.check_batch(size)
+        with pytest.raises(ValueError):  # the networks say so, too
+            recipe = GANRecipe(config, INFO)
+            recipe.loss(recipe.phases[0], batch_of(torch.rand(size, 1, 8, 8), 0), Progress(0, 0, 0))
+    for architecture, size in (("residual", 1), ("dcgan", 2), ("stylegan2", 74)):
+        dataclasses.replace(TINY, architecture=architecture).check_batch(size)
+
+
+def test_a_penalised_discriminator_is_not_compiled():
+    assert "differentiates twice" in GANRecipe(TINY, INFO).uncompiled["discriminator"]
+    assert GANRecipe(dataclasses.replace(TINY, r1_gamma=0.0, r2_gamma=0.0), INFO).uncompiled == {}
+
+
+HEALTHY = {"ranked_right": 0.7, "diversity": 1.0, "d_loss": 0.6}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ranked_right": 0.995}, "the discriminator is saturated: it tells 99.5% of the pairs apart"),
+        ({"ranked_right": 0.5}, "the loss is stuck"),
+        ({"diversity": 0.1}, "the generator collapses"),
+    ],
+)
+def test_alarms_are_raised_once_and_only_if_a_sign_lasts(changes, words):
+    alarms = Alarms(TINY, patience=1000)
+    sick = HEALTHY | changes
+    assert alarms(HEALTHY, 100) == []
+    assert alarms(sick, 200) == []
+    assert alarms(HEALTHY, 1200) == []  # it has recovered in between
+    assert alarms(sick, 1300) == []
+    assert alarms(sick, 2200) == []
+    (message,) = alarms(sick, 2300)
+    assert words in message and "ry " in message
+    assert alarms(sick, 9000) == []
+    assert alarms(HEALTHY, 9100) == []
+    assert alarms(sick, 9200) == [] and len(alarms(sick, 10200)) == 1
