@@ -3,9 +3,10 @@
 The first run trains a small convolutional network on the real training digits (about two minutes on two CPU cores)
 and keeps it in --classifier_dir; later runs reuse it. The program then reads every PNG of --images (grids left out)
 and reports how many of the digits the classifier is sure of, how often each digit appears and, if the folder has a
-samples.json with class labels, how often the digit drawn is the digit asked for. The same figures for the real test
-images stand beside them, as the mark that a good generator comes close to. Read all figures together and look at
-the images too: a classifier that knows digits only can be sure of noise (it may call all of it an 8).
+samples.json with class labels, how often the digit drawn is the digit asked for. Of Stacked MNIST (colour images, see
+make_stacked_mnist.py) it judges each channel and counts which of the 1,000 kinds occur. The figures for the real test
+images stand beside them, as the mark that a good generator comes close to. Read all figures together and look at the
+images too: a classifier that knows digits only can be sure of noise (it may call all of it an 8).
 
     python scripts/check_mnist.py --images out/ddpm-mnist/images --dataset_name ylecun/mnist --output report.json
 """
@@ -148,6 +149,7 @@ def train_classifier(dataset_name: str, folder: Path, seed: int) -> None:
         "test_accuracy": accuracy,
         "test_share_sure": share(probabilities >= SURE),
         "num_train_images": len(images),
+        "train_digit_shares": (labels.bincount(minlength=DIGITS).double() / len(labels)).tolist(),
         "epochs": EPOCHS,
         "seed": seed,
         "dataset_name": dataset_name,
@@ -161,7 +163,7 @@ def train_classifier(dataset_name: str, folder: Path, seed: int) -> None:
 
 
 def read_images(folder: Path) -> tuple[list[str], "torch.Tensor"]:
-    """Names and bytes (N, 28, 28) of the PNG files of the folder, grids left out."""
+    """Names and bytes (N, C, 28, 28) of the PNG files of the folder, grids left out; colours are three digits."""
     import numpy as np
     import torch
     from PIL import Image
@@ -174,17 +176,20 @@ def read_images(folder: Path) -> tuple[list[str], "torch.Tensor"]:
     for path in paths:
         try:
             with Image.open(path) as image:
-                arrays.append(np.asarray(image.convert("L")))
+                colour = image.mode == "RGB"
+                arrays.append(np.asarray(image if colour else image.convert("L")).reshape(*image.size[::-1], -1))
         except OSError as error:
             raise UserError(f"--images {folder}: {path.name} cannot be read ({error}); remove it") from error
         if image.size != (SIZE, SIZE):
             reason = f"{path.name} is {image.width}x{image.height} pixels, not {SIZE}x{SIZE}"
             raise UserError(f"--images {folder}: {reason}; remove it or give a folder of MNIST samples")
-    return [path.name for path in paths], torch.from_numpy(np.stack(arrays))
+        if arrays[-1].shape != arrays[0].shape:
+            raise UserError(f"--images {folder}: {path.name} is not of the kind of {paths[0].name}; keep one kind")
+    return [path.name for path in paths], torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
 
 def read_class_labels(folder: Path, names: list[str]) -> "torch.Tensor":
-    """The digit that each image was asked to show, -1 where samples.json names none."""
+    """The digit (or three of them) that each image was asked to show, -1 where samples.json names none."""
     import torch
 
     path, labels = folder / "samples.json", {}
@@ -194,11 +199,13 @@ def read_class_labels(folder: Path, names: list[str]) -> "torch.Tensor":
 
 
 def judge(images: "torch.Tensor", asked: "torch.Tensor", classifier_dir: Path) -> dict[str, Any]:
+    import torch
     from safetensors.torch import load_file
 
     model = build_model()
     model.load_state_dict(load_file(classifier_dir / WEIGHTS))
-    probabilities, predictions = classify(model, images)
+    probabilities, predictions = (found.view(images.shape[:2]) for found in classify(model, images.flatten(0, 1)))
+    probabilities = probabilities.amin(dim=1)  # of three digits, the least readable one counts
     digit_shares = {str(digit): share(predictions == digit) for digit in range(DIGITS)}
     rarest = min(digit_shares, key=lambda digit: digit_shares[digit])
     report = {
@@ -208,12 +215,33 @@ def judge(images: "torch.Tensor", asked: "torch.Tensor", classifier_dir: Path) -
         "smallest_share": digit_shares[rarest],
         "smallest_share_digit": int(rarest),
     }
+    classifier = json.loads((classifier_dir / "config.json").read_text(encoding="utf-8"))
+    powers = torch.tensor([DIGITS**place for place in reversed(range(images.shape[1]))])
+    predictions = (predictions * powers).sum(dim=1)
+    if images.shape[1] == 3:
+        report |= count_kinds(predictions, torch.tensor(classifier["train_digit_shares"], dtype=torch.float64))
     labelled, right = asked >= 0, predictions == asked
     if labelled.any():
         report["num_labelled"] = int(labelled.sum())
         report["label_match"] = share(right[labelled])
         report["label_match_by_digit"] = {str(d): share(right[asked == d]) for d in asked[labelled].unique().tolist()}
-    return {**report, "classifier": json.loads((classifier_dir / "config.json").read_text(encoding="utf-8"))}
+    return {**report, "classifier": classifier}
+
+
+def count_kinds(kinds: "torch.Tensor", digit_shares: "torch.Tensor") -> dict[str, Any]:
+    """How many of the 1,000 kinds occur, and the Kullback-Leibler divergence of their shares from the real ones.
+
+    A perfect sample of N images has a divergence of about (1000 - 1) / 2N nats, which is reported as the floor.
+    """
+    import torch
+
+    real = torch.einsum("i,j,k->ijk", digit_shares, digit_shares, digit_shares).flatten()
+    found = kinds.bincount(minlength=len(real)).double() / len(kinds)
+    return {
+        "kinds": int((found > 0).sum()),
+        "kinds_divergence": float(torch.xlogy(found, found / real).sum()),
+        "kinds_divergence_floor": (len(real) - 1) / (2 * len(kinds)),
+    }
 
 
 def print_summary(report: dict[str, Any]) -> None:
@@ -222,6 +250,11 @@ def print_summary(report: dict[str, Any]) -> None:
     print(f"top probability >= {SURE}: {report['share_sure']:.2%} (real test images: {real['test_share_sure']:.2%})")
     print("share of each digit: " + ", ".join(f"{d}: {part:.1%}" for d, part in report["digit_shares"].items()))
     print(f"smallest share: {report['smallest_share']:.1%}, digit {report['smallest_share_digit']}")
+    if "kinds" in report:
+        print(
+            f"kinds of three digits: {report['kinds']} of {DIGITS**3}, divergence from the real shares "
+            f"{report['kinds_divergence']:.3f} nats (a perfect sample: {report['kinds_divergence_floor']:.3f})"
+        )
     if "label_match" in report:
         print(f"shows the digit asked for: {report['label_match']:.2%} of {report['num_labelled']} labelled images")
         print("by digit asked for: " + ", ".join(f"{d}: {p:.1%}" for d, p in report["label_match_by_digit"].items()))

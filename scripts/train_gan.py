@@ -9,7 +9,7 @@ Without arguments it trains on the handwritten digits that ship with the install
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,17 @@ COMMON: dict[str, Any] = {
 
 
 def stable() -> dict[str, Any]:
-    """Relativistic pairs with R1 and R2 (R3GAN's objective) on small convolutional networks."""
-    return COMMON
+    """R3GAN's objective (relativistic, R1, R2) on small convolutional networks, with groups of similar images."""
+    return COMMON | {"num_clusters": 100}
+
+
+def digits() -> dict[str, Any]:
+    """`stable` on scikit-learn's digits, enlarged from 8x8 to 16x16: about three minutes on two cores."""
+    return stable() | {"dataset_name": "digits", "resolution": 16, "num_epochs": 250, "save_images_epochs": 25}
 
 
 def conditional() -> dict[str, Any]:
-    """`stable`, by class."""
+    """`stable`, by class instead of by group."""
     return COMMON | {"class_conditional": True}
 
 
@@ -95,6 +100,7 @@ def stylegan2() -> dict[str, Any]:
 
 
 PRESETS = {
+    "digits": digits,
     "stable": stable,
     "conditional": conditional,
     "dcgan": dcgan,
@@ -104,14 +110,21 @@ PRESETS = {
 }
 
 
+def default_preset(given: Mapping[str, Any]) -> str:
+    """Without any data named, the digits."""
+    no_data = given.get("dataset_name") in (None, "digits") and given.get("train_data_dir") is None
+    return "digits" if no_data else "stable"
+
+
 def read_options(argv: Sequence[str] | None = None) -> tuple[DataConfig, TrainingConfig, GANConfig]:
     data, training, gan = parse(
         (DataConfig, TrainingConfig, GANConfig),
         argv,
         description=__doc__.partition("\n")[0],
         presets=PRESETS,
-        default_preset=lambda given: "stable",
+        default_preset=default_preset,
         moved=MOVED,
+        instead={"train_data_dir": "dataset_name"},
     )
     if data.dataset_name in (None, "digits") and data.train_data_dir is None and data.resolution is None:
         data = dataclasses.replace(data, resolution=16)  # 8x8 as they come are too few pixels to please the eye
@@ -130,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from hfgen.training.gan import GANRecipe
     from hfgen.training.main import train
 
-    train("gan", data, training, gan, lambda info: GANRecipe(gan, info), argv)
+    groups = 0 if gan.class_conditional else gan.num_clusters
+    train("gan", data, training, gan, lambda info: GANRecipe(gan, info), argv, groups)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def open_batches(config: DataConfig, seed: int, token: str | None = None, num_cl
         return CachedBatches(with_clusters(data, num_clusters) if num_clusters else data, seed, config.balance_classes)
     if num_clusters:
         raise UserError(
-            f"--num_clusters {num_clusters} needs all images at hand, and --streaming keeps none: leave one out."
+            f"--num_clusters {num_clusters} needs all images, and --streaming keeps none: use --num_clusters 0."
         )
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     return StreamedBatches(config, seed, token, rank, world_size)

@@ -54,11 +54,13 @@ class GANProjectionOutput(BaseOutput):
         latents (`torch.Tensor` of shape `(B, latent_dim)`): Latents z; `(B, style_dim)` w for style-based models.
         images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): What the model makes of them.
         losses (`torch.Tensor` of shape `(B,)`): Mean squared error over pixels and channels, both images in [0, 1].
+        class_labels (`torch.Tensor` of shape `(B,)`, or `None`): Classes, of a conditional model.
     """
 
     latents: torch.Tensor
     images: Any
     losses: torch.Tensor
+    class_labels: torch.Tensor | None = None
 
 
 class GANPipeline(Pipeline):
@@ -74,6 +76,9 @@ class GANPipeline(Pipeline):
             `map(latents, class_labels, truncation)`, `synthesize(w)` and `w_avg`.
         id2label (`dict[int, str]`, *optional*):
             Names of the classes, for a class-conditional model.
+        class_shares (`list[float]` or `dict[int, float]`, *optional*):
+            For classes without a meaning (groups of similar images found by clustering): how often each is in the
+            data, and so how often it is drawn where no `class_labels` are given.
 
     All methods share these arguments:
         class_labels (`int`, `str`, list of them or `torch.Tensor`, *optional*):
@@ -104,7 +109,9 @@ class GANPipeline(Pipeline):
 
     model_cpu_offload_seq = "model"
 
-    def __init__(self, model: ModelMixin, id2label: dict | None = None):
+    def __init__(
+        self, model: ModelMixin, id2label: dict | None = None, class_shares: Sequence[float] | dict | None = None
+    ):
         super().__init__()
         self.register_modules(model=model)
         numbers = [str(number) for number in range(model.config.num_class_embeds or 0)]
@@ -116,6 +123,9 @@ class GANPipeline(Pipeline):
                 "give one name for each number from 0 on, or leave it out."
             )
         self.register_to_config(id2label=names or None)
+        # A dict as well: diffusers takes a list for a component.
+        shares = class_shares if isinstance(class_shares, dict) else dict(enumerate(class_shares or ()))
+        self.register_to_config(class_shares={str(key): share for key, share in shares.items()} or None)
 
     @property
     def class_names(self) -> list[str]:
@@ -129,7 +139,7 @@ class GANPipeline(Pipeline):
 
     def class_numbers(self, class_labels: Any, batch_size: int, generator: Generators = None) -> torch.Tensor | None:
         """Checks class numbers or names and makes an int64 tensor of shape `(batch_size,)` of them. `None` stands for
-        classes drawn uniformly with `generator`, and stays `None` for an unconditional model.
+        classes drawn with `generator`, and stays `None` for an unconditional model.
 
         Raises:
             ValueError: If there are too many or too few of them, one is unknown, or the model knows no classes.
@@ -173,8 +183,8 @@ class GANPipeline(Pipeline):
             batch_size (`int`, *optional*):
                 Number of images, made in one pass; by default as many as there are `latents` or `class_labels`, or 1.
             class_labels (*optional*):
-                Without it, the classes of a conditional model are drawn uniformly: a generator draws its latents
-                first, then its classes.
+                Without it, the classes of a conditional model are drawn, uniformly or as `class_shares` says: a
+                generator draws its latents first, then its classes.
             latents (`torch.Tensor` of shape `(B, latent_dim)`, *optional*):
                 Latents z, instead of drawing them from the standard normal distribution.
             return_dict (`bool`, *optional*, defaults to `True`):
@@ -285,7 +295,8 @@ class GANPipeline(Pipeline):
                 Images of the model's size and channels; arrays `(B, H, W, C)` or `(H, W, C)` and tensors
                 `(B, C, H, W)` or `(C, H, W)` in [0, 1].
             class_labels (*optional*):
-                A conditional model needs them.
+                Without it, each start of a conditional model has another class: those whose middle image, at z = 0
+                or the mean w, is nearest.
             steps (`int`, *optional*, defaults to 200):
                 Steps of Adam.
             learning_rate (`float`, *optional*, defaults to 0.1):
@@ -306,11 +317,14 @@ class GANPipeline(Pipeline):
         _at_least("steps", steps, 1)
         _at_least("restarts", restarts, 1)
         target = self._pixels(image).to(self._execution_device)
-        labels = self._given_classes(class_labels, len(target))
+        labels = None if class_labels is None else self.class_numbers(class_labels, len(target))
         with self._running():
+            if labels is not None:
+                labels = labels.repeat_interleave(restarts)
+            elif self.class_names:
+                labels = self._nearest_classes(target, restarts)
             starts = self._latents(None, len(target), generator, each=restarts)
             target = target.repeat_interleave(restarts, dim=0)
-            labels = None if labels is None else labels.repeat_interleave(restarts)
             points, space = self._place(starts, labels, 0.5 if self.style_based else 1.0)
             points = points.clone()
             if space == "w":
@@ -329,7 +343,12 @@ class GANPipeline(Pipeline):
             images = self._render(points, labels, space)
         losses = (images - target).square().mean(dim=(1, 2, 3)).view(-1, restarts)
         best = losses.argmin(dim=1) + torch.arange(len(losses), device=losses.device) * restarts
-        return GANProjectionOutput(points[best], self._export(images[best], output_type), losses.flatten()[best])
+        return GANProjectionOutput(
+            latents=points[best],
+            images=self._export(images[best], output_type),
+            losses=losses.flatten()[best],
+            class_labels=None if labels is None else labels[best],
+        )
 
     @torch.no_grad()
     def directions(self, count: int = 10) -> torch.Tensor:
@@ -465,11 +484,26 @@ class GANPipeline(Pipeline):
 
     def _draw_class(self, generator: torch.Generator | None) -> int:
         device = generator.device if generator else "cpu"
-        return int(torch.randint(len(self.class_names), (), generator=generator, device=device))
+        shares = self.config.class_shares
+        if shares is None:
+            return int(torch.randint(len(self.class_names), (), generator=generator, device=device))
+        upper = torch.tensor([shares[str(number)] for number in range(len(shares))], dtype=torch.float64).cumsum(0)
+        place = torch.rand((), generator=generator, device=device).item() * upper[-1]
+        return int(torch.searchsorted(upper, place, right=True))
+
+    def _nearest_classes(self, target: torch.Tensor, count: int) -> torch.Tensor:
+        """For each image, the `count` classes whose middle image is nearest, the nearest first: `(B * count,)`."""
+        classes = torch.arange(len(self.class_names), device=target.device)
+        latents = torch.zeros(len(classes), self.model.config.latent_dim, device=target.device)
+        points, space = self._place(latents, classes, 0.0 if self.style_based else 1.0)
+        images = self._render(points, classes, space)
+        order = torch.cdist(target.flatten(1), images.flatten(1)).argsort(dim=1)
+        return order.repeat(1, -(-count // len(classes)))[:, :count].flatten()
 
     def _given_classes(self, class_labels: Any, count: int) -> torch.Tensor | None:
         if class_labels is None and self.class_names:
-            raise ValueError(f"class_labels is missing: give the class of each image, of {self.class_names}.")
+            names = f"of {self.class_names}" if len(self.class_names) <= 20 else f"below {len(self.class_names)}"
+            raise ValueError(f"class_labels is missing: give the class of each image, {names}.")
         return self.class_numbers(class_labels, count)
 
     def _latents(

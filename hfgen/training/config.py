@@ -184,6 +184,9 @@ class GANConfig:
     )
     spectral_norm: bool = option(False, "spectral normalisation in the discriminator of mlp and dcgan")
     class_conditional: bool = option(False, "train on the labels, for sampling by class")
+    num_clusters: int = option(
+        0, "without --class_conditional: find this many groups of similar images and train on these; 0 for none"
+    )
     objective: str = option(
         "relativistic",
         "what the two networks play for",
@@ -225,7 +228,7 @@ class GANConfig:
         require_positive(self, "learning_rate", "adam_epsilon")
         if self.discriminator_learning_rate is not None:
             require_positive(self, "discriminator_learning_rate")
-        for name in ("r1_gamma", "r2_gamma", "lipschitz_weight"):
+        for name in ("num_clusters", "r1_gamma", "r2_gamma", "lipschitz_weight"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name} {getattr(self, name)} is negative: use 0 or more.")
         for name in ("adam_beta1", "adam_beta2"):

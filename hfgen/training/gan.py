@@ -22,7 +22,7 @@ from hfgen.training.recipe import Batch, Phase, Progress, Recipe
 
 
 class GANRecipe(Recipe):
-    """Trains a pair of networks against each other, by class if asked to.
+    """Trains a pair of networks against each other; by class, or by group of similar images, if asked to.
 
     Args:
         config ([`GANConfig`]): The options.
@@ -55,7 +55,8 @@ class GANRecipe(Recipe):
                 "discriminator": "its gradient penalty differentiates twice, which compiled code cannot. To compile "
                 "it, set --r1_gamma, --r2_gamma and --lipschitz_weight to 0."
             }
-        if self.class_names and len(self.class_names) <= 16:
+        self.class_shares = info.class_shares
+        if self.class_names and not self.class_shares and len(self.class_names) <= 16:
             self.grid_columns = len(self.class_names)  # a column for each class
         # Adam's memory shrinks with the number of its steps that lack the penalty (StyleGAN2, appendix B).
         lazy = config.penalty_interval / (config.penalty_interval + 1) if config.r1_gamma or config.r2_gamma else 1.0
@@ -83,7 +84,7 @@ class GANRecipe(Recipe):
 
     def _class_names(self, info: DataInfo) -> tuple[str, ...] | None:
         if not self.config.class_conditional:
-            return None
+            return info.class_names if info.class_shares else None
         if not info.class_names:
             raise UserError(
                 f"--class_conditional needs labels, and {info.name} has no column of type ClassLabel: name the column "
@@ -209,10 +210,13 @@ class GANRecipe(Recipe):
         return self._alarms(means, images_seen)
 
     def pipeline(self, modules: dict[str, nn.Module]) -> DiffusionPipeline:
-        return GANPipeline(modules["generator"], dict(enumerate(self.class_names)) if self.class_names else None)
+        names = dict(enumerate(self.class_names)) if self.class_names else None
+        return GANPipeline(modules["generator"], names, self.class_shares)
 
     def sample(self, modules: dict[str, nn.Module], indices: Sequence[int], generators: list[torch.Generator]) -> Any:
-        labels = [index % len(self.class_names) for index in indices] if self.class_names else None
+        labels = None  # drawn, if they are groups
+        if self.class_names and not self.class_shares:
+            labels = [index % len(self.class_names) for index in indices]
         pipeline: Any = self.pipeline(modules)
         options = {"truncation": self.config.truncation, "generator": generators, "output_type": "pt"}
         return pipeline(len(indices), class_labels=labels, **options).images

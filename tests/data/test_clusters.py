@@ -54,5 +54,5 @@ def test_mistakes(tmp_path):
         with pytest.raises(UserError, match=f"--num_clusters {count} does not fit 1797 images"):
             open_batches(config, 0, num_clusters=count)
     streaming = dataclasses.replace(config, dataset_name="somewhere", streaming=True)
-    with pytest.raises(UserError, match="--num_clusters 5 needs all images at hand"):
+    with pytest.raises(UserError, match="--num_clusters 5 needs all images"):
         open_batches(streaming, 0, num_clusters=5)

@@ -346,6 +346,32 @@ def test_project_finds_the_latents_of_a_linear_model(classes):
     assert before == after
 
 
+@both
+def test_project_without_classes_starts_from_the_nearest(kind):
+    pipe = make(kind, 3)
+    middle = {"latents": torch.zeros(3, 8), "class_labels": [0, 1, 2], "output_type": "pt"}
+    images = pipe(**middle, truncation=0.0).images if kind is StyleGAN else pipe(**middle).images
+    options = {"steps": 1, "learning_rate": 1e-9, "generator": seeded()}
+    found = pipe.project(images[[2, 0]], restarts=1, **options)
+    assert found.class_labels.tolist() == [2, 0]
+    assert pipe._nearest_classes(images[[2, 0]], 5).view(2, 5)[:, [0, 3]].tolist() == [[2, 2], [0, 0]]
+    assert pipe.project(images[[2]], "cat", **options).class_labels.tolist() == [0]
+    assert make(kind).project(images[:1], **options).class_labels is None
+
+
+def test_groups_are_drawn_as_often_as_they_are_in_the_data(tmp_path):
+    model = make(LinearGAN, 3).model
+    pipe = GANPipeline(model, class_shares=[0.0, 0.25, 0.75])
+    drawn = pipe.class_numbers(None, 4000, seeded())
+    assert drawn.bincount(minlength=3)[0] == 0
+    assert drawn.double().mul(4).mean().item() == pytest.approx(7, abs=0.15)  # 4 * (0.25 * 1 + 0.75 * 2)
+    alone = [pipe.class_numbers(None, 1, image_generators(0, [number])).item() for number in range(8)]
+    assert pipe.class_numbers(None, 8, image_generators(0, range(8))).tolist() == alone
+    pipe.save_pretrained(tmp_path)
+    loaded = GANPipeline.from_pretrained(tmp_path, model=model)
+    assert loaded.config.class_shares == {"0": 0.0, "1": 0.25, "2": 0.75}
+
+
 def test_project_by_default_recovers_the_image_and_repeats():
     pipe = make()
     images = pipe(3, generator=seeded(), output_type="pt").images
@@ -525,6 +551,7 @@ def test_save_and_load(kind, classes, tmp_path):
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert {key: value for key, value in index.items() if not key.startswith("_diff")} == {
         "_class_name": "GANPipeline",
+        "class_shares": None,
         "id2label": {"0": "cat", "1": "dog", "2": "eel"} if classes else None,
         "model": [kind.__module__, kind.__name__],
     }
@@ -574,7 +601,6 @@ MISTAKES = [
     ({}, "project", {"image": WHITE, "output_type": "x"}, "output_type is 'x'"),
     ({}, "project", {"image": WHITE, "steps": 0}, "steps is 0, but must be at least 1"),
     ({}, "project", {"image": WHITE, "restarts": 0}, "restarts is 0, but must be at least 1"),
-    ({"classes": 3}, "project", {"image": WHITE}, "class_labels is missing: give the class of each image, of ['cat'"),
     (
         {},
         "project",

@@ -31,7 +31,7 @@ def test_the_run_directory(trained):
     assert {"README.md", "model_index.json", "model", "run.json", "samples", "samples.png", "logs"} <= {
         path.name for path in folder.iterdir()
     }
-    assert "digits [train]: 1797 images, 8x8 L, 10 classes" in result.stdout
+    assert "digits [train]: 1797 images, 8x8 L, 100 groups of similar images" in result.stdout
     assert f"Pipeline: {folder}" in result.stdout
     assert not any("discriminator" in path.name for path in (folder / "model").rglob("*"))
     (line, *_) = metrics(folder)
@@ -44,6 +44,7 @@ def test_the_card(trained):
     folder, _ = trained
     card = (folder / "README.md").read_text()
     assert "dcgan, relativistic objective" in card
+    assert "which of 100 groups of similar images" in card
     assert "R1 with gamma 0.2, R2 with gamma 0.2 every 4 steps" in card
     assert "{{" not in card and "{%" not in card and "None" not in card
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)
@@ -63,7 +64,7 @@ def test_a_fresh_process_loads_it(trained, tmp_path):
     assert result.stdout.strip() == "(8, 8)", result.stderr
 
 
-@pytest.mark.parametrize("preset", ["mlp", "dcgan", "conditional", "wgan-gp", "stable", "stylegan2"])
+@pytest.mark.parametrize("preset", ["digits", "mlp", "dcgan", "conditional", "wgan-gp", "stable", "stylegan2"])
 def test_every_preset_runs(script, tmp_path, preset):
     options = [*TINY_GAN, *"--max_train_steps 5 --eval_batch_size 20".split()]
     script.main(["--preset", preset, *options, "--output_dir", str(tmp_path)])
@@ -71,7 +72,9 @@ def test_every_preset_runs(script, tmp_path, preset):
     first = pipe(4, generator=image_generators(0, range(4)), output_type="pt").images
     alone = pipe(1, generator=image_generators(0, [2]), output_type="pt").images
     torch.testing.assert_close(first[2:3], alone, rtol=0, atol=1e-5)
-    assert pipe.class_names == ([str(digit) for digit in range(10)] if preset == "conditional" else [])
+    classes = {"conditional": 10, "stable": 100, "digits": 100}.get(preset, 0)
+    assert len(pipe.class_names) == classes
+    assert (pipe.config.class_shares is not None) == (classes == 100)
     card = (tmp_path / "README.md").read_text()
     assert "{{" not in card and "{%" not in card and "None" not in card
 
@@ -82,6 +85,7 @@ def test_sampling_script(script, trained, tmp_path):
     sample(["--model", str(folder), "--num_images", "3", "--output_dir", str(tmp_path / "plain")])
     record = json.loads((tmp_path / "plain" / "samples.json").read_text())
     assert record["truncation"] == 1.0 and "sampler" not in record
+    assert record["images"][0]["class_label"] is None  # the groups have no meaning
     labelled = tmp_path / "labelled"
     script.main([*TINY_GAN, "--preset", "conditional", "--output_dir", str(labelled)])
     sample(["--model", str(labelled), "--num_images", "3", "--class_labels", "7", "3"])
@@ -89,7 +93,6 @@ def test_sampling_script(script, trained, tmp_path):
     assert [image["class_label"] for image in record["images"]] == [7, 3, 7]
     for arguments, message in (
         ("--num_inference_steps 3", "--num_inference_steps 3: .* is a GAN, which has none"),
-        ("--class_labels 3", "knows no classes"),
         ("--truncation 0.5", "--truncation 0.5: .* has no mean latent"),
     ):
         with pytest.raises(UserError, match=message):
