@@ -22,7 +22,7 @@ COMMON: dict[str, Any] = {
     "lr_warmup_steps": 0,
     "max_grad_norm": 0.0,  # Adam forgets the scale of a gradient, and clipping would couple the two games
     "ema_half_life": 20_000,
-    "save_images_epochs": 10,
+    "save_images_epochs": 1,
 }
 
 

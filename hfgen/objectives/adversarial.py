@@ -93,21 +93,21 @@ OBJECTIVES = {
 }
 
 
-def squared_gradient(logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+def squared_gradients(logits: torch.Tensor, *images: torch.Tensor) -> list[torch.Tensor]:
     """`||d logit / d image||^2` of each image: R1 on real images, R2 on generated ones.
 
     R1 is `gamma / 2` times its mean (https://huggingface.co/papers/1801.04406, equation 9), R2 the same on generated
     images (equation 10). Exact only if the logit of an image depends on no other image of the batch.
 
     Args:
-        logits (`torch.Tensor` of shape `(B,)`): Computed from `images`.
-        images (`torch.Tensor` of shape `(B, C, H, W)`): float32, and requiring gradients.
+        logits (`torch.Tensor`): Those of all the images.
+        images (`torch.Tensor` of shape `(B, C, H, W)`, one or several): float32, and requiring gradients.
 
     Returns:
-        `torch.Tensor` of shape `(B,)`, float32, differentiable once more.
+        A `torch.Tensor` of shape `(B,)` for each of `images`: float32, differentiable once more.
     """
-    (gradient,) = torch.autograd.grad(logits.float().sum(), images, create_graph=True)
-    return gradient.float().square().flatten(1).sum(1)
+    gradients = torch.autograd.grad(logits.float().sum(), images, create_graph=True)
+    return [gradient.float().square().flatten(1).sum(1) for gradient in gradients]
 
 
 def interpolate(real: torch.Tensor, fake: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
@@ -123,7 +123,8 @@ def interpolate(real: torch.Tensor, fake: torch.Tensor, place: torch.Tensor) -> 
 def lipschitz_penalty(logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """`(||d logit / d image|| - 1)^2` of each image (WGAN-GP, https://huggingface.co/papers/1704.00028, equation 3).
 
-    Arguments as for [`squared_gradient`], `images` being those of [`interpolate`].
+    Arguments as for [`squared_gradients`], `images` being those of [`interpolate`].
     """
+    (squared,) = squared_gradients(logits, images)
     # The derivative of the root at 0 is infinite; a gradient that small counts as 1e-8.
-    return ((squared_gradient(logits, images) + 1e-16).sqrt() - 1).square()
+    return ((squared + 1e-16).sqrt() - 1).square()

@@ -15,7 +15,7 @@ from hfgen.models.mlp_gan import MLPDiscriminator, MLPGenerator
 from hfgen.models.residual_gan import ResidualDiscriminator, ResidualGenerator
 from hfgen.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 from hfgen.objectives.adaptive_augmentation import OPERATIONS, AdaptiveProbability, augment
-from hfgen.objectives.adversarial import OBJECTIVES, interpolate, lipschitz_penalty, squared_gradient
+from hfgen.objectives.adversarial import OBJECTIVES, interpolate, lipschitz_penalty, squared_gradients
 from hfgen.pipelines.gan import GANPipeline
 from hfgen.training.config import GANConfig
 from hfgen.training.recipe import Batch, Phase, Progress, Recipe
@@ -136,9 +136,10 @@ class GANRecipe(Recipe):
         self, batch: Batch, fake: torch.Tensor, labels: torch.Tensor | None, progress: Progress
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         config = self.config
-        due = bool(config.r1_gamma or config.r2_gamma) and progress.step % config.penalty_interval == 0
-        real = batch.images.detach().requires_grad_(due and bool(config.r1_gamma))
-        fake = fake.requires_grad_(due and bool(config.r2_gamma))
+        real, penalties = batch.images.detach(), {}
+        if progress.step % config.penalty_interval == 0:
+            wanted = (("r1", config.r1_gamma, real), ("r2", config.r2_gamma, fake))
+            penalties = {name: (weight, images.requires_grad_()) for name, weight, images in wanted if weight}
         real_seen, fake_seen = self._augment(batch, real), self._augment(batch, fake)
         if self._mixes_samples:
             real_logits, fake_logits = self._judge(real_seen, labels), self._judge(fake_seen, labels)
@@ -158,14 +159,12 @@ class GANRecipe(Recipe):
             "ranked_right": (gap > 0).float().mean() + (gap == 0).float().mean() / 2,
             "sign_real": real_logits.detach().sign().mean(),
         }
-        for name, weight, logits, images in (
-            ("r1", config.r1_gamma, real_logits, real),
-            ("r2", config.r2_gamma, fake_logits, fake),
-        ):
-            if due and weight:
-                penalty = squared_gradient(logits, images).mean()
-                loss = loss + config.penalty_interval * weight / 2 * penalty
-                metrics[name] = penalty.detach()
+        if penalties:  # both from one backward pass: no logit depends on an image of the other kind
+            logits = torch.cat([real_logits, fake_logits])
+            found = squared_gradients(logits, *(images for _, images in penalties.values()))
+            for (name, (weight, _)), penalty in zip(penalties.items(), found, strict=True):
+                loss = loss + config.penalty_interval * weight / 2 * penalty.mean()
+                metrics[name] = penalty.mean().detach()
         if config.lipschitz_weight:
             between = interpolate(real.detach(), fake.detach(), batch.random.uniform()).requires_grad_()
             penalty = lipschitz_penalty(self._judge(self._augment(batch, between), labels), between).mean()

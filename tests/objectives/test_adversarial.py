@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy
 
-from hfgen.objectives.adversarial import OBJECTIVES, interpolate, lipschitz_penalty, squared_gradient
+from hfgen.objectives.adversarial import OBJECTIVES, interpolate, lipschitz_penalty, squared_gradients
 
 torch.manual_seed(0)
 REAL, FAKE = torch.randn(16, dtype=torch.float64) * 3, torch.randn(16, dtype=torch.float64) * 3
@@ -113,10 +113,12 @@ class Quadratic(torch.nn.Module):
         return images.flatten(1) @ self.a + self.b
 
 
-def test_squared_gradient_and_its_gradient():
+def test_squared_gradients_and_their_gradient():
     model = Quadratic(12)
     images = torch.randn(5, 3, 2, 2, dtype=torch.float64, requires_grad=True)
-    penalty = squared_gradient(model(images), images)
+    others = torch.randn(4, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    penalty, other = squared_gradients(torch.cat([model(images), model(others)]), images, others)
+    torch.testing.assert_close(other.double(), model.slope(others).square().sum(1), rtol=1e-6, atol=1e-6)
     slope = model.slope(images)  # differentiated by autograd once only
     # The penalty is computed in float32.
     torch.testing.assert_close(penalty.double(), slope.square().sum(1), rtol=1e-6, atol=1e-6)
