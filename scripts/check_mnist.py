@@ -218,6 +218,8 @@ def judge(images: "torch.Tensor", asked: "torch.Tensor", classifier_dir: Path) -
     classifier = json.loads((classifier_dir / "config.json").read_text(encoding="utf-8"))
     powers = torch.tensor([DIGITS**place for place in reversed(range(images.shape[1]))])
     predictions = (predictions * powers).sum(dim=1)
+    if images.shape[1] == 3 and "train_digit_shares" not in classifier:
+        raise UserError(f"--classifier_dir {classifier_dir} is of an earlier version: name a new folder")
     if images.shape[1] == 3:
         report |= count_kinds(predictions, torch.tensor(classifier["train_digit_shares"], dtype=torch.float64))
     labelled, right = asked >= 0, predictions == asked

@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         count, classes = len(indices), None
         if labels is not None:
             classes = torch.tensor([labels[index] for index in indices], device=accelerator.device)
-        elif class_names:
+        elif class_names and not gan:  # a GAN's pipeline draws them itself, after the latents
             classes = pipe.class_numbers(None, count, generators)
         if gan:
             images = pipe(

@@ -82,6 +82,11 @@ def open_batches(config: DataConfig, seed: int, token: str | None = None, num_cl
         UserError: If the data cannot be used.
     """
     if not config.streaming:
+        if num_clusters and config.balance_classes:
+            raise UserError(
+                f"--balance_classes is about labels, and --num_clusters {num_clusters} puts groups in their place: "
+                "add --class_conditional or --num_clusters 0."
+            )
         data = open_images(config, token)
         return CachedBatches(with_clusters(data, num_clusters) if num_clusters else data, seed, config.balance_classes)
     if num_clusters:

@@ -5,6 +5,7 @@ any label (Self-Guided Diffusion Models, https://huggingface.co/papers/2210.0646
 """
 
 import dataclasses
+import hashlib
 import io
 from pathlib import Path
 
@@ -54,7 +55,15 @@ def with_clusters(data: ImageData, count: int) -> ImageData:
     labels = np.load(path, allow_pickle=False)
     shares = np.bincount(labels, minlength=count) / len(labels)
     names = tuple(str(number) for number in range(count))
-    info = dataclasses.replace(data.info, class_names=names, class_shares=tuple(shares.tolist()), unlabelled=0)
+    # A run that goes on has to find the same groups, also where they were found anew.
+    fingerprint = hashlib.sha256(data.info.fingerprint.encode() + labels.tobytes()).hexdigest()
+    info = dataclasses.replace(
+        data.info,
+        class_names=names,
+        class_shares=tuple(shares.tolist()),
+        unlabelled=0,
+        fingerprint=fingerprint[: len(data.info.fingerprint)],
+    )
     return dataclasses.replace(data, labels=labels, info=info)
 
 

@@ -227,9 +227,9 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
         if tuple(sample.shape[1:]) != (channels, size, size):
             raise ValueError(f"sample has shape {tuple(sample.shape)}, but must be (B, {channels}, {size}, {size}).")
         check_classes(class_labels, self.config.num_class_embeds)
-        features = self.layers(sample)
-        logits = self.linear(features.flatten(1)).squeeze(1).float()
-        if self.class_embedding is not None:
-            pooled = features.float().sum((2, 3))
-            logits = logits + (self.class_embedding(class_labels).float() * pooled).sum(1)
+        features = self.layers(sample).to(self.linear.weight.dtype)
+        with torch.autocast(sample.device.type, enabled=False):  # losses are about small differences of logits
+            logits = self.linear(features.flatten(1)).squeeze(1).float()
+            if self.class_embedding is not None:
+                logits = logits + (self.class_embedding(class_labels) * features.sum((2, 3))).sum(1).float()
         return DCGANDiscriminatorOutput(logits=logits) if return_dict else (logits,)

@@ -130,8 +130,6 @@ class MLPDiscriminator(ModelMixin, ConfigMixin):
             Channels of the images.
         base_channels (`int`, *optional*, defaults to 256):
             Width of the last hidden layer; the two before it are twice and four times as wide.
-        dropout (`float`, *optional*, defaults to 0.0):
-            Dropout after each hidden layer.
         spectral_norm (`bool`, *optional*, defaults to `False`):
             Whether to divide all weights by their largest singular value (https://huggingface.co/papers/1802.05957).
         num_class_embeds (`int`, *optional*):
@@ -150,7 +148,6 @@ class MLPDiscriminator(ModelMixin, ConfigMixin):
         sample_size: int = 28,
         in_channels: int = 1,
         base_channels: int = 256,
-        dropout: float = 0.0,
         spectral_norm: bool = False,
         num_class_embeds: int | None = None,
     ):
@@ -159,7 +156,7 @@ class MLPDiscriminator(ModelMixin, ConfigMixin):
         width = in_channels * sample_size**2
         layers: list[nn.Module] = []
         for narrower in (4 * base_channels, 2 * base_channels, base_channels):
-            layers += [nn.Linear(width, narrower), nn.LeakyReLU(0.2), nn.Dropout(dropout)]
+            layers += [nn.Linear(width, narrower), nn.LeakyReLU(0.2)]
             width = narrower
         self.layers = nn.Sequential(*layers)
         self.linear = nn.Linear(width, 1)
@@ -188,8 +185,9 @@ class MLPDiscriminator(ModelMixin, ConfigMixin):
         if tuple(sample.shape[1:]) != (channels, size, size):
             raise ValueError(f"sample has shape {tuple(sample.shape)}, but must be (B, {channels}, {size}, {size}).")
         check_classes(class_labels, self.config.num_class_embeds)
-        features = self.layers(sample.flatten(1))
-        logits = self.linear(features).squeeze(1).float()
-        if self.class_embedding is not None:
-            logits = logits + (self.class_embedding(class_labels).float() * features.float()).sum(1)
+        features = self.layers(sample.flatten(1)).to(self.linear.weight.dtype)
+        with torch.autocast(sample.device.type, enabled=False):  # losses are about small differences of logits
+            logits = self.linear(features).squeeze(1).float()
+            if self.class_embedding is not None:
+                logits = logits + (self.class_embedding(class_labels) * features).sum(1).float()
         return MLPDiscriminatorOutput(logits=logits) if return_dict else (logits,)

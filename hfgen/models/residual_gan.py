@@ -274,10 +274,9 @@ class ResidualDiscriminator(ModelMixin, ConfigMixin):
             hidden = stage(hidden)
             if number < len(self.stages) - 1:
                 hidden = project(F.avg_pool2d(hidden, 2))
-        features = self.linear((hidden * self.basis).sum((2, 3)))
-        if self.class_embedding is not None:
-            logits = (features.float() * self.class_embedding(class_labels).float()).sum(1)
-            logits = logits / math.sqrt(features.shape[1])
-        else:
-            logits = features.squeeze(1).float()
+        with torch.autocast(sample.device.type, enabled=False):  # losses are about small differences of logits
+            features = self.linear((hidden.to(self.basis.dtype) * self.basis).sum((2, 3)))
+            if self.class_embedding is not None:
+                features = features * self.class_embedding(class_labels) / math.sqrt(features.shape[1])
+            logits = features.sum(1).float()
         return ResidualDiscriminatorOutput(logits=logits) if return_dict else (logits,)

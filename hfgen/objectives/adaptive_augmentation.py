@@ -214,7 +214,7 @@ class AdaptiveProbability(nn.Module):
     The measure is `r_t = E[sign(D(real))]` over training images, with positive logits for "real": 0 if it cannot tell
     them from generated ones, 1 if it knows them all. Above `target` the probability rises, below it falls.
 
-    Relativistic objectives see differences of logits only, so their zero means nothing. Then observe *centred* logits,
+    Relativistic, Wasserstein and least-squares logits have no zero for "undecided". Then observe *centred* ones,
     `real - (real.mean() + fake.mean()) / 2` of the same step: halfway between the two is where the other objectives
     put the zero, and `target` keeps its meaning. (Less `fake.mean()` alone the distance would count twice.)
 

@@ -20,6 +20,7 @@ class Objective:
         generator (`Callable`): `(real, fake) -> (B,)`, what the generator minimises. `real` matters only if
             `relativistic`, and may be `None` otherwise.
         relativistic (`bool`): Whether only the difference of a real and a generated image's logits matters.
+        centred (`bool`): Whether a logit of 0 means "undecided".
         smoothing (`bool`): Whether there is a target for real images that label smoothing could lower.
     """
 
@@ -27,6 +28,7 @@ class Objective:
     generator: Callable[..., torch.Tensor]
     relativistic: bool = False
     smoothing: bool = False
+    centred: bool = False
 
 
 def logistic_discriminator(real: torch.Tensor, fake: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
@@ -85,10 +87,10 @@ def relativistic_generator(real: torch.Tensor, fake: torch.Tensor) -> torch.Tens
 
 OBJECTIVES = {
     "relativistic": Objective(relativistic_discriminator, relativistic_generator, relativistic=True),
-    "nonsaturating": Objective(logistic_discriminator, nonsaturating_generator, smoothing=True),
-    "saturating": Objective(logistic_discriminator, saturating_generator, smoothing=True),
+    "nonsaturating": Objective(logistic_discriminator, nonsaturating_generator, smoothing=True, centred=True),
+    "saturating": Objective(logistic_discriminator, saturating_generator, smoothing=True, centred=True),
     "least_squares": Objective(least_squares_discriminator, least_squares_generator, smoothing=True),
-    "hinge": Objective(hinge_discriminator, linear_generator),
+    "hinge": Objective(hinge_discriminator, linear_generator, centred=True),
     "wasserstein": Objective(wasserstein_discriminator, linear_generator),
 }
 

@@ -55,12 +55,14 @@ class GANProjectionOutput(BaseOutput):
         images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): What the model makes of them.
         losses (`torch.Tensor` of shape `(B,)`): Mean squared error over pixels and channels, both images in [0, 1].
         class_labels (`torch.Tensor` of shape `(B,)`, or `None`): Classes, of a conditional model.
+        space (`str`): `"z"` or `"w"`: the `latents_space` to give with these latents.
     """
 
     latents: torch.Tensor
     images: Any
     losses: torch.Tensor
     class_labels: torch.Tensor | None = None
+    space: str = "z"
 
 
 class GANPipeline(Pipeline):
@@ -102,7 +104,8 @@ class GANPipeline(Pipeline):
     >>> images = pipe(batch_size=16, generator=torch.Generator().manual_seed(0)).images
     >>> pipe.save_gif(pipe.interpolate(num_points=4, loop=True), "walk.gif", fps=12)
     >>> found = pipe.project(images[0], generator=torch.Generator().manual_seed(1))
-    >>> rows = pipe.edit(torch.randn(1, pipe.model.config.latent_dim), pipe.directions()[0], [-4, -2, 0, 2, 4])
+    >>> where = {"class_labels": found.class_labels, "latents_space": found.space}
+    >>> rows = pipe.edit(found.latents, pipe.directions()[0], [-4, -2, 0, 2, 4], **where)
     >>> pipe.make_strip(rows[0]).save("edit.png")
     ```
     """
@@ -175,6 +178,7 @@ class GANPipeline(Pipeline):
         generator: Generators = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        latents_space: str = "z",
     ) -> ImagePipelineOutput | tuple:
         r"""
         The call function to the pipeline for generation; the class describes the arguments that are not listed here.
@@ -186,7 +190,7 @@ class GANPipeline(Pipeline):
                 Without it, the classes of a conditional model are drawn, uniformly or as `class_shares` says: a
                 generator draws its latents first, then its classes.
             latents (`torch.Tensor` of shape `(B, latent_dim)`, *optional*):
-                Latents z, instead of drawing them from the standard normal distribution.
+                Latents, instead of drawing z from the standard normal distribution.
             return_dict (`bool`, *optional*, defaults to `True`):
                 Whether to return an [`ImagePipelineOutput`] instead of a tuple.
 
@@ -194,15 +198,16 @@ class GANPipeline(Pipeline):
             ValueError: For classes that the model does not know, truncation of a model without a mean latent, or an
                 argument of the wrong shape or length.
         """
-        self._check(output_type, truncation)
+        self._check(output_type, truncation, latents_space=latents_space)
         if batch_size is None:
             given = latents if latents is not None else class_labels
             batch_size = len(given) if np.ndim(given) else 1  # type: ignore[arg-type]
         _at_least("batch_size", batch_size, 1)
         with self._running():
-            latents = self._latents(latents, batch_size, generator)
+            given_space = "z" if latents is None else latents_space
+            latents = self._latents(latents, batch_size, generator, given_space)
             labels = self.class_numbers(class_labels, batch_size, generator)
-            points, space = self._place(latents, labels, truncation)
+            points, space = self._place(latents, labels, truncation, given_space)
             images = self._render(points, labels, space, at_once=batch_size)
         output = self._export(images, output_type)
         return ImagePipelineOutput(images=output) if return_dict else (output,)
@@ -348,17 +353,18 @@ class GANPipeline(Pipeline):
             images=self._export(images[best], output_type),
             losses=losses.flatten()[best],
             class_labels=None if labels is None else labels[best],
+            space=space,
         )
 
     @torch.no_grad()
-    def directions(self, count: int = 10) -> torch.Tensor:
+    def directions(self, count: int | None = None) -> torch.Tensor:
         r"""
         The directions in which latents change the image most: SeFa (https://huggingface.co/papers/2007.06600), the top
         right-singular vectors of the weights that z, or w for style-based models, meets first. The sign is such that
         the entry of the largest magnitude is positive.
 
         Args:
-            count (`int`, *optional*, defaults to 10): How many, the strongest first.
+            count (`int`, *optional*): How many, the strongest first; by default 10, or as many as there are.
 
         Returns:
             `torch.Tensor` of shape `(count, D)`: Orthonormal rows, float32, on the CPU.
@@ -367,6 +373,7 @@ class GANPipeline(Pipeline):
             ValueError: If the weights have fewer singular vectors.
         """
         weight = self.model.latent_weight().cpu().double()
+        count = min(10, *weight.shape) if count is None else count
         if not 1 <= count <= min(weight.shape):
             raise ValueError(f"count is {count}, but this model has from 1 to {min(weight.shape)} directions.")
         vectors = torch.linalg.svd(weight, full_matrices=False).Vh[:count]

@@ -169,6 +169,12 @@ class DDPMConfig:
             )
 
 
+AUGMENTATIONS = (  # those of objectives.adaptive_augmentation, which imports torch
+    *("flip", "rotate90", "translate_integer", "scale", "rotate", "anisotropic", "translate"),
+    *("brightness", "contrast", "luma_flip", "hue", "saturation", "cutout"),
+)
+
+
 @dataclass(frozen=True)
 class GANConfig:
     """GAN: networks, objective, regularisation and optimisers."""
@@ -179,6 +185,9 @@ class GANConfig:
         32, "width: of the first layer (mlp), at the full size (dcgan), of all stages (residual), 1/32 of the "
         "channels times the pixels per side (stylegan2)",
     )  # fmt: skip
+    group_width: int | None = option(
+        None, "channels per group of the convolutions of residual; 0 for plain ones (default: 16 on a GPU, 0 on a CPU)"
+    )
     discriminator_norm: str = option(
         "group", "normalisation in the discriminator of dcgan", choices=("group", "batch", "none")
     )
@@ -193,8 +202,8 @@ class GANConfig:
         choices=("relativistic", "nonsaturating", "saturating", "least_squares", "hinge", "wasserstein"),
     )
     label_smoothing: float = option(0.0, "lowers the target of real images from 1 by this much")
-    r1_gamma: float = option(0.2, "weight of R1, the squared gradient at real images; 0 turns it off")
-    r2_gamma: float = option(0.2, "weight of R2, the squared gradient at generated images; 0 turns it off")
+    r1_gamma: float = option(0.01, "weight of R1, the squared gradient at real images; 0 turns it off")
+    r2_gamma: float = option(0.01, "weight of R2, the squared gradient at generated images; 0 turns it off")
     penalty_interval: int = option(4, "steps between two uses of R1 and R2, which then weigh as many times more")
     lipschitz_weight: float = option(0.0, "weight of WGAN-GP's penalty, 10 in its paper; 0 turns it off")
     discriminator_steps: int = option(1, "steps of the discriminator per step of the generator")
@@ -207,7 +216,7 @@ class GANConfig:
         "the differentiable augmentations; also: flip rotate90 luma_flip hue saturation",
     )
     truncation: float = option(1.0, "truncation of the sample grids (stylegan2)", resumable=True)
-    learning_rate: float = option(2e-3, "peak learning rate of Adam")
+    learning_rate: float = option(1e-3, "peak learning rate of Adam")
     discriminator_learning_rate: float | None = option(None, "that of the discriminator, if it differs")
     adam_beta1: float = option(0.0, "Adam beta 1")
     adam_beta2: float = option(0.99, "Adam beta 2")
@@ -252,6 +261,19 @@ class GANConfig:
                 "--discriminator_norm batch mixes images, so that the gradient at one image is not its own, which "
                 "--r1_gamma, --r2_gamma and --lipschitz_weight need: set these to 0, or use group or none."
             )
+        if self.num_clusters == 1:
+            raise UserError("--num_clusters 1: one group is none. Use 0, or 2 and more.")
+        if self.group_width and 2 * self.base_channels % self.group_width:
+            raise UserError(
+                f"--group_width {self.group_width} does not divide 2 * --base_channels {self.base_channels}."
+            )
+        unknown = [name for name in self.augmentations if name not in AUGMENTATIONS]
+        if unknown:
+            raise UserError(f"--augmentations {unknown[0]} is unknown: choose from {' '.join(AUGMENTATIONS)}.")
+        if self.discriminator_norm != "group" and self.architecture != "dcgan":
+            raise UserError(
+                f"--discriminator_norm {self.discriminator_norm}: {self.architecture} has none. Leave it out."
+            )
         if self.truncation != 1 and self.architecture != "stylegan2":
             raise UserError(
                 f"--truncation {self.truncation}: {self.architecture} has no mean latent to draw near to. Leave it "
@@ -262,12 +284,14 @@ class GANConfig:
                 f"--spectral_norm does not exist in {self.architecture}: leave it out, or use mlp or dcgan."
             )
 
-    def check_batch(self, size: int) -> None:
-        """Checks the number of images in a micro-batch, which statistics over the batch need several of.
+    def check(self, resolution: int | None, size: int) -> None:
+        """Checks the size of the images, if known, and the number of them in a micro-batch.
 
         Raises:
-            UserError: If there are too few.
+            UserError: If the networks cannot make that size, or statistics over the batch need more images.
         """
+        if resolution is not None and not 8 <= resolution <= 256:
+            raise UserError(f"--resolution {resolution} is out of range: GANs make images of 8 to 256 pixels.")
         if size == 1 and self.architecture in ("mlp", "dcgan"):
             raise UserError("--train_batch_size 1: batch normalisation of one image is nothing. Use 2 or more.")
         if self.architecture == "stylegan2" and all(size % group for group in range(2, 33)):

@@ -14,7 +14,7 @@ from hfgen.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from hfgen.models.mlp_gan import MLPDiscriminator, MLPGenerator
 from hfgen.models.residual_gan import ResidualDiscriminator, ResidualGenerator
 from hfgen.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
-from hfgen.objectives.adaptive_augmentation import OPERATIONS, AdaptiveProbability, augment
+from hfgen.objectives.adaptive_augmentation import AdaptiveProbability, augment
 from hfgen.objectives.adversarial import OBJECTIVES, interpolate, lipschitz_penalty, squared_gradients
 from hfgen.pipelines.gan import GANPipeline
 from hfgen.training.config import GANConfig
@@ -36,14 +36,14 @@ class GANRecipe(Recipe):
         config.validate()
         self.config = config
         self.class_names = self._class_names(info)
-        unknown = [name for name in config.augmentations if name not in OPERATIONS]
-        if unknown:
-            raise UserError(f"--augmentations {unknown[0]} is unknown: choose from {' '.join(OPERATIONS)}.")
         self.objective = OBJECTIVES[config.objective]
         try:
             generator, discriminator = self._networks(info)
         except ValueError as error:
-            raise UserError(f"--resolution {info.resolution} does not fit {config.architecture}: {error}") from None
+            flag = f"--base_channels {config.base_channels}" if "channel_base" in str(error) else "--resolution"
+            raise UserError(
+                f"{flag} does not fit {config.architecture} at {info.resolution} pixels: {error}"
+            ) from None
         self.modules = {"generator": generator, "discriminator": discriminator}
         self.adaptive: AdaptiveProbability | None = None
         if config.ada_target is not None:
@@ -58,17 +58,13 @@ class GANRecipe(Recipe):
         self.class_shares = info.class_shares
         if self.class_names and not self.class_shares and len(self.class_names) <= 16:
             self.grid_columns = len(self.class_names)  # a column for each class
-        # Adam's memory shrinks with the number of its steps that lack the penalty (StyleGAN2, appendix B).
-        lazy = config.penalty_interval / (config.penalty_interval + 1) if config.r1_gamma or config.r2_gamma else 1.0
-        lazy = lazy if config.penalty_interval > 1 else 1.0
         betas = (config.adam_beta1, config.adam_beta2)
-        rate = config.discriminator_learning_rate or config.learning_rate
         self.phases = (
             Phase(
                 "discriminator",
                 updates=("discriminator",),
-                learning_rate=rate * lazy,
-                betas=(betas[0] ** lazy, betas[1] ** lazy),
+                learning_rate=config.discriminator_learning_rate or config.learning_rate,
+                betas=betas,
                 eps=config.adam_epsilon,
             ),
             Phase(
@@ -113,8 +109,9 @@ class GANRecipe(Recipe):
                 **judges, base_channels=width, norm_num_groups=math.gcd(8, width), **norm
             )
         if config.architecture == "residual":
-            # Grouped convolutions are what the paper uses; CPUs are slow at their second derivative.
-            group_width = math.gcd(16, width) if torch.cuda.is_available() else 0
+            group_width = config.group_width
+            if group_width is None:  # the paper uses groups; CPUs are slow at their second derivative
+                group_width = math.gcd(16, width) if torch.cuda.is_available() else 0
             shape = {"block_out_channels": (width,), "group_width": group_width}
             return ResidualGenerator(**makes, **shape), ResidualDiscriminator(**judges, **shape)
         base = {"channel_base": 32 * width}
@@ -146,10 +143,11 @@ class GANRecipe(Recipe):
         else:
             both = None if labels is None else torch.cat([labels, labels])
             real_logits, fake_logits = self._judge(torch.cat([real_seen, fake_seen]), both).chunk(2)
+        centred = real_logits.detach()
+        if not self.objective.centred:  # where 0 has no meaning, the middle between the two means stands for it
+            centred = centred - (centred.mean() + fake_logits.detach().mean()) / 2
         if self.adaptive is not None:
-            # Relativistic logits have no zero of their own: the middle between the two means stands for it.
-            centre = (real_logits.mean() + fake_logits.mean()) / 2 if self.objective.relativistic else 0.0
-            self.adaptive.observe(real_logits - centre)
+            self.adaptive.observe(centred)
         smoothing = {"smoothing": config.label_smoothing} if self.objective.smoothing else {}
         loss = self.objective.discriminator(real_logits, fake_logits, **smoothing).mean()
         gap = (real_logits - fake_logits).detach()
@@ -157,7 +155,7 @@ class GANRecipe(Recipe):
             "d_loss": loss.detach(),
             "logit_gap": gap.mean(),
             "ranked_right": (gap > 0).float().mean() + (gap == 0).float().mean() / 2,
-            "sign_real": real_logits.detach().sign().mean(),
+            "sign_real": centred.sign().mean(),
         }
         if penalties:  # both from one backward pass: no logit depends on an image of the other kind
             logits = torch.cat([real_logits, fake_logits])
@@ -183,8 +181,7 @@ class GANRecipe(Recipe):
             with torch.no_grad():
                 real_logits = self._judge(self._augment(batch, batch.images), labels)
         loss = self.objective.generator(real_logits, fake_logits).mean()
-        # The mean squared distance of two images is twice their variance, summed over the pixels.
-        spread = torch.stack([images.detach().float().var(0).sum() for images in (fake, batch.images)])
+        spread = torch.stack([scatter(images.detach(), labels) for images in (fake, batch.images)])
         return loss, {"g_loss": loss.detach(), "diversity": spread}
 
     @property
@@ -221,6 +218,26 @@ class GANRecipe(Recipe):
         return pipeline(len(indices), class_labels=labels, **options).images
 
 
+def scatter(images: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+    """How much the images of a batch differ: their squared distance from their mean, or from that of their class.
+
+    The mean squared distance of two images is twice their variance. Between classes there is always some, whatever a
+    generator makes of its latents; so only what differs within a class counts.
+
+    Args:
+        images (`torch.Tensor` of shape `(B, C, H, W)`): Images.
+        labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes. An image that is alone in its class counts as 0.
+
+    Returns:
+        A scalar, the sum over images and pixels.
+    """
+    flat = images.float().flatten(1)
+    labels = torch.zeros(len(flat), dtype=torch.int64, device=flat.device) if labels is None else labels
+    same = (labels[:, None] == labels).float()
+    with torch.autocast(flat.device.type, enabled=False):
+        return (flat - same @ flat / same.sum(1, keepdim=True)).square().sum()
+
+
 class Alarms:
     """Says in plain words when a GAN goes wrong, once for each time that it does.
 
@@ -237,23 +254,26 @@ class Alarms:
     def __call__(self, means: dict[str, float], images_seen: int) -> list[str]:
         """Looks at the means of an interval of steps that ended at `images_seen`."""
         ranked, diversity = means.get("ranked_right", math.nan), means.get("diversity", math.nan)
-        penalised = self.config.r1_gamma and self.config.r2_gamma
-        stronger = "higher --r1_gamma and --r2_gamma" if penalised else "--r1_gamma 0.2 --r2_gamma 0.2"
         saturated = (
             f"the discriminator is saturated: it tells {ranked:.1%} of the pairs apart, and the generator learns "
-            f"little from it. Try {stronger}, --ada_target 0.6, or a lower --discriminator_learning_rate."
+            f"little from it. Try {self._penalties()}, --ada_target 0.6, or a lower --discriminator_learning_rate."
         )
         stuck = (
-            f"the loss is stuck: the discriminator tells only {ranked:.1%} of the pairs apart, half by chance, "
-            "so that nobody learns. Try a higher --discriminator_learning_rate"
-            + (", or lower --r1_gamma and --r2_gamma." if penalised else ".")
+            f"the loss is stuck: the discriminator tells only {ranked:.1%} of the pairs apart, half by chance, and "
+            f"yet the generated images differ from each other only {diversity:.2f} times as much as real ones. Try a "
+            "higher --discriminator_learning_rate, or weaker penalties."
         )
         collapsed = (
-            f"the generator collapses: its images differ from each other only {diversity:.2f} times as much as real "
-            "ones (variance of the pixels within a batch). Look at the sample grid; try --objective relativistic, "
-            f"{stronger}, a lower --learning_rate, or a larger batch."
+            f"the generator collapses: its images (of one class or group) differ from each other only "
+            f"{diversity:.2f} times as much as real ones. Look at the sample grid; try --objective relativistic, "
+            f"{self._penalties()}, a lower --learning_rate, or a larger batch."
         )
-        signs = {saturated: ranked >= 0.99, stuck: ranked <= 0.52, collapsed: diversity < 0.25}
+        signs = {
+            # A critic of bounded slope is meant to tell all pairs apart.
+            saturated: ranked >= 0.99 and self.config.objective != "wasserstein",
+            stuck: ranked <= 0.52 and diversity < 0.5,  # ranks by chance and good images are what success looks like
+            collapsed: diversity < 0.25,
+        }
         messages = []
         for text, sign in signs.items():
             name = text.partition(":")[0]
@@ -264,3 +284,9 @@ class Alarms:
                 self._told.add(name)
                 messages.append(f"for {self.patience} images {text}")
         return messages
+
+    def _penalties(self) -> str:
+        if self.config.r1_gamma and self.config.r2_gamma:
+            return "higher --r1_gamma and --r2_gamma"
+        batch_norm = self.config.architecture == "dcgan" and self.config.discriminator_norm == "batch"
+        return "--r1_gamma 0.05 --r2_gamma 0.05" + (" with --discriminator_norm group" if batch_norm else "")

@@ -41,11 +41,14 @@ def test_groups_are_kept_beside_the_images(tmp_path):
     config = DataConfig(resolution=8, cache_dir=str(tmp_path))
     first = open_batches(config, 0, num_clusters=5)
     (path,) = tmp_path.rglob("clusters-5.npy")
+    assert first.info.fingerprint == open_batches(config, 0, num_clusters=5).info.fingerprint
+    assert first.info.fingerprint != open_batches(config, 0).info.fingerprint
     kept = np.zeros(1797, np.int64)
     np.save(path, kept)
     again = open_batches(config, 0, num_clusters=5)
     assert set(first.read(0, 64).labels.tolist()) > {0}
     assert set(again.read(0, 64).labels.tolist()) == {0}  # read, not found anew
+    assert again.info.fingerprint != first.info.fingerprint  # and a run that goes on will notice
 
 
 def test_mistakes(tmp_path):
@@ -53,6 +56,8 @@ def test_mistakes(tmp_path):
     for count in (1, 1798):
         with pytest.raises(UserError, match=f"--num_clusters {count} does not fit 1797 images"):
             open_batches(config, 0, num_clusters=count)
+    with pytest.raises(UserError, match="--balance_classes is about labels"):
+        open_batches(dataclasses.replace(config, balance_classes=True), 0, num_clusters=5)
     streaming = dataclasses.replace(config, dataset_name="somewhere", streaming=True)
     with pytest.raises(UserError, match="--num_clusters 5 needs all images"):
         open_batches(streaming, 0, num_clusters=5)

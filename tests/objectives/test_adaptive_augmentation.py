@@ -364,3 +364,9 @@ def test_state_stays_float32_and_without_a_graph():
         control.observe(torch.ones(1001).bfloat16())
     assert control.sign_sum == control.sign_count == 1001  # bfloat16 has no such number
     assert all(value.dtype == torch.float32 and not value.requires_grad for value in control.buffers())
+
+
+def test_the_options_know_all_operations():
+    from hfgen.training.config import AUGMENTATIONS
+
+    assert set(AUGMENTATIONS) == set(OPERATIONS)

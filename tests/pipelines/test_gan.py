@@ -372,6 +372,17 @@ def test_groups_are_drawn_as_often_as_they_are_in_the_data(tmp_path):
     assert loaded.config.class_shares == {"0": 0.0, "1": 0.25, "2": 0.75}
 
 
+@both
+def test_what_project_finds_can_be_shown_again(kind):
+    pipe = make(kind)
+    images = pipe(2, generator=seeded(), output_type="pt").images
+    found = pipe.project(images, steps=20, generator=seeded(), output_type="pt")
+    again = pipe(latents=found.latents, latents_space=found.space, output_type="pt").images
+    torch.testing.assert_close(again, found.images)
+    unchanged = pipe.edit(found.latents, pipe.directions()[0], [0.0], latents_space=found.space, output_type="pt")
+    torch.testing.assert_close(unchanged[:, 0], found.images)
+
+
 def test_project_by_default_recovers_the_image_and_repeats():
     pipe = make()
     images = pipe(3, generator=seeded(), output_type="pt").images

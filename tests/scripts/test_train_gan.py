@@ -3,9 +3,11 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
-from conftest import TINY_GAN, load_script, metrics, run
+from conftest import ROOT, TINY_GAN, load_script, metrics, run
+from PIL import Image
 
 from hfgen import GANPipeline
 from hfgen.errors import UserError
@@ -45,12 +47,22 @@ def test_the_card(trained):
     card = (folder / "README.md").read_text()
     assert "dcgan, relativistic objective" in card
     assert "which of 100 groups of similar images" in card
-    assert "R1 with gamma 0.2, R2 with gamma 0.2 every 4 steps" in card
+    assert "R1 with gamma 0.01, R2 with gamma 0.01 every 4 steps" in card
     assert "{{" not in card and "{%" not in card and "None" not in card
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)
     namespace = {}
     exec(code, namespace)  # the card's own snippet
     assert len(namespace["images"]) == 4
+
+
+def test_the_readmes_example(trained):
+    folder, _ = trained
+    readme = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(from hfgen import GANPipeline.*?)```", readme, re.DOTALL)
+    namespace = {}
+    exec(code.replace("out/gan-mnist", str(folder)).replace("walk.gif", str(folder.parent / "walk.gif")), namespace)
+    assert (folder.parent / "walk.gif").exists()
+    assert len(namespace["rows"][0]) == 3
 
 
 def test_a_fresh_process_loads_it(trained, tmp_path):
@@ -86,6 +98,11 @@ def test_sampling_script(script, trained, tmp_path):
     record = json.loads((tmp_path / "plain" / "samples.json").read_text())
     assert record["truncation"] == 1.0 and "sampler" not in record
     assert record["images"][0]["class_label"] is None  # the groups have no meaning
+    pipe = GANPipeline.from_pretrained(folder)
+    for seed in range(3):  # image number i is that of the seed i in user code, too
+        saved = np.asarray(Image.open(tmp_path / "plain" / f"{seed:06d}.png")).astype(int)
+        again = np.asarray(pipe(generator=torch.Generator().manual_seed(seed)).images[0]).astype(int)
+        assert np.abs(saved - again).max() <= 1
     labelled = tmp_path / "labelled"
     script.main([*TINY_GAN, "--preset", "conditional", "--output_dir", str(labelled)])
     sample(["--model", str(labelled), "--num_images", "3", "--class_labels", "7", "3"])
@@ -136,8 +153,10 @@ def test_an_alarm_reaches_the_user(script, tmp_path, capsys, monkeypatch):
     ("arguments", "message"),
     [
         ("--label_column kind --class_conditional", "--label_column kind is not a column"),
-        ("--resolution 300", "--resolution 300 does not fit dcgan: sample_size is 300"),
-        ("--resolution 7", "--resolution 7 does not fit dcgan"),
+        ("--resolution 300", "--resolution 300 is out of range: GANs make images of 8 to 256 pixels"),
+        ("--resolution 7", "--resolution 7 is out of range"),
+        ("--balance_classes", "--balance_classes is about labels, and --num_clusters 100 puts groups in their place"),
+        ("--augmentations blur", "--augmentations blur is unknown: choose from flip"),
         ("--train_batch_size 1", "--train_batch_size 1: batch normalisation of one image is nothing"),
         ("--objective hinge --label_smoothing 0.1", "--objective hinge has no target to lower"),
         ("--objectiv hinge", "unknown flag --objectiv. Did you mean --objective?"),
