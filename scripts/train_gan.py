@@ -47,6 +47,7 @@ def dcgan() -> dict[str, Any]:
         "latent_dim": 100,
         "objective": "nonsaturating",
         "discriminator_norm": "batch",
+        "learning_rate": 2e-3,
         "r1_gamma": 0.0,
         "r2_gamma": 0.0,
         "adam_beta1": 0.5,
