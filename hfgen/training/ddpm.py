@@ -18,7 +18,7 @@ from hfgen.pipelines.ddpm_sampling import (
     sampling_scheduler,
 )
 from hfgen.training.config import DDPMConfig
-from hfgen.training.recipe import Batch, Phase, Progress, Recipe
+from hfgen.training.recipe import Batch, Phase, Progress, Recipe, classes_of
 
 
 class DDPMRecipe(Recipe):
@@ -35,7 +35,12 @@ class DDPMRecipe(Recipe):
     def __init__(self, config: DDPMConfig, info: DataInfo):
         config.validate()
         self.config = config
-        self.class_names = self._class_names(info)
+        self.class_names = classes_of(info, config.class_conditional)
+        if config.class_conditional and info.unlabelled and not config.label_dropout:
+            raise UserError(
+                f"--label_dropout 0: {info.unlabelled} of the images have no class, and only label dropout gives the "
+                "network a class for none. Use more than 0, or label the images."
+            )
         unet = self._unet(info)
         self.scheduler = DDPMScheduler(
             num_train_timesteps=config.ddpm_num_steps,
@@ -72,21 +77,6 @@ class DDPMRecipe(Recipe):
     def guidance_scale(self) -> float:
         """Guidance by default; none without a class for "no class"."""
         return self.config.guidance_scale if self.null_class is not None else 1.0
-
-    def _class_names(self, info: DataInfo) -> tuple[str, ...] | None:
-        if not self.config.class_conditional:
-            return info.class_names if info.class_shares else None
-        if not info.class_names:
-            raise UserError(
-                f"--class_conditional needs labels, and {info.name} has no column of type ClassLabel: name the column "
-                "with --label_column, or leave --class_conditional out."
-            )
-        if info.unlabelled and not self.config.label_dropout:
-            raise UserError(
-                f"--label_dropout 0: {info.unlabelled} of the images have no class, and only label dropout gives the "
-                "network a class for none. Use more than 0, or label the images."
-            )
-        return info.class_names
 
     def _unet(self, info: DataInfo) -> UNet2DModel:
         config = self.config

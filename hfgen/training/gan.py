@@ -18,7 +18,7 @@ from hfgen.objectives.adaptive_augmentation import AdaptiveProbability, augment
 from hfgen.objectives.adversarial import OBJECTIVES, interpolate, lipschitz_penalty, squared_gradients
 from hfgen.pipelines.gan import GANPipeline
 from hfgen.training.config import GANConfig
-from hfgen.training.recipe import Batch, Phase, Progress, Recipe
+from hfgen.training.recipe import Batch, Phase, Progress, Recipe, classes_of
 
 
 class GANRecipe(Recipe):
@@ -35,7 +35,12 @@ class GANRecipe(Recipe):
     def __init__(self, config: GANConfig, info: DataInfo):
         config.validate()
         self.config = config
-        self.class_names = self._class_names(info)
+        self.class_names = classes_of(info, config.class_conditional)
+        if config.class_conditional and info.unlabelled:
+            raise UserError(
+                f"--class_conditional: {info.unlabelled} of the images have no class, and a GAN needs one for each: "
+                "label these images, or leave them out."
+            )
         self.objective = OBJECTIVES[config.objective]
         try:
             generator, discriminator = self._networks(info)
@@ -77,21 +82,6 @@ class GANRecipe(Recipe):
             ),
         )
         self._alarms = Alarms(config)
-
-    def _class_names(self, info: DataInfo) -> tuple[str, ...] | None:
-        if not self.config.class_conditional:
-            return info.class_names if info.class_shares else None
-        if not info.class_names:
-            raise UserError(
-                f"--class_conditional needs labels, and {info.name} has no column of type ClassLabel: name the column "
-                "with --label_column, or leave --class_conditional out."
-            )
-        if info.unlabelled:
-            raise UserError(
-                f"--class_conditional: {info.unlabelled} of the images have no class, and a GAN needs one for each: "
-                "label these images, or leave them out."
-            )
-        return info.class_names
 
     def _networks(self, info: DataInfo) -> tuple[nn.Module, nn.Module]:
         config = self.config

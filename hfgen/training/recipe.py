@@ -21,6 +21,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from hfgen.data.images import DataInfo
+from hfgen.errors import UserError
 from hfgen.training.random import StepRandom
 
 
@@ -66,6 +68,22 @@ class Progress:
     images_seen: int
     fraction: float
     step: int = 0
+
+
+def classes_of(info: DataInfo, class_conditional: bool) -> tuple[str, ...] | None:
+    """The names of the classes to train on: those of the labels, or those of the groups in their place.
+
+    Raises:
+        UserError: If classes are asked for and the images have none.
+    """
+    if not class_conditional:
+        return info.class_names if info.class_shares else None
+    if not info.class_names:
+        raise UserError(
+            f"--class_conditional needs labels, and {info.name} has no column of type ClassLabel: name the column "
+            "with --label_column, or leave --class_conditional out."
+        )
+    return info.class_names
 
 
 class Recipe:
