@@ -26,7 +26,7 @@ def digits() -> dict[str, Any]:
         "resolution": 16,
         "block_out_channels": (32, 64, 64),
         "train_batch_size": 64,
-        "num_epochs": 70,
+        "num_epochs": 85,
         "lr_warmup_steps": 100,
         "save_images_epochs": 10,
     }
