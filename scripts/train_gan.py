@@ -41,43 +41,29 @@ def conditional() -> dict[str, Any]:
     return COMMON | {"class_conditional": True}
 
 
+CLASSICAL = COMMON | {"latent_dim": 100, "r1_gamma": 0.0, "r2_gamma": 0.0, "adam_beta1": 0.5, "adam_beta2": 0.999}
+
+
 def dcgan() -> dict[str, Any]:
     """DCGAN of 2015: the non-saturating loss, batch normalisation in both networks."""
-    return COMMON | {
-        "latent_dim": 100,
-        "objective": "nonsaturating",
-        "discriminator_norm": "batch",
-        "learning_rate": 2e-3,
-        "r1_gamma": 0.0,
-        "r2_gamma": 0.0,
-        "adam_beta1": 0.5,
-        "adam_beta2": 0.999,
-    }
+    return CLASSICAL | {"objective": "nonsaturating", "discriminator_norm": "batch", "learning_rate": 2e-3}
 
 
 def mlp() -> dict[str, Any]:
     """The fully connected GAN of 2014."""
-    return COMMON | {
+    return CLASSICAL | {
         "architecture": "mlp",
-        "latent_dim": 100,
         "base_channels": 256,
         "objective": "nonsaturating",
-        "r1_gamma": 0.0,
-        "r2_gamma": 0.0,
-        "adam_beta1": 0.5,
-        "adam_beta2": 0.999,
         "learning_rate": 5e-4,
     }
 
 
 def wgan_gp() -> dict[str, Any]:
     """Wasserstein with gradient penalty: five steps of the critic for one of the generator."""
-    return COMMON | {
-        "latent_dim": 100,
+    return CLASSICAL | {
         "objective": "wasserstein",
         "lipschitz_weight": 10.0,
-        "r1_gamma": 0.0,
-        "r2_gamma": 0.0,
         "discriminator_steps": 5,
         "adam_beta1": 0.0,
         "adam_beta2": 0.9,

@@ -445,7 +445,7 @@ def test_the_main_job_as_it_stands(tmp_path):
     digits = load_digits()
     judge = SVC(gamma=0.001, probability=True, random_state=0).fit(digits.data, digits.target)
     sure = judge.predict_proba(np.stack(small).reshape(len(small), -1)).max(1)
-    assert (sure > 0.8).mean() > 0.7  # measured: 0.85; of the real digits 0.997
+    assert (sure > 0.8).mean() > 0.8
     found = np.bincount(judge.predict(np.stack(small).reshape(len(small), -1)), minlength=10)
     assert (found >= 5).all()
 
