@@ -202,8 +202,8 @@ class GANConfig:
         choices=("relativistic", "nonsaturating", "saturating", "least_squares", "hinge", "wasserstein"),
     )
     label_smoothing: float = option(0.0, "lowers the target of real images from 1 by this much")
-    r1_gamma: float = option(0.01, "weight of R1, the squared gradient at real images; 0 turns it off")
-    r2_gamma: float = option(0.01, "weight of R2, the squared gradient at generated images; 0 turns it off")
+    r1_gamma: float = option(0.05, "weight of R1, the squared gradient at real images; 0 turns it off")
+    r2_gamma: float = option(0.05, "weight of R2, the squared gradient at generated images; 0 turns it off")
     penalty_interval: int = option(4, "steps between two uses of R1 and R2, which then weigh as many times more")
     lipschitz_weight: float = option(0.0, "weight of WGAN-GP's penalty, 10 in its paper; 0 turns it off")
     discriminator_steps: int = option(1, "steps of the discriminator per step of the generator")
