@@ -47,7 +47,7 @@ def test_the_card(trained):
     card = (folder / "README.md").read_text()
     assert "dcgan, relativistic objective" in card
     assert "which of 100 groups of similar images" in card
-    assert "R1 with gamma 0.01, R2 with gamma 0.01 every 4 steps" in card
+    assert "R1 with gamma 0.05, R2 with gamma 0.05 every 4 steps" in card
     assert "{{" not in card and "{%" not in card and "None" not in card
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)
     namespace = {}

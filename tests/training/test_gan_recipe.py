@@ -115,7 +115,7 @@ def test_penalties_are_lazy_and_weigh_as_many_times_more():
     plain, _ = loss(0, r1_gamma=0.0, r2_gamma=0.0)
     for step in (0, 4, 8):
         value, metrics = loss(step)
-        wanted = plain + 4 * 0.01 / 2 * (metrics["r1"] + metrics["r2"])
+        wanted = plain + 4 * TINY.r1_gamma / 2 * (metrics["r1"] + metrics["r2"])
         torch.testing.assert_close(value, wanted)
     for step in (1, 2, 3):
         value, metrics = loss(step)
