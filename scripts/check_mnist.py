@@ -3,7 +3,9 @@
 The first run trains a small convolutional network on the real training digits (about two minutes on two CPU cores)
 and keeps it in --classifier_dir; later runs reuse it. The program then reads every PNG of --images (grids left out)
 and reports how many of the digits the classifier is sure of, how often each digit appears and, if the folder has a
-samples.json with class labels, how often the digit drawn is the digit asked for. Of Stacked MNIST (colour images, see
+samples.json with class labels, how often the digit drawn is the digit asked for; and the Fréchet distance of the
+images to the real test images in the classifier's features (no FID: that is about another network's), which falls with
+the number of images: compare equal numbers. Of Stacked MNIST (colour images, see
 make_stacked_mnist.py) it judges each channel and counts which of the 1,000 kinds occur. The figures for the real test
 images stand beside them, as the mark that a good generator comes close to. Read all figures together and look at the
 images too: a classifier that knows digits only can be sure of noise (it may call all of it an 8).
@@ -34,6 +36,7 @@ BATCH_SIZE = 128
 LEARNING_RATE = 5e-3
 MIN_TEST_ACCURACY = 0.99  # a weaker judge says little about what it judges
 WEIGHTS = "model.safetensors"
+TEST = "test_features.safetensors"
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,32 @@ def classify(model: "torch.nn.Module", images: "torch.Tensor") -> tuple["torch.T
     return top.values, top.indices
 
 
+def feature_statistics(model: "torch.nn.Module", images: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
+    """Mean and covariance, in float64, of what the classifier's last layer sees of each image."""
+    import torch
+
+    model.eval()
+    with torch.inference_mode():
+        layers = list(model.children())[:-2]  # without dropout and the last layer
+        features = torch.cat([torch.nn.Sequential(*layers)(to_input(batch)) for batch in images.split(1000)]).double()
+    return features.mean(dim=0), features.T.cov()
+
+
+def frechet_distance(
+    first: tuple["torch.Tensor", "torch.Tensor"], second: tuple["torch.Tensor", "torch.Tensor"]
+) -> float:
+    """The squared Wasserstein distance of two Gaussians, each a mean and a covariance (Dowson and Landau, 1982)."""
+    import torch
+
+    roots = []
+    for _, covariance in (first, second):
+        values, vectors = torch.linalg.eigh(covariance)
+        roots.append(vectors * values.clamp(min=0).sqrt() @ vectors.T)
+    # The trace of the root of the product of both; the roots of its eigenvalues would be rough near zero.
+    cross = torch.linalg.svdvals(roots[0] @ roots[1]).sum()
+    return ((first[0] - second[0]).square().sum() + first[1].trace() + second[1].trace() - 2 * cross).item()
+
+
 def share(hits: "torch.Tensor") -> float:
     return hits.double().mean().item()
 
@@ -158,6 +187,7 @@ def train_classifier(dataset_name: str, folder: Path, seed: int) -> None:
     temporary = folder.with_name(f"{folder.name}.tmp")
     temporary.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary / WEIGHTS)
+    save_file(dict(zip(("mean", "covariance"), feature_statistics(model, test_images), strict=True)), temporary / TEST)
     write_json(temporary / "config.json", config)
     temporary.rename(folder)
 
@@ -218,8 +248,12 @@ def judge(images: "torch.Tensor", asked: "torch.Tensor", classifier_dir: Path) -
     classifier = json.loads((classifier_dir / "config.json").read_text(encoding="utf-8"))
     powers = torch.tensor([DIGITS**place for place in reversed(range(images.shape[1]))])
     predictions = (predictions * powers).sum(dim=1)
-    if images.shape[1] == 3 and "train_digit_shares" not in classifier:
+    if not (classifier_dir / TEST).is_file():
         raise UserError(f"--classifier_dir {classifier_dir} is of an earlier version: name a new folder")
+    if images.shape[1] == 1:
+        real = load_file(classifier_dir / TEST)
+        found = feature_statistics(model, images[:, 0])
+        report["frechet_distance"] = frechet_distance(found, (real["mean"], real["covariance"]))
     if images.shape[1] == 3:
         report |= count_kinds(predictions, torch.tensor(classifier["train_digit_shares"], dtype=torch.float64))
     labelled, right = asked >= 0, predictions == asked
@@ -252,6 +286,8 @@ def print_summary(report: dict[str, Any]) -> None:
     print(f"top probability >= {SURE}: {report['share_sure']:.2%} (real test images: {real['test_share_sure']:.2%})")
     print("share of each digit: " + ", ".join(f"{d}: {part:.1%}" for d, part in report["digit_shares"].items()))
     print(f"smallest share: {report['smallest_share']:.1%}, digit {report['smallest_share_digit']}")
+    if "frechet_distance" in report:
+        print(f"Fréchet distance to the test images in the classifier's features: {report['frechet_distance']:.2f}")
     if "kinds" in report:
         print(
             f"kinds of three digits: {report['kinds']} of {DIGITS**3}, divergence from the real shares "

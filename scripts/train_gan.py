@@ -67,7 +67,7 @@ def wgan_gp() -> dict[str, Any]:
         "discriminator_steps": 5,
         "adam_beta1": 0.0,
         "adam_beta2": 0.9,
-        "learning_rate": 1e-3,
+        "learning_rate": 2e-3,
     }
 
 

@@ -9,6 +9,7 @@ from conftest import load_script
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
+from safetensors.torch import save_file
 
 from hfgen.data.config import DataConfig
 from hfgen.data.images import open_images
@@ -55,23 +56,38 @@ def test_kinds_are_counted():
     assert (half["kinds"], half["kinds_divergence"]) == (500, pytest.approx(np.log(2)))
 
 
+def test_the_frechet_distance_of_known_gaussians():
+    frechet_distance = load_script("check_mnist").frechet_distance
+    first = torch.tensor([0.0, 1.0]).double(), torch.diag(torch.tensor([4.0, 9.0])).double()
+    second = torch.tensor([3.0, 5.0]).double(), torch.diag(torch.tensor([1.0, 25.0])).double()
+    assert frechet_distance(first, second) == pytest.approx(9 + 16 + (2 - 1) ** 2 + (5 - 3) ** 2)
+    flat = first[0], torch.zeros(2, 2).double()  # fewer images than dimensions
+    assert frechet_distance(flat, first) == pytest.approx(4 + 9)
+
+
 def test_gray_and_stacked_images_are_judged(tmp_path, monkeypatch):
     """With a judge that reads the gray value of plain squares."""
     script = load_script("check_mnist")
 
-    class Judge(torch.nn.Module):
-        def forward(self, images):
-            gray = images[:, 0, 0, 0].unsqueeze(1)
-            return -((gray - torch.arange(10) * 20) ** 2)
+    class Digit(torch.nn.Module):
+        def forward(self, pixels):
+            return -((pixels[:, :1] - torch.arange(10) * 20) ** 2)
+
+    def judge():
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Identity(), Digit())
 
     classifier = tmp_path / "classifier"
     classifier.mkdir()
-    (classifier / "model.safetensors").touch()
+    save_file({}, classifier / "model.safetensors")
+    real = torch.tensor([3.0, 3.0, 7.0])[:, None, None].expand(3, 28, 28) * 20
     record = {"train_digit_shares": [0.1] * 10, "dataset_name": "squares", "test_share_sure": 1, "test_accuracy": 1}
     (classifier / "config.json").write_text(json.dumps(record))
-    monkeypatch.setattr(script, "build_model", Judge)
+    monkeypatch.setattr(script, "build_model", judge)
     monkeypatch.setattr(script, "to_input", lambda images: images.float().unsqueeze(1))
-    monkeypatch.setattr("safetensors.torch.load_file", lambda path: {})
+    with pytest.raises(UserError, match="is of an earlier version"):
+        script.judge(real[:, None].byte(), torch.full((3,), -1), classifier)
+    mean, covariance = script.feature_statistics(judge(), real)
+    save_file({"mean": mean, "covariance": covariance}, classifier / "test_features.safetensors")
 
     def check(shape, numbers):
         folder = tmp_path / f"images{len(shape)}"
@@ -85,6 +101,7 @@ def test_gray_and_stacked_images_are_judged(tmp_path, monkeypatch):
     gray = check((28, 28), [3, 3, 7])
     assert gray["digit_shares"]["3"] == pytest.approx(2 / 3)
     assert "kinds" not in gray
+    assert gray["frechet_distance"] == pytest.approx(0, abs=1e-4)  # the same images
     stacked = check((28, 28, 3), [[1, 2, 3], [1, 2, 3], [3, 2, 1]])
     assert stacked["kinds"] == 2
     assert stacked["digit_shares"]["2"] == pytest.approx(1 / 3)
