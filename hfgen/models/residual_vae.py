@@ -1,0 +1,342 @@
+"""A residual VAE (https://huggingface.co/papers/1312.6114) for 8 to 256 pixels, by class if asked to.
+
+Residual blocks as in the networks of DDPM (https://huggingface.co/papers/2006.11239), but no attention, and no
+blocks at the full size, where a CPU would spend most of its time. The last convolution of each branch starts at zero.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.utils import BaseOutput
+from torch import nn
+from torch.nn import functional as F
+
+
+@dataclass
+class ResidualVAEDecoderOutput(BaseOutput):
+    """
+    The output of [`ResidualVAE.decode`].
+
+    Args:
+        sample (`torch.Tensor` of shape `(B, C, H, W)`): The expected images, float32, about [-1, 1].
+        parameters (`torch.Tensor` of shape `(B, P, H, W)`): Parameters of the likelihood, float32.
+    """
+
+    sample: torch.Tensor
+    parameters: torch.Tensor
+
+
+# Copied from hfgen.models.conv_vae
+def num_parameters(likelihood: str, channels: int, num_mixtures: int) -> int:
+    """Numbers that a decoder emits per pixel, P.
+
+    - `"gaussian"`: C means. `"bernoulli"`: C logits of white.
+    - `"logistic"`: C means, C log-scales.
+    - `"logistic_mixture"` of K components (https://huggingface.co/papers/1701.05517): K logits, means as (C, K),
+      log-scales as (C, K), and coefficients, before their tanh, as (pairs, K) for the pairs (1, 0), (2, 0), (2, 1) and
+      so on of a channel and one that it depends on.
+
+    Raises:
+        ValueError: For an unknown likelihood.
+    """
+    counts = {
+        "gaussian": channels,
+        "bernoulli": channels,
+        "logistic": 2 * channels,
+        "logistic_mixture": num_mixtures * (1 + 2 * channels + channels * (channels - 1) // 2),
+    }
+    if likelihood not in counts:
+        raise ValueError(f"likelihood is {likelihood!r}, but must be one of {', '.join(counts)}.")
+    return counts[likelihood]
+
+
+# Copied from hfgen.models.conv_vae
+def mean_image(parameters: torch.Tensor, likelihood: str, channels: int, num_mixtures: int) -> torch.Tensor:
+    """The expected image `(B, C, H, W)` under the parameters `(B, P, H, W)` of a likelihood, float32.
+
+    Gaussian means are not bounded. Logistic ones are clamped to [-1, 1], where the levels are, component by component:
+    a mean far outside stands for a pixel that is surely black or white.
+    """
+    parameters = parameters.float()
+    if likelihood == "gaussian":
+        return parameters
+    if likelihood == "bernoulli":
+        return 2 * parameters.sigmoid() - 1
+    if likelihood == "logistic":
+        return parameters[:, :channels].clamp(-1, 1)
+    weights = parameters[:, :num_mixtures].softmax(1)
+    means = parameters[:, num_mixtures : (1 + channels) * num_mixtures].unflatten(1, (channels, num_mixtures))
+    coefficients = parameters[:, (1 + 2 * channels) * num_mixtures :].tanh().split(num_mixtures, dim=1)
+    expected: list[torch.Tensor] = []  # channel by channel, each (B, K, H, W)
+    for channel in range(channels):
+        mean, first = means[:, channel], channel * (channel - 1) // 2
+        for before in range(channel):
+            mean = mean + coefficients[first + before] * expected[before]
+        expected.append(mean.clamp(-1, 1))
+    return torch.stack([(weights * mean).sum(1) for mean in expected], dim=1)
+
+
+# Copied from hfgen.models.conv_vae
+@torch.no_grad()
+def start_likelihood_(layer: nn.Conv2d, likelihood: str, channels: int, num_mixtures: int) -> None:
+    """Biases with which a logistic likelihood starts broad, the means of its components spread over [-1, 1]."""
+    if likelihood not in ("logistic", "logistic_mixture") or layer.bias is None:
+        return
+    nn.init.zeros_(layer.bias)
+    if likelihood == "logistic":
+        layer.bias[channels:] = -1.5
+    else:
+        places = (2 * torch.arange(num_mixtures) + 1) / num_mixtures - 1
+        layer.bias[num_mixtures : (1 + channels) * num_mixtures] = places.repeat(channels)
+        layer.bias[(1 + channels) * num_mixtures : (1 + 2 * channels) * num_mixtures] = -1.5
+
+
+# Copied from hfgen.models.conv_vae
+def feature_sizes(sample_size: int, halvings: int) -> list[int]:
+    """Sizes of the feature maps from the image's to the smallest: 28 gives 28, 14, 7, 4.
+
+    Raises:
+        ValueError: If the size is not between 8 and 256.
+    """
+    if not 8 <= sample_size <= 256:
+        raise ValueError(f"sample_size is {sample_size}, but this network takes images of 8 to 256 pixels.")
+    return [-(-sample_size // 2**level) for level in range(halvings + 1)]
+
+
+# Copied from hfgen.models.conv_vae
+def check_classes(class_labels: torch.Tensor | None, num_class_embeds: int | None, batch_size: int) -> None:
+    """Raises `ValueError` if labels are missing, unexpected, too few or too many, or out of range."""
+    if (class_labels is None) != (num_class_embeds is None):
+        expected = "expects class_labels" if class_labels is None else "knows no classes: leave class_labels out"
+        raise ValueError(f"num_class_embeds is {num_class_embeds}, so this network {expected}.")
+    if class_labels is None or num_class_embeds is None:
+        return
+    if class_labels.shape != (batch_size,):
+        raise ValueError(f"class_labels has shape {tuple(class_labels.shape)}, but must be ({batch_size},).")
+    # Looking at values on a GPU would wait for it.
+    if class_labels.device.type == "cpu" and not ((class_labels >= 0) & (class_labels < num_class_embeds)).all():
+        raise ValueError(f"class_labels is {class_labels.tolist()}, but must be from 0 to {num_class_embeds - 1}.")
+
+
+class ResidualBlock(nn.Module):
+    """`x + conv3x3(act(norm(conv3x3(act(norm(x))))))`; a class scales and shifts the second norm (FiLM).
+
+    Args:
+        width (`int`): Channels.
+        norm_num_groups (`int`): Groups of the group normalisation.
+        class_embed_dim (`int`): Length of the class embedding; 0 for none.
+    """
+
+    def __init__(self, width: int, norm_num_groups: int, class_embed_dim: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(norm_num_groups, width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.norm2 = nn.GroupNorm(norm_num_groups, width)
+        self.film = nn.Linear(class_embed_dim, 2 * width) if class_embed_dim else None
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: torch.Tensor, class_embedding: torch.Tensor | None = None) -> torch.Tensor:
+        hidden = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        if self.film is not None:
+            scale, shift = self.film(class_embedding)[:, :, None, None].chunk(2, dim=1)
+            hidden = hidden * (1 + scale) + shift
+        return x + self.conv2(F.silu(hidden))
+
+
+class ResidualBlocks(nn.ModuleList):
+    """Residual blocks one after another."""
+
+    def forward(self, x: torch.Tensor, class_embedding: torch.Tensor | None = None) -> torch.Tensor:
+        for block in self:
+            x = block(x, class_embedding)
+        return x
+
+
+class ResidualVAE(ModelMixin, ConfigMixin):
+    r"""
+    Halves images with strided convolutions, doubles them with transposed ones, residual blocks at each size between.
+
+    Parameters:
+        sample_size (`int`, *optional*, defaults to 28):
+            Height and width of the images, 8 to 256.
+        in_channels (`int`, *optional*, defaults to 1):
+            Channels of the images.
+        latent_channels (`int`, *optional*, defaults to 32):
+            Channels of the latents, which are a priori standard normal.
+        block_out_channels (`tuple[int]`, *optional*, defaults to `(32, 64, 64)`):
+            Channels after each halving; half of the first are left at the full size. Give more for large images: 6
+            leave a feature map of 4 for 256 pixels.
+        layers_per_block (`int`, *optional*, defaults to 1):
+            Residual blocks per size, in the encoder and in the decoder.
+        norm_num_groups (`int`, *optional*, defaults to 8):
+            Groups of the group normalisation, a divisor of all `block_out_channels`.
+        spatial (`bool`, *optional*, defaults to `False`):
+            Whether latents keep the places of the smallest feature map, `(B, latent_channels, h, w)`; otherwise they
+            are vectors, `(B, latent_channels, 1, 1)`.
+        num_class_embeds (`int`, *optional*):
+            Number of classes. They scale and shift the features of all residual blocks.
+        class_embed_dim (`int`, *optional*, defaults to 64):
+            Length of the class embedding.
+        likelihood (`str`, *optional*, defaults to `"gaussian"`):
+            What the decoder's numbers mean: `"gaussian"`, `"bernoulli"`, `"logistic"` or `"logistic_mixture"`.
+        num_mixtures (`int`, *optional*, defaults to 5):
+            Components of the mixture.
+
+    The buffer `variance` is the Gaussian likelihood's; training sets it.
+
+    Raises:
+        ValueError: If the size is out of range, for an unknown likelihood, or groups that do not divide the channels.
+    """
+
+    variance: torch.Tensor
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 28,
+        in_channels: int = 1,
+        latent_channels: int = 32,
+        block_out_channels: Sequence[int] = (32, 64, 64),
+        layers_per_block: int = 1,
+        norm_num_groups: int = 8,
+        spatial: bool = False,
+        num_class_embeds: int | None = None,
+        class_embed_dim: int = 64,
+        likelihood: str = "gaussian",
+        num_mixtures: int = 5,
+    ):
+        super().__init__()
+        widths = list(block_out_channels)
+        self.sizes = feature_sizes(sample_size, len(widths))
+        for width, size in zip(widths, self.sizes[1:], strict=True):
+            if width % norm_num_groups or width * size**2 == norm_num_groups:
+                raise ValueError(
+                    f"norm_num_groups is {norm_num_groups}, but must divide all of block_out_channels {tuple(widths)} "
+                    f"into groups of several values: here {width} channels of {size}x{size} pixels."
+                )
+        self.register_buffer("variance", torch.ones(()))
+        self.class_embedding = nn.Embedding(num_class_embeds, class_embed_dim) if num_class_embeds else None
+
+        def blocks(width: int) -> ResidualBlocks:
+            embed_dim = class_embed_dim if num_class_embeds else 0
+            return ResidualBlocks(ResidualBlock(width, norm_num_groups, embed_dim) for _ in range(layers_per_block))
+
+        self.down, self.down_blocks = nn.ModuleList(), nn.ModuleList()
+        for width, wider in zip([in_channels, *widths], widths, strict=False):
+            self.down.append(nn.Conv2d(width, wider, 3, stride=2, padding=1))
+            self.down_blocks.append(blocks(wider))
+        # A kernel as large as the feature map makes a vector of it; one of 1 leaves the places where they are.
+        kernel = 1 if spatial else self.sizes[-1]
+        self.norm_out = nn.GroupNorm(norm_num_groups, widths[-1])
+        self.mean = nn.Conv2d(widths[-1], latent_channels, kernel)
+        self.logvar = nn.Conv2d(widths[-1], latent_channels, kernel)
+        self.latent_in = nn.ConvTranspose2d(latent_channels, widths[-1], kernel)
+        # Latents keep their scale up to the image: PyTorch's own initialisation nearly silences them.
+        nn.init.kaiming_normal_(self.mean.weight, nonlinearity="linear")
+        nn.init.zeros_(self.logvar.weight)
+        nn.init.normal_(self.latent_in.weight, std=latent_channels**-0.5)
+
+        self.up_blocks, self.up = nn.ModuleList(), nn.ModuleList()
+        for width, narrower in zip(widths[::-1], [*widths[-2::-1], max(1, widths[0] // 2)], strict=True):
+            self.up_blocks.append(blocks(width))
+            # A kernel of 4 is a multiple of the stride of 2: all pixels get the same number of contributions.
+            up = nn.ConvTranspose2d(width, narrower, 4, stride=2, padding=1)
+            nn.init.normal_(up.weight, std=(4 * width) ** -0.5)  # 4 weights of 16 per channel meet in a pixel
+            self.up.append(up)
+        parameters = num_parameters(likelihood, in_channels, num_mixtures)
+        self.conv_out = nn.Conv2d(max(1, widths[0] // 2), parameters, 3, padding=1)
+        start_likelihood_(self.conv_out, likelihood, in_channels, num_mixtures)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """The shape of an image's latents."""
+        size = self.sizes[-1] if self.config.spatial else 1
+        return (self.config.latent_channels, size, size)
+
+    def encode(
+        self, sample: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
+    ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
+        r"""
+        The posterior of images.
+
+        Args:
+            sample (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1].
+            class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
+            return_dict (`bool`, *optional*, defaults to `True`):
+                Whether to return an `AutoencoderKLOutput` with `latent_dist` instead of a tuple.
+
+        Raises:
+            ValueError: For images of the wrong shape, or missing, unexpected or unknown classes.
+        """
+        channels, size = self.config.in_channels, self.config.sample_size
+        if tuple(sample.shape[1:]) != (channels, size, size):
+            raise ValueError(f"sample has shape {tuple(sample.shape)}, but must be (B, {channels}, {size}, {size}).")
+        check_classes(class_labels, self.config.num_class_embeds, len(sample))
+        embedding = None if self.class_embedding is None else self.class_embedding(class_labels)
+        hidden = sample.to(self.mean.weight.dtype)
+        for down, blocks in zip(self.down, self.down_blocks, strict=True):
+            hidden = blocks(down(hidden), embedding)
+        hidden = F.silu(self.norm_out(hidden)).to(self.mean.weight.dtype)
+        with torch.autocast(sample.device.type, enabled=False):  # the KL divergence is about small differences
+            moments = torch.cat([self.mean(hidden), self.logvar(hidden)], dim=1).float()
+        posterior = DiagonalGaussianDistribution(moments)
+        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
+
+    def decode(
+        self, latents: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
+    ) -> ResidualVAEDecoderOutput | tuple[torch.Tensor, torch.Tensor]:
+        r"""
+        Images from latents.
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, latent_channels, h, w)`): A priori standard normal.
+            class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
+            return_dict (`bool`, *optional*, defaults to `True`):
+                Whether to return a [`ResidualVAEDecoderOutput`] instead of a tuple.
+
+        Raises:
+            ValueError: For latents of the wrong shape, or missing, unexpected or unknown classes.
+        """
+        if tuple(latents.shape[1:]) != self.latent_shape:
+            expected = ", ".join(map(str, self.latent_shape))
+            raise ValueError(f"latents has shape {tuple(latents.shape)}, but must be (B, {expected}).")
+        check_classes(class_labels, self.config.num_class_embeds, len(latents))
+        embedding = None if self.class_embedding is None else self.class_embedding(class_labels)
+        hidden = self.latent_in(latents.to(self.latent_in.weight.dtype))
+        for blocks, up, size in zip(self.up_blocks, self.up, reversed(self.sizes[:-1]), strict=True):
+            hidden = up(blocks(hidden, embedding))[..., :size, :size]
+        hidden = F.silu(hidden)
+        with torch.autocast(latents.device.type, enabled=False):  # bfloat16 has fewer than the 256 levels of a pixel
+            parameters = self.conv_out(hidden.to(self.conv_out.weight.dtype)).float()
+        sample = mean_image(parameters, self.config.likelihood, self.config.in_channels, self.config.num_mixtures)
+        return ResidualVAEDecoderOutput(sample=sample, parameters=parameters) if return_dict else (sample, parameters)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> ResidualVAEDecoderOutput | tuple[torch.Tensor, torch.Tensor]:
+        r"""
+        Reconstructions of images.
+
+        Args:
+            sample (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1].
+            class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
+            sample_posterior (`bool`, *optional*, defaults to `False`):
+                Whether to draw the latents from the posterior instead of taking its mode.
+            return_dict (`bool`, *optional*, defaults to `True`):
+                Whether to return a [`ResidualVAEDecoderOutput`] instead of a tuple.
+            generator (`torch.Generator`, *optional*): For drawing the latents.
+        """
+        (posterior,) = self.encode(sample, class_labels, return_dict=False)
+        latents = posterior.sample(generator=generator) if sample_posterior else posterior.mode()
+        return self.decode(latents, class_labels, return_dict=return_dict)
