@@ -24,11 +24,13 @@ def load_pipeline(path: str, **kwargs: Any) -> "DiffusionPipeline":
     from hfgen.errors import UserError
     from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline
     from hfgen.pipelines.gan import GANPipeline
+    from hfgen.pipelines.vae import VAEPipeline
 
     ours = {
         "ClassConditionalDDPMPipeline": ClassConditionalDDPMPipeline,
         "DDPMPipeline": diffusers.DDPMPipeline,
         "GANPipeline": GANPipeline,
+        "VAEPipeline": VAEPipeline,
     }
     hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
     # diffusers passes an argument that huggingface_hub calls deprecated.

@@ -1,16 +1,40 @@
-"""What pipelines with networks of our own need beyond diffusers: to find these networks."""
+"""What pipelines with networks of our own share: finding these networks, classes, and images in and out."""
 
 import importlib
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
 
 # diffusers takes a component's class from a module only if that is imported already.
-MODEL_MODULES = ("dcgan", "mlp_gan", "residual_gan", "stylegan2")
+MODEL_MODULES = (
+    "conv_vae",
+    "dcgan",
+    "gaussian_mixture",
+    "hierarchical_vae",
+    "mlp_gan",
+    "residual_gan",
+    "residual_vae",
+    "stylegan2",
+    "vq_vae",
+)
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+AT_ONCE = 64  # images in one pass of the methods that make many
+PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 class Pipeline(DiffusionPipeline):
-    """A pipeline whose components may be networks of hfgen. No code is run from the checkpoint."""
+    """A pipeline around one network, `model`, which may be one of hfgen's. No code is run from the checkpoint."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
@@ -31,3 +55,271 @@ class Pipeline(DiffusionPipeline):
         options = {name: kwargs[name] for name in known if name in kwargs}
         patterns = ["*.py", "*.bin", "*.pt", "*.ckpt", "*.msgpack", "*.onnx", "*.h5"]
         return snapshot_download(pretrained_model_name, ignore_patterns=patterns, **options)
+
+    # Classes
+
+    def _register_classes(self, id2label: dict | None, class_shares: Sequence[float] | dict | None) -> None:
+        numbers = [str(number) for number in range(self.model.config.num_class_embeds or 0)]
+        # JSON turns the keys into strings; register what will be read back.
+        names = {str(key): name for key, name in (id2label or dict(zip(numbers, numbers, strict=True))).items()}
+        if set(names) != set(numbers):
+            raise ValueError(
+                f"id2label has the keys {sorted(names)}, but the model has {len(numbers)} classes: "
+                "give one name for each number from 0 on, or leave it out."
+            )
+        self.register_to_config(id2label=names or None)
+        # A dict as well: diffusers takes a list for a component.
+        shares = class_shares if isinstance(class_shares, dict) else dict(enumerate(class_shares or ()))
+        self.register_to_config(class_shares={str(key): share for key, share in shares.items()} or None)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, by number; empty for an unconditional model."""
+        return [self.config.id2label[str(number)] for number in range(len(self.config.id2label or ()))]
+
+    def class_numbers(self, class_labels: Any, batch_size: int, generator: Generators = None) -> torch.Tensor | None:
+        """Checks class numbers or names and makes an int64 tensor of shape `(batch_size,)` of them. `None` stands for
+        classes drawn with `generator`, and stays `None` for an unconditional model.
+
+        Raises:
+            ValueError: If there are too many or too few of them, one is unknown, or the model knows no classes.
+        """
+        names = self.class_names
+        if not names:
+            if class_labels is not None:
+                raise ValueError(f"class_labels is {class_labels!r}, but this model knows no classes: leave it out.")
+            return None
+        if class_labels is None:
+            generators = generator if isinstance(generator, Sequence) else [generator] * batch_size
+            class_labels = [self._draw_class(one) for one in generators]
+        elif isinstance(class_labels, torch.Tensor):
+            class_labels = class_labels.tolist()
+        labels = list(class_labels) if np.ndim(class_labels) else [class_labels] * batch_size
+        if len(labels) != batch_size:
+            raise ValueError(
+                f"class_labels has {len(labels)} entries for batch_size {batch_size}: give one per image."
+            )
+        for label in labels:
+            if label not in (names if isinstance(label, str) else range(len(names))):
+                raise ValueError(f"class_labels has {label!r}: use a number below {len(names)} or one of {names}.")
+        numbers = [names.index(label) if isinstance(label, str) else int(label) for label in labels]
+        return torch.tensor(numbers, device=self._execution_device)
+
+    def _draw_class(self, generator: torch.Generator | None) -> int:
+        device = generator.device if generator else "cpu"
+        shares = self.config.class_shares
+        if shares is None:
+            return int(torch.randint(len(self.class_names), (), generator=generator, device=device))
+        upper = torch.tensor([shares[str(number)] for number in range(len(shares))], dtype=torch.float64).cumsum(0)
+        place = torch.rand((), generator=generator, device=device).item() * upper[-1]
+        return int(torch.searchsorted(upper, place, right=True))
+
+    def _given_classes(self, class_labels: Any, count: int) -> torch.Tensor | None:
+        if class_labels is None and self.class_names:
+            names = f"of {self.class_names}" if len(self.class_names) <= 20 else f"below {len(self.class_names)}"
+            raise ValueError(f"class_labels is missing: give the class of each image, {names}.")
+        return self.class_numbers(class_labels, count)
+
+    @staticmethod
+    def _batch_size(batch_size: int | None, latents: Any, class_labels: Any) -> int:
+        """By default as many as are given, or 1."""
+        if batch_size is None:
+            given = latents if latents is not None else class_labels
+            batch_size = len(given) if np.ndim(given) else 1
+        at_least("batch_size", batch_size, 1)
+        return batch_size
+
+    # Running the model
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """The model on its device and in evaluation mode; afterwards as it was."""
+        hook = getattr(self.model, "_hf_hook", None)
+        if hook is not None:  # offloading brings a model back for `forward`, but not for its other methods
+            hook.pre_forward(self.model)
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+        self.maybe_free_model_hooks()
+
+    def _noise(self, count: int, shape: Sequence[int], generator: Generators) -> torch.Tensor:
+        """Standard normal numbers `(count, *shape)`, float32."""
+        generator = check_generators(generator, count)
+        # Drawn in float32 and on the generator's device: the same whatever the model's precision and device.
+        return randn_tensor((count, *shape), generator=generator, device=self._execution_device, dtype=torch.float32)
+
+    def _minimise(
+        self, loss: Callable[[torch.Tensor], torch.Tensor], points: torch.Tensor, steps: int, learning_rate: float
+    ) -> torch.Tensor:
+        """Minimises `loss`, one value per point, with Adam and a learning rate that falls to 0 along a cosine. The
+        points do not affect each other, and the model gets no gradients."""
+        points = points.clone().requires_grad_()
+        adam = torch.optim.Adam([points], lr=learning_rate)
+        for step in self.progress_bar(range(steps)):
+            adam.param_groups[0]["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+            with torch.enable_grad():
+                (points.grad,) = torch.autograd.grad(loss(points).sum(), points)
+            adam.step()
+        return points.detach()
+
+    @staticmethod
+    def _in_parts(
+        make: Callable[..., torch.Tensor], *inputs: torch.Tensor | None, at_once: int = AT_ONCE
+    ) -> torch.Tensor:
+        """What `make` makes of `inputs`, which have one entry per image or are `None`, some of them at a time."""
+        parts = [slice(start, start + at_once) for start in range(0, len(inputs[0]), at_once)]  # type: ignore[arg-type]
+        return torch.cat([make(*(None if given is None else given[part] for given in inputs)) for part in parts])
+
+    # Images in and out
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the model's images."""
+        config = self.model.config
+        channels = config.out_channels if "out_channels" in config else config.in_channels
+        height, width = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
+        return channels, height, width
+
+    def _pixels(
+        self,
+        image: Any,
+        name: str = "image",
+        shape: tuple[int, int, int] | None = None,
+        limits: tuple[float, float] = (0, 1),
+    ) -> torch.Tensor:
+        """Images of any accepted kind as a float32 tensor of shape `(B, C, H, W)` on the CPU.
+
+        Args:
+            name: The argument, for messages.
+            shape: `(C, H, W)`, where it is not the model's.
+            limits: What the pixels of arrays and tensors may be.
+        """
+        channels, height, width = shape or self.image_shape
+        must = "the model makes" if shape is None else "must be"
+        images = [image] if isinstance(image, Image.Image) else image
+        if isinstance(images, (list, tuple)) and images and all(isinstance(one, Image.Image) for one in images):
+            wanted = f"{width}x{height} in mode {PIL_MODES.get(channels, f'with {channels} channels')}"
+            for given in (f"{one.width}x{one.height} in mode {one.mode}" for one in images):
+                if given != wanted:
+                    raise ValueError(f"{name} is {given}, but {must} {wanted}: resize or convert it first.")
+            images = np.stack([np.asarray(one).reshape(height, width, channels) for one in images]) / 255
+        if not isinstance(images, (np.ndarray, torch.Tensor)):
+            raise ValueError(f"{name} is a {type(image).__name__}: give PIL images, an array or a tensor.")
+        is_array = isinstance(images, np.ndarray)
+        wanted_shape = (height, width, channels) if is_array else (channels, height, width)
+        if tuple(images.shape[-3:]) != wanted_shape or images.ndim > 4 or not len(images):
+            raise ValueError(
+                f"{name} has shape {tuple(images.shape)}, but {must} {wanted_shape}: resize or convert it first, "
+                f"and give {'an array' if is_array else 'a tensor'} of that shape or a batch of them."
+            )
+        if isinstance(images, np.ndarray):
+            images = torch.from_numpy(np.array(images, np.float32, order="C"))
+        pixels = images.float().reshape(-1, *wanted_shape)
+        least, most = limits
+        if not (pixels.min() >= least and pixels.max() <= most):
+            raise ValueError(
+                f"{name} goes from {pixels.min():g} to {pixels.max():g}, but must be in [{least:g}, {most:g}]: "
+                "scale it."
+            )
+        return pixels.movedim(-1, 1) if is_array else pixels
+
+    def _check_output(self, output_type: str) -> None:
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type is {output_type!r}, but must be one of pil, np, pt.")
+        if output_type == "pil" and self.image_shape[0] not in PIL_MODES:
+            raise ValueError(f"output_type is 'pil', which has no {self.image_shape[0]} channels: use 'np' or 'pt'.")
+
+    def _export(self, images: torch.Tensor, output_type: str) -> Any:
+        """Turns `(B, C, H, W)` or rows `(B, S, C, H, W)` in [0, 1] into what `output_type` says."""
+        if output_type == "pt":
+            return images
+        arrays = images.cpu().movedim(-3, -1).numpy()
+        if output_type == "np":
+            return arrays
+        return [self.numpy_to_pil(row) for row in arrays] if arrays.ndim == 5 else self.numpy_to_pil(arrays)
+
+    @staticmethod
+    def save_gif(frames: Sequence[Image.Image], path: str | os.PathLike, fps: float = 10) -> None:
+        """Writes frames as a GIF that repeats forever: whole, or not at all.
+
+        The format counts in hundredths of a second: `fps` is met as nearly as they allow. Equal frames in a row are
+        joined into one that lasts as long.
+
+        Raises:
+            ValueError: If there are no frames, they differ in size or mode, or `fps` is not in (0, 100].
+        """
+        _check_frames(frames)
+        if not 0 < fps <= 100:
+            raise ValueError(f"fps is {fps}, but a GIF shows more than 0 and at most 100 frames per second.")
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        options = {"save_all": True, "append_images": list(frames[1:]), "duration": 10 * round(100 / fps), "loop": 0}
+        try:
+            frames[0].save(partial, format="GIF", **options)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @staticmethod
+    def make_strip(frames: Sequence[Image.Image]) -> Image.Image:
+        """Puts frames side by side, from left to right.
+
+        Raises:
+            ValueError: If there are no frames, or they differ in size or mode.
+        """
+        _check_frames(frames)
+        width, height = frames[0].size
+        strip = Image.new(frames[0].mode, (width * len(frames), height))
+        for place, frame in enumerate(frames):
+            strip.paste(frame, (width * place, 0))
+        return strip
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    """Raises `ValueError` if an argument is too small."""
+    if not value >= least:
+        raise ValueError(f"{name} is {value}, but must be at least {least}.")
+
+
+def check_generators(generator: Generators, count: int) -> torch.Generator | list[torch.Generator] | None:
+    """Raises `ValueError` if there are several generators, but not one per image."""
+    if not isinstance(generator, Sequence):
+        return generator
+    if len(generator) != count:
+        raise ValueError(f"generator has {len(generator)} entries for batch_size {count}: give one per image.")
+    return list(generator)
+
+
+def _check_frames(frames: Sequence[Image.Image]) -> None:
+    if not len(frames) or not all(isinstance(frame, Image.Image) for frame in frames):
+        raise ValueError("frames must be at least one PIL image: make them with output_type='pil'.")
+    kinds = sorted({f"{frame.width}x{frame.height} {frame.mode}" for frame in frames})
+    if len(kinds) > 1:
+        raise ValueError(f"frames are {' and '.join(kinds)}, but must all have one size and mode.")
+
+
+def slerp(start: torch.Tensor, end: torch.Tensor, fraction: torch.Tensor) -> torch.Tensor:
+    """Spherical linear interpolation (Shoemake, "Animating rotation with quaternion curves", 1985).
+
+    The direction turns at constant speed and the norm changes linearly, so that each point is as far out as a sample
+    of the prior is; a straight line would pass through the unlikely middle. Vectors less than 1e-4 rad from parallel
+    or antiparallel, or of norm 0, are joined by a straight line: they span no plane to turn in. The ends are exact.
+
+    Args:
+        start, end (`torch.Tensor` of shape `(..., D)`): The ends.
+        fraction (`torch.Tensor` of shape `(...)`): 0 is `start`, 1 is `end`.
+
+    Returns:
+        `torch.Tensor` of shape `(..., D)`; computed in float64.
+    """
+    a, b, t = start.cpu().double(), end.cpu().double(), fraction.cpu().double().unsqueeze(-1)
+    norm_a, norm_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
+    product = norm_a * norm_b
+    angle = ((a * b).sum(-1, keepdim=True) / product).clamp(-1, 1).acos()
+    turned = (((1 - t) * angle).sin() * a / norm_a + (t * angle).sin() * b / norm_b) / angle.sin()
+    straight = (product == 0) | (angle.sin() < 1e-4)
+    return torch.where(straight, (1 - t) * a + t * b, turned * ((1 - t) * norm_a + t * norm_b)).to(start)

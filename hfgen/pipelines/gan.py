@@ -1,49 +1,16 @@
 """Sampling from GANs, walking their latent space, finding an image in it, and editing along its directions."""
 
 import math
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import ImagePipelineOutput, ModelMixin
 from diffusers.utils import BaseOutput
-from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
 
-from hfgen.pipelines.base import Pipeline
-
-Generators = torch.Generator | Sequence[torch.Generator] | None
-
-AT_ONCE = 64  # images that `interpolate` and `edit` make in one pass
-PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-
-
-def slerp(start: torch.Tensor, end: torch.Tensor, fraction: torch.Tensor) -> torch.Tensor:
-    """Spherical linear interpolation (Shoemake, "Animating rotation with quaternion curves", 1985).
-
-    The direction turns at constant speed and the norm changes linearly, so that each point is as far out as a sample
-    of the prior is; a straight line would pass through the unlikely middle. Vectors less than 1e-4 rad from parallel
-    or antiparallel, or of norm 0, are joined by a straight line: they span no plane to turn in. The ends are exact.
-
-    Args:
-        start, end (`torch.Tensor` of shape `(..., D)`): The ends.
-        fraction (`torch.Tensor` of shape `(...)`): 0 is `start`, 1 is `end`.
-
-    Returns:
-        `torch.Tensor` of shape `(..., D)`; computed in float64.
-    """
-    a, b, t = start.cpu().double(), end.cpu().double(), fraction.cpu().double().unsqueeze(-1)
-    norm_a, norm_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
-    product = norm_a * norm_b
-    angle = ((a * b).sum(-1, keepdim=True) / product).clamp(-1, 1).acos()
-    turned = (((1 - t) * angle).sin() * a / norm_a + (t * angle).sin() * b / norm_b) / angle.sin()
-    straight = (product == 0) | (angle.sin() < 1e-4)
-    return torch.where(straight, (1 - t) * a + t * b, turned * ((1 - t) * norm_a + t * norm_b)).to(start)
+from hfgen.pipelines.base import AT_ONCE, Generators, Pipeline, at_least, check_generators, slerp
 
 
 @dataclass
@@ -117,56 +84,12 @@ class GANPipeline(Pipeline):
     ):
         super().__init__()
         self.register_modules(model=model)
-        numbers = [str(number) for number in range(model.config.num_class_embeds or 0)]
-        # JSON turns the keys into strings; register what will be read back.
-        names = {str(key): name for key, name in (id2label or dict(zip(numbers, numbers, strict=True))).items()}
-        if set(names) != set(numbers):
-            raise ValueError(
-                f"id2label has the keys {sorted(names)}, but the model has {len(numbers)} classes: "
-                "give one name for each number from 0 on, or leave it out."
-            )
-        self.register_to_config(id2label=names or None)
-        # A dict as well: diffusers takes a list for a component.
-        shares = class_shares if isinstance(class_shares, dict) else dict(enumerate(class_shares or ()))
-        self.register_to_config(class_shares={str(key): share for key, share in shares.items()} or None)
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the classes, by number; empty for an unconditional model."""
-        return [self.config.id2label[str(number)] for number in range(len(self.config.id2label or ()))]
+        self._register_classes(id2label, class_shares)
 
     @property
     def style_based(self) -> bool:
         """Whether the model maps its latents z to w, and so has a mean latent."""
         return hasattr(self.model, "map")
-
-    def class_numbers(self, class_labels: Any, batch_size: int, generator: Generators = None) -> torch.Tensor | None:
-        """Checks class numbers or names and makes an int64 tensor of shape `(batch_size,)` of them. `None` stands for
-        classes drawn with `generator`, and stays `None` for an unconditional model.
-
-        Raises:
-            ValueError: If there are too many or too few of them, one is unknown, or the model knows no classes.
-        """
-        names = self.class_names
-        if not names:
-            if class_labels is not None:
-                raise ValueError(f"class_labels is {class_labels!r}, but this model knows no classes: leave it out.")
-            return None
-        if class_labels is None:
-            generators = generator if isinstance(generator, Sequence) else [generator] * batch_size
-            class_labels = [self._draw_class(one) for one in generators]
-        elif isinstance(class_labels, torch.Tensor):
-            class_labels = class_labels.tolist()
-        labels = list(class_labels) if np.ndim(class_labels) else [class_labels] * batch_size
-        if len(labels) != batch_size:
-            raise ValueError(
-                f"class_labels has {len(labels)} entries for batch_size {batch_size}: give one per image."
-            )
-        for label in labels:
-            if label not in (names if isinstance(label, str) else range(len(names))):
-                raise ValueError(f"class_labels has {label!r}: use a number below {len(names)} or one of {names}.")
-        numbers = [names.index(label) if isinstance(label, str) else int(label) for label in labels]
-        return torch.tensor(numbers, device=self._execution_device)
 
     @torch.no_grad()
     def __call__(
@@ -199,10 +122,7 @@ class GANPipeline(Pipeline):
                 argument of the wrong shape or length.
         """
         self._check(output_type, truncation, latents_space=latents_space)
-        if batch_size is None:
-            given = latents if latents is not None else class_labels
-            batch_size = len(given) if np.ndim(given) else 1  # type: ignore[arg-type]
-        _at_least("batch_size", batch_size, 1)
+        batch_size = self._batch_size(batch_size, latents, class_labels)
         with self._running():
             given_space = "z" if latents is None else latents_space
             latents = self._latents(latents, batch_size, generator, given_space)
@@ -251,8 +171,8 @@ class GANPipeline(Pipeline):
         """
         self._check(output_type, truncation, space=space or "z", latents_space=latents_space)
         count = num_points if latents is None else len(latents)
-        _at_least("frames", frames, 1)
-        _at_least("num_points" if latents is None else "len(latents)", count, 2)
+        at_least("frames", frames, 1)
+        at_least("num_points" if latents is None else "len(latents)", count, 2)
         space = space or ("w" if self.style_based else "z")
         if latents_space == "w" and space == "z":
             raise ValueError("space is 'z', but latents_space is 'w', which cannot be mapped back: walk in 'w'.")
@@ -319,8 +239,8 @@ class GANPipeline(Pipeline):
                 step or restart.
         """
         self._check(output_type)
-        _at_least("steps", steps, 1)
-        _at_least("restarts", restarts, 1)
+        at_least("steps", steps, 1)
+        at_least("restarts", restarts, 1)
         target = self._pixels(image).to(self._execution_device)
         labels = None if class_labels is None else self.class_numbers(class_labels, len(target))
         with self._running():
@@ -334,17 +254,14 @@ class GANPipeline(Pipeline):
             points = points.clone()
             if space == "w":
                 points[::restarts] = self._mean_w(points, labels)[::restarts]
-            points.requires_grad_()
-            adam = torch.optim.Adam([points], lr=learning_rate)
-            for step in self.progress_bar(range(steps)):
-                adam.param_groups[0]["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-                with torch.enable_grad():
-                    loss = (self._pass(points, labels, space) - target).square().mean(dim=(1, 2, 3))
-                    if space == "z":
-                        loss = loss + prior_weight * (points.norm(dim=1) / math.sqrt(points.shape[1]) - 1).square()
-                    (points.grad,) = torch.autograd.grad(loss.sum(), points)  # none for the model's parameters
-                adam.step()
-            points = points.detach()
+
+            def loss(points: torch.Tensor) -> torch.Tensor:
+                squares = (self._pass(points, labels, space) - target).square().mean(dim=(1, 2, 3))
+                if space == "w":
+                    return squares
+                return squares + prior_weight * (points.norm(dim=1) / math.sqrt(points.shape[1]) - 1).square()
+
+            points = self._minimise(loss, points, steps, learning_rate)
             images = self._render(points, labels, space)
         losses = (images - target).square().mean(dim=(1, 2, 3)).view(-1, restarts)
         best = losses.argmin(dim=1) + torch.arange(len(losses), device=losses.device) * restarts
@@ -411,7 +328,7 @@ class GANPipeline(Pipeline):
             ValueError: As the call; for a direction of the wrong shape; or for missing classes or strengths.
         """
         self._check(output_type, truncation, latents_space=latents_space)
-        _at_least("len(strengths)", len(strengths), 1)
+        at_least("len(strengths)", len(strengths), 1)
         labels = self._given_classes(class_labels, len(latents))
         with self._running():
             latents = self._latents(latents, len(latents), None, latents_space)
@@ -427,45 +344,8 @@ class GANPipeline(Pipeline):
             images = self._render(rows.flatten(0, 1), labels, space).unflatten(0, rows.shape[:2])
         return self._export(images, output_type)
 
-    @staticmethod
-    def save_gif(frames: Sequence[Image.Image], path: str | os.PathLike, fps: float = 10) -> None:
-        """Writes frames as a GIF that repeats forever: whole, or not at all.
-
-        The format counts in hundredths of a second: `fps` is met as nearly as they allow. Equal frames in a row are
-        joined into one that lasts as long.
-
-        Raises:
-            ValueError: If there are no frames, they differ in size or mode, or `fps` is not in (0, 100].
-        """
-        _check_frames(frames)
-        if not 0 < fps <= 100:
-            raise ValueError(f"fps is {fps}, but a GIF shows more than 0 and at most 100 frames per second.")
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        options = {"save_all": True, "append_images": list(frames[1:]), "duration": 10 * round(100 / fps), "loop": 0}
-        try:
-            frames[0].save(partial, format="GIF", **options)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-    @staticmethod
-    def make_strip(frames: Sequence[Image.Image]) -> Image.Image:
-        """Puts frames side by side, from left to right.
-
-        Raises:
-            ValueError: If there are no frames, or they differ in size or mode.
-        """
-        _check_frames(frames)
-        width, height = frames[0].size
-        strip = Image.new(frames[0].mode, (width * len(frames), height))
-        for place, frame in enumerate(frames):
-            strip.paste(frame, (width * place, 0))
-        return strip
-
     def _check(self, output_type: str, truncation: float = 1.0, **spaces: str) -> None:
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"output_type is {output_type!r}, but must be one of pil, np, pt.")
+        self._check_output(output_type)
         if truncation != 1 and not self.style_based:
             raise ValueError(f"truncation is {truncation}, but this model has no mean latent: leave it at 1.")
         for name, space in spaces.items():
@@ -473,30 +353,6 @@ class GANPipeline(Pipeline):
                 raise ValueError(f"{name} is {space!r}, but must be one of z, w.")
             if space == "w" and not self.style_based:
                 raise ValueError(f"{name} is 'w', but this model is not style-based and has none: use 'z'.")
-
-    @contextmanager
-    def _running(self) -> Iterator[None]:
-        """The model on its device and in evaluation mode; afterwards as it was."""
-        hook = getattr(self.model, "_hf_hook", None)
-        if hook is not None:  # offloading brings a model back for `forward`, but not for `map` and `synthesize`
-            hook.pre_forward(self.model)
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
-        self.maybe_free_model_hooks()
-
-    def _draw_class(self, generator: torch.Generator | None) -> int:
-        device = generator.device if generator else "cpu"
-        shares = self.config.class_shares
-        if shares is None:
-            return int(torch.randint(len(self.class_names), (), generator=generator, device=device))
-        upper = torch.tensor([shares[str(number)] for number in range(len(shares))], dtype=torch.float64).cumsum(0)
-        place = torch.rand((), generator=generator, device=device).item() * upper[-1]
-        return int(torch.searchsorted(upper, place, right=True))
 
     def _nearest_classes(self, target: torch.Tensor, count: int) -> torch.Tensor:
         """For each image, the `count` classes whose middle image is nearest, the nearest first: `(B * count,)`."""
@@ -507,26 +363,15 @@ class GANPipeline(Pipeline):
         order = torch.cdist(target.flatten(1), images.flatten(1)).argsort(dim=1)
         return order.repeat(1, -(-count // len(classes)))[:, :count].flatten()
 
-    def _given_classes(self, class_labels: Any, count: int) -> torch.Tensor | None:
-        if class_labels is None and self.class_names:
-            names = f"of {self.class_names}" if len(self.class_names) <= 20 else f"below {len(self.class_names)}"
-            raise ValueError(f"class_labels is missing: give the class of each image, {names}.")
-        return self.class_numbers(class_labels, count)
-
     def _latents(
         self, latents: Any, count: int, generator: Generators, space: str = "z", each: int = 1
     ) -> torch.Tensor:
         """Checks `count` latents, or draws `count * each` of them."""
-        if isinstance(generator, Sequence):
-            generator = list(generator)
-            if len(generator) != count:
-                raise ValueError(f"generator has {len(generator)} entries for batch_size {count}: give one per image.")
-        width, device = self.model.config.latent_dim, self._execution_device
+        width = self.model.config.latent_dim
+        generator = check_generators(generator, count)
         if latents is None:
-            # Drawn in float32 and on the generator's device: the same whatever the model's precision and device.
-            drawn = randn_tensor((count, each, width), generator=generator, device=device, dtype=torch.float32)
-            return drawn.flatten(0, 1)
-        latents = torch.as_tensor(latents, dtype=torch.float32, device=device)
+            return self._noise(count, (each, width), generator).flatten(0, 1)
+        latents = torch.as_tensor(latents, dtype=torch.float32, device=self._execution_device)
         wanted = (count, self.model.w_avg.shape[1] if space == "w" else width)
         if tuple(latents.shape) != wanted:
             raise ValueError(
@@ -557,54 +402,5 @@ class GANPipeline(Pipeline):
     def _render(
         self, points: torch.Tensor, labels: torch.Tensor | None, space: str, at_once: int = AT_ONCE
     ) -> torch.Tensor:
-        parts = [slice(start, start + at_once) for start in range(0, len(points), at_once)]
-        images = [self._pass(points[part], None if labels is None else labels[part], space) for part in parts]
-        return torch.cat(images).clamp(0, 1)
-
-    def _export(self, images: torch.Tensor, output_type: str) -> Any:
-        if output_type == "pt":
-            return images
-        arrays = images.cpu().movedim(-3, -1).numpy()
-        if output_type == "np":
-            return arrays
-        return [self.numpy_to_pil(row) for row in arrays] if arrays.ndim == 5 else self.numpy_to_pil(arrays)
-
-    def _pixels(self, image: Any) -> torch.Tensor:
-        """Images of any accepted kind as a float32 tensor of shape `(B, C, H, W)` in [0, 1]."""
-        channels, size = self.model.config.out_channels, self.model.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        images = [image] if isinstance(image, Image.Image) else image
-        if isinstance(images, (list, tuple)) and images and all(isinstance(one, Image.Image) for one in images):
-            wanted = f"{width}x{height} in mode {PIL_MODES[channels]}"
-            for given in (f"{one.width}x{one.height} in mode {one.mode}" for one in images):
-                if given != wanted:
-                    raise ValueError(f"image is {given}, but the model makes {wanted}: resize or convert it first.")
-            images = np.stack([np.asarray(one).reshape(height, width, channels) for one in images]) / 255
-        if not isinstance(images, (np.ndarray, torch.Tensor)):
-            raise ValueError(f"image is a {type(image).__name__}: give PIL images, an array or a tensor.")
-        is_array = isinstance(images, np.ndarray)
-        shape = (height, width, channels) if is_array else (channels, height, width)
-        if tuple(images.shape[-3:]) != shape or images.ndim > 4 or not len(images):
-            raise ValueError(
-                f"image has shape {tuple(images.shape)}, but the model makes {shape}: resize or convert it first, "
-                f"and give {'an array' if is_array else 'a tensor'} of that shape or a batch of them."
-            )
-        if isinstance(images, np.ndarray):
-            images = torch.from_numpy(np.array(images, np.float32, order="C"))
-        pixels = images.float().reshape(-1, *shape)
-        if not (pixels.min() >= 0 and pixels.max() <= 1):
-            raise ValueError(f"image goes from {pixels.min():g} to {pixels.max():g}, but must be in [0, 1]: scale it.")
-        return pixels.movedim(-1, 1) if is_array else pixels
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name} is {value}, but must be at least {least}.")
-
-
-def _check_frames(frames: Sequence[Image.Image]) -> None:
-    if not len(frames) or not all(isinstance(frame, Image.Image) for frame in frames):
-        raise ValueError("frames must be at least one PIL image: make them with output_type='pil'.")
-    kinds = sorted({f"{frame.width}x{frame.height} {frame.mode}" for frame in frames})
-    if len(kinds) > 1:
-        raise ValueError(f"frames are {' and '.join(kinds)}, but must all have one size and mode.")
+        make = partial(self._pass, space=space)
+        return self._in_parts(make, points, labels, at_once=at_once).clamp(0, 1)
