@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 # nothing and `--help` of a script does not wait for torch.
 _PUBLIC = {
     "ClassConditionalDDPMPipeline": "hfgen.pipelines.ddpm_sampling",
+    "ConvVAE": "hfgen.models.conv_vae",
     "DCGANDiscriminator": "hfgen.models.dcgan",
     "DCGANGenerator": "hfgen.models.dcgan",
     "DDPMConfig": "hfgen.training.config",
@@ -17,16 +18,23 @@ _PUBLIC = {
     "GANConfig": "hfgen.training.config",
     "GANPipeline": "hfgen.pipelines.gan",
     "GANRecipe": "hfgen.training.gan",
+    "GaussianMixturePrior": "hfgen.models.gaussian_mixture",
+    "HierarchicalVAE": "hfgen.models.hierarchical_vae",
     "MLPDiscriminator": "hfgen.models.mlp_gan",
     "MLPGenerator": "hfgen.models.mlp_gan",
     "Recipe": "hfgen.training.recipe",
     "ResidualDiscriminator": "hfgen.models.residual_gan",
     "ResidualGenerator": "hfgen.models.residual_gan",
+    "ResidualVAE": "hfgen.models.residual_vae",
     "StyleGAN2Discriminator": "hfgen.models.stylegan2",
     "StyleGAN2Generator": "hfgen.models.stylegan2",
     "Trainer": "hfgen.training.loop",
     "TrainingConfig": "hfgen.training.config",
     "UserError": "hfgen.errors",
+    "VAEConfig": "hfgen.training.config",
+    "VAEPipeline": "hfgen.pipelines.vae",
+    "VAERecipe": "hfgen.training.vae",
+    "VQVAE": "hfgen.models.vq_vae",
     "denoise": "hfgen.pipelines.ddpm_sampling",
     "load_pipeline": "hfgen.pipelines",
     "open_images": "hfgen.data.images",
@@ -37,21 +45,30 @@ if TYPE_CHECKING:
     from hfgen.data.config import DataConfig
     from hfgen.data.images import open_images
     from hfgen.errors import UserError
+    from hfgen.models.conv_vae import ConvVAE
     from hfgen.models.dcgan import DCGANDiscriminator, DCGANGenerator
+    from hfgen.models.gaussian_mixture import GaussianMixturePrior
+    from hfgen.models.hierarchical_vae import HierarchicalVAE
     from hfgen.models.mlp_gan import MLPDiscriminator, MLPGenerator
     from hfgen.models.residual_gan import ResidualDiscriminator, ResidualGenerator
+    from hfgen.models.residual_vae import ResidualVAE
     from hfgen.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
+    from hfgen.models.vq_vae import VQVAE
     from hfgen.pipelines import load_pipeline
     from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline, denoise, sampling_scheduler
     from hfgen.pipelines.gan import GANPipeline
-    from hfgen.training.config import DDPMConfig, GANConfig, TrainingConfig
+    from hfgen.pipelines.vae import VAEPipeline
+    from hfgen.training.config import DDPMConfig, GANConfig, TrainingConfig, VAEConfig
     from hfgen.training.ddpm import DDPMRecipe
     from hfgen.training.gan import GANRecipe
     from hfgen.training.loop import Trainer
     from hfgen.training.recipe import Recipe
+    from hfgen.training.vae import VAERecipe
 
 __all__ = [
+    "VQVAE",
     "ClassConditionalDDPMPipeline",
+    "ConvVAE",
     "DCGANDiscriminator",
     "DCGANGenerator",
     "DDPMConfig",
@@ -60,16 +77,22 @@ __all__ = [
     "GANConfig",
     "GANPipeline",
     "GANRecipe",
+    "GaussianMixturePrior",
+    "HierarchicalVAE",
     "MLPDiscriminator",
     "MLPGenerator",
     "Recipe",
     "ResidualDiscriminator",
     "ResidualGenerator",
+    "ResidualVAE",
     "StyleGAN2Discriminator",
     "StyleGAN2Generator",
     "Trainer",
     "TrainingConfig",
     "UserError",
+    "VAEConfig",
+    "VAEPipeline",
+    "VAERecipe",
     "__version__",
     "denoise",
     "load_pipeline",

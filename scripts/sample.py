@@ -30,6 +30,12 @@ class SampleConfig:
         None, "classes by number or name, in turn (default for a class-conditional model: all classes)"
     )
     truncation: float = option(1.0, "truncation of a StyleGAN2: 1 is none, 0 the mean image")
+    temperature: float = option(1.0, "scale of a VAE's latents: below 1 for more typical images, 0 for the mean one")
+    prior: str | None = option(
+        None,
+        "what a VAE's latents are drawn from (default: the mixture, if one was fitted)",
+        choices=("normal", "mixture"),
+    )
     guidance_scale: float | None = option(None, "classifier-free guidance; 1 is none (default: the model's own)")
     sampler: str | None = option(
         None, "how to sample a DDPM (default: dpmsolver++)", choices=("dpmsolver++", "ddim", "ddpm")
@@ -76,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from hfgen.pipelines import load_pipeline
     from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline, denoise, sampling_scheduler
     from hfgen.pipelines.gan import GANPipeline
+    from hfgen.pipelines.vae import VAEPipeline
     from hfgen.training.config import TrainingConfig
     from hfgen.training.grids import chunks, make_grid, sample_in_chunks, save_png, to_pil
     from hfgen.training.launch import make_accelerator
@@ -86,13 +93,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--mixed_precision fp16 does not exist on a CPU: use bf16 or no.")
     pipe = load_pipeline(config.model, revision=config.revision, token=config.hub_token, dtype=dtype)
     pipe.to(accelerator.device)
-    gan = isinstance(pipe, GANPipeline)
+    gan, vae = isinstance(pipe, GANPipeline), isinstance(pipe, VAEPipeline)
+    one_pass, kind = gan or vae, "GAN" if gan else "VAE" if vae else "DDPM"
     for flag in ("guidance_scale", "sampler", "num_inference_steps"):
-        if gan and getattr(config, flag) is not None:
+        if one_pass and getattr(config, flag) is not None:
             raise UserError(
-                f"--{flag} {getattr(config, flag)}: {config.model} is a GAN, which has none. Leave it out."
+                f"--{flag} {getattr(config, flag)}: {config.model} is a {kind}, which has none. Leave it out."
             )
-    scheduler = None if gan else sampling_scheduler(pipe.scheduler, config.sampler or "dpmsolver++")
+    if not vae and (config.temperature != 1 or config.prior is not None):
+        raise UserError(f"--temperature and --prior are for VAEs, and {config.model} is a {kind}. Leave them out.")
+    scheduler = None if one_pass else sampling_scheduler(pipe.scheduler, config.sampler or "dpmsolver++")
 
     labels, null_class, guidance = None, None, config.guidance_scale
     class_names = getattr(pipe, "class_names", None)
@@ -114,18 +124,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"--class_labels: {error}") from None
         labels = [numbers[index % len(numbers)] for index in range(config.num_images)]
 
+    how: dict[str, Any] = {}  # these images are made, for the record, too
+    if gan:
+        how = {"truncation": config.truncation}
+    elif vae:
+        how = {"temperature": config.temperature, "prior": config.prior}
     bar = tqdm(total=config.num_images, unit="img", disable=not accelerator.is_main_process)
 
     def sample(indices: list[int], generators: list[torch.Generator]) -> torch.Tensor:
         count, classes = len(indices), None
         if labels is not None:
             classes = torch.tensor([labels[index] for index in indices], device=accelerator.device)
-        elif class_names and not gan:  # a GAN's pipeline draws them itself, after the latents
+        elif class_names and not one_pass:  # these pipelines draw them themselves, after the latents
             classes = pipe.class_numbers(None, count, generators)
-        if gan:
-            images = pipe(
-                count, class_labels=classes, truncation=config.truncation, generator=generators, output_type="pt"
-            ).images
+        if one_pass:
+            images = pipe(count, class_labels=classes, generator=generators, output_type="pt", **how).images
         else:
             steps, scale = config.num_inference_steps, 1.0 if guidance is None else guidance
             images = denoise(pipe.unet, scheduler, count, generators, steps, classes, null_class, scale)
@@ -154,9 +167,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     shown = dict(gather_object([(index, image) for index, image in images.items() if index < 100]))
     if accelerator.is_main_process:
         save_png(make_grid([shown[index] for index in sorted(shown)]), output / "grid.png")
-        how: dict[str, Any] = {"truncation": config.truncation}
         if scheduler is not None:
-            how = {"sampler": config.sampler or "dpmsolver++", "num_inference_steps": len(scheduler.timesteps)}
+            how |= {"sampler": config.sampler or "dpmsolver++", "num_inference_steps": len(scheduler.timesteps)}
             how["guidance_scale"] = guidance
         record = {
             "model": config.model,

@@ -30,6 +30,11 @@ TINY_GAN = [
     *"--base_channels 8 --logging_steps 2 --checkpointing_steps 2 --eval_batch_size 4".split(),
     *"--save_images_epochs 0 --mixed_precision no".split(),
 ]
+TINY_VAE = [
+    *"--dataset_name digits --resolution 8 --train_batch_size 16 --max_train_steps 6 --latent_channels 4".split(),
+    *"--block_out_channels 8 8 --logging_steps 2 --checkpointing_steps 2 --eval_batch_size 4".split(),
+    *"--save_images_epochs 0 --mixed_precision no --lr_warmup_steps 2 --prior_components 2".split(),
+]
 
 
 @pytest.fixture(scope="session", autouse=True)

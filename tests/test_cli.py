@@ -11,7 +11,7 @@ from conftest import ROOT, load_script
 from hfgen.cli import as_dict, command_line, option, parse
 from hfgen.data.config import DataConfig
 from hfgen.errors import UserError
-from hfgen.training.config import MOVED, DDPMConfig, GANConfig, TrainingConfig
+from hfgen.training.config import MOVED, DDPMConfig, GANConfig, TrainingConfig, VAEConfig
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,9 @@ def test_secrets_are_never_recorded():
     assert command_line([Options], ["--token=hf_secret"]) == ["--token=***"]
 
 
-@pytest.mark.parametrize(("script", "config"), [("train_ddpm", DDPMConfig), ("train_gan", GANConfig)])
+@pytest.mark.parametrize(
+    ("script", "config"), [("train_ddpm", DDPMConfig), ("train_gan", GANConfig), ("train_vae", VAEConfig)]
+)
 def test_the_flags_of_the_scripts_are_frozen(script, config):
     """Adding a flag is a decision: add it here, too. Removing one breaks somebody's command line."""
     import dataclasses
@@ -130,7 +132,7 @@ def test_flags_of_diffusers_script_exist():
     assert [name for name in theirs if name not in ours and name not in MOVED] == []
 
 
-@pytest.mark.parametrize("name", ["train_ddpm", "train_gan"])
+@pytest.mark.parametrize("name", ["train_ddpm", "train_gan", "train_vae"])
 def test_presets_are_valid(name):
     script = load_script(name)
     for preset in script.PRESETS:

@@ -45,6 +45,7 @@ ALLOWED = {  # which parts of hfgen each part may import, beside itself
     "objectives": set(),
     "data": {"cli", "errors"},
     "hub": {"errors"},
+    "evaluation": {"errors", "objectives"},
     "training": {"cli", "errors", "data", "models", "objectives", "pipelines", "hub"},
 }
 

@@ -6,9 +6,11 @@ nor the number of processes changes what is computed.
 """
 
 import dataclasses
+import itertools
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +235,14 @@ class Trainer:
         if self.config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return Batch(images, raw.labels, stream(f"phase {phase}"))
+
+    def _from_the_beginning(self) -> Iterator[Batch]:
+        """The training images once more, the same ones in every process."""
+        size = self.length.micro_batch
+        for start in itertools.count(step=size):
+            raw = self.batches.read(start, size)
+            random = StepRandom(self.config.seed, start, size, purpose="after training", device=self.device)
+            yield Batch(prepare(raw, self.data, random), raw.labels, random)
 
     def _gradients(self, phase: Phase) -> torch.Tensor:
         """Averages the gradients of a phase over the processes, clips them, and returns their norm before clipping.
@@ -498,6 +508,9 @@ class Trainer:
             self._log()
         if self._saved_at != self.images_seen:
             self._save_checkpoint()
+        for module in self.published.values():
+            module.eval()
+        self.recipe.finish(self.published, self._from_the_beginning())
         self._sample_grid()
         self._publish()
         folder = self.run.folder

@@ -18,6 +18,8 @@ from hfgen.training.loop import Trainer
 from hfgen.training.recipe import Recipe
 from hfgen.training.run import Run
 
+FIRST = 256  # images that a recipe looks at beforehand
+
 
 def train(
     family: str,
@@ -48,7 +50,10 @@ def train(
     run = Run(family, (data, training, options), sys.argv[1:] if argv is None else argv)
     batches = open_batches(data, training.seed, training.hub_token, num_clusters)
     torch.manual_seed(training.seed)  # the initial weights
-    trainer = Trainer(make_recipe(batches.info), batches, run, data)
+    recipe = make_recipe(batches.info)
+    if not data.streaming:  # a stream's images come once
+        recipe.look(batches.read(0, min(FIRST, batches.info.num_images or FIRST)).images)
+    trainer = Trainer(recipe, batches, run, data)
     trainer.train()
     if training.push_to_hub and trainer.main:
         assert training.hub_model_id is not None

@@ -13,7 +13,7 @@ for step in range(steps):
 ```
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,13 @@ class Recipe:
     uncompiled: dict[str, str] = {}
     grid_columns: int | None = None
 
+    def look(self, images: torch.Tensor) -> None:
+        """Called with the first images of a data set, uint8, before anything is written.
+
+        Raises:
+            UserError: If they are none to train on.
+        """
+
     def loss(self, phase: Phase, batch: Batch, progress: Progress) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss of a micro-batch and what is worth logging.
 
@@ -123,6 +130,14 @@ class Recipe:
         """What a person should know about the means of the metrics since the last call: what is wrong, and what to
         try."""
         return []
+
+    def finish(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> None:
+        """Called once after the last step, in all processes alike: for what is fitted to the networks afterwards.
+
+        Args:
+            modules: The averaged ones, in evaluation mode.
+            batches: Training images from the beginning of the run, without end.
+        """
 
     def pipeline(self, modules: dict[str, nn.Module]) -> DiffusionPipeline:
         """The pipeline that is published, made of `modules` (the averaged ones)."""

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from conftest import TINY, TINY_GAN, metrics, run, start
+from conftest import TINY, TINY_GAN, TINY_VAE, metrics, run, start
 from safetensors.torch import load_file
 
 from hfgen.training import checkpoint
@@ -37,9 +37,11 @@ def assert_identical(first, second):
     different = [name for name in a if not torch.equal(a[name], b[name])]
     assert different == []
     assert metrics(first) == metrics(second)
-    (published,) = first.glob("*/diffusion_pytorch_model.safetensors")
-    weights, others = load_file(published), load_file(second / published.relative_to(first))
-    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    published = list(first.glob("[a-z]*/diffusion_pytorch_model.safetensors"))
+    assert published
+    for path in published:
+        weights, others = load_file(path), load_file(second / path.relative_to(first))
+        assert all(torch.equal(weights[name], others[name]) for name in weights)
 
 
 def kill_and_resume(folder, options, rng, script="train_ddpm", **kwargs):
@@ -93,6 +95,21 @@ def test_a_killed_gan_ends_like_an_uninterrupted_one(tmp_path, extra, processes)
     whole = finished(tmp_path / "whole", *options, script="train_gan", processes=processes)
     assert 0 < state(whole)["augmentation.probability"] != 0.3  # it has been adapted
     killed = kill_and_resume(tmp_path / "killed", options, random.Random(2), script="train_gan", processes=processes)
+    assert_identical(whole, killed)
+
+
+@pytest.mark.parametrize(
+    ("extra", "processes"),
+    [
+        ("--class_conditional --train_batch_size 8 --gradient_accumulation_steps 2 --mixed_precision bf16", 1),
+        ("--architecture vq --train_batch_size 8", 2),
+    ],
+    ids=["residual, accumulation, bf16", "vq, two processes"],
+)
+def test_a_killed_vae_ends_like_an_uninterrupted_one(tmp_path, extra, processes):
+    options = [*TINY_VAE, *STEPS, *extra.split()]
+    whole = finished(tmp_path / "whole", *options, script="train_vae", processes=processes)
+    killed = kill_and_resume(tmp_path / "killed", options, random.Random(3), script="train_vae", processes=processes)
     assert_identical(whole, killed)
 
 

@@ -1,0 +1,1 @@
+"""Evaluation: what trained models are worth, in numbers."""
