@@ -41,7 +41,7 @@ def with_clusters(data: ImageData, count: int) -> ImageData:
     if not 2 <= count <= most:
         raise UserError(f"--num_clusters {count} does not fit {len(data.images)} images: use 2 to {most}.")
     folder = Path(data.images.filename)  # type: ignore[attr-defined]
-    path = folder.with_name(f"clusters-{count}.npy")
+    path = folder.with_name(f"groups-{count}.npy")
     try:
         if not path.exists():
             with filelock.FileLock(f"{path}.lock"):

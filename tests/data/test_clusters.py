@@ -40,7 +40,7 @@ def test_groups_follow_the_digits(tmp_path):
 def test_groups_are_kept_beside_the_images(tmp_path):
     config = DataConfig(resolution=8, cache_dir=str(tmp_path))
     first = open_batches(config, 0, num_clusters=5)
-    (path,) = tmp_path.rglob("clusters-5.npy")
+    (path,) = tmp_path.rglob("groups-5.npy")
     assert first.info.fingerprint == open_batches(config, 0, num_clusters=5).info.fingerprint
     assert first.info.fingerprint != open_batches(config, 0).info.fingerprint
     kept = np.zeros(1797, np.int64)
