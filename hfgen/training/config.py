@@ -383,7 +383,7 @@ class VAEConfig:
             )
         if self.task_level is not None and self.task is None:
             raise UserError(f"--task_level {self.task_level} is the level of no task: give --task.")
-        if self.task == "super_resolve" and (self.level or 0) != int(self.level or 0) or self.level == 1:
+        if self.task == "super_resolve" and (self.level in (None, 1) or self.level != int(self.level or 0)):
             raise UserError(f"--task_level {self.task_level}: the factor must be a whole number from 2 on.")
 
 

@@ -474,8 +474,8 @@ def test_inpainting_a_trained_model(trained, method):
 def test_denoising_with_a_trained_model(trained, method):
     images = squares(40, 6)
     noisy = images + 0.3 * torch.randn(images.shape, generator=seeded())
-    found = trained.denoise(noisy, 0.3, method=method, generator=seeded(), **PT)
-    assert (found - images).square().mean() < 0.4 * (noisy - images).square().mean()
+    found = trained.denoise(noisy, 0.3, method=method, restarts=16, generator=seeded(), **PT)  # few get stuck
+    assert (found - images).square().mean() < 0.25 * (noisy - images).square().mean()
 
 
 def test_super_resolution_with_a_trained_model(trained):

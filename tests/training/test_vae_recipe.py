@@ -174,6 +174,7 @@ def test_the_alarm_of_a_codebook():
         ({"architecture": "vq", "beta": 2.0}, {}, "vq has none of"),
         ({"task_level": 2.0}, {}, "--task_level 2.0 is the level of no task"),
         ({"task": "super_resolve", "task_level": 1.5}, {}, "must be a whole number"),
+        ({"task": "super_resolve", "task_level": 1.0}, {}, "must be a whole number from 2 on"),
         ({"task": "super_resolve", "task_level": 3.0}, {}, "--task_level 3 does not divide the 8 pixels"),
         ({"class_conditional": True}, {"class_names": None}, "--class_conditional needs labels"),
         ({"class_conditional": True}, {"unlabelled": 3}, "3 of the images have no class"),
@@ -184,6 +185,11 @@ def test_mistakes(changes, info, message):
     with pytest.raises(UserError) as error:
         VAERecipe(dataclasses.replace(TINY, **changes), dataclasses.replace(INFO, **info))
     assert message in str(error.value)
+
+
+def test_a_noise_level_is_no_factor():
+    for level in (0.5, 1.0):
+        dataclasses.replace(TINY, task="denoise", task_level=level).validate()
 
 
 def test_bernoulli_needs_black_and_white():
