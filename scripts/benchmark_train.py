@@ -21,12 +21,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from train_ddpm import PRESETS, default_preset
+from train_ddpm import PRESETS
 
 from hfgen.cli import option, parse
 from hfgen.data.config import DataConfig
 from hfgen.errors import one_line_errors
 from hfgen.training.config import MOVED, DDPMConfig, TrainingConfig
+from hfgen.training.options import choose_preset
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def read_options(argv: Sequence[str] | None = None) -> list[Any]:
         argv,
         description=str(__doc__).partition("\n")[0],
         presets=PRESETS,
-        default_preset=default_preset,
+        default_preset=choose_preset,
         moved=MOVED,
         instead={"train_data_dir": "dataset_name"},
     )

@@ -8,15 +8,13 @@ Without arguments it trains on the handwritten digits that ship with the install
     torchrun --nproc_per_node 2 scripts/train_ddpm.py --preset cifar10
 """
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from hfgen.cli import parse
 from hfgen.data.config import DataConfig
 from hfgen.errors import one_line_errors
-from hfgen.training.config import MOVED, DDPMConfig, TrainingConfig
+from hfgen.training.config import DDPMConfig, TrainingConfig
+from hfgen.training.options import read_training_options
 
 
 def digits() -> dict[str, Any]:
@@ -72,27 +70,8 @@ def cifar10() -> dict[str, Any]:
 PRESETS = {"digits": digits, "mnist": mnist, "cifar10": cifar10}
 
 
-def default_preset(given: Mapping[str, Any]) -> str | None:
-    """Without any data named, the digits; the other presets are chosen with --preset."""
-    no_data = given.get("dataset_name") in (None, "digits") and given.get("train_data_dir") is None
-    return "digits" if no_data else None
-
-
 def read_options(argv: Sequence[str] | None = None) -> tuple[DataConfig, TrainingConfig, DDPMConfig]:
-    data, training, ddpm = parse(
-        (DataConfig, TrainingConfig, DDPMConfig),
-        argv,
-        description=__doc__.partition("\n")[0],
-        presets=PRESETS,
-        default_preset=default_preset,
-        moved=MOVED,
-        instead={"train_data_dir": "dataset_name"},
-    )
-    for config in (data, training, ddpm):
-        config.validate()
-    source = data.train_data_dir or data.dataset_name or "digits"
-    folder = training.output_dir or f"out/ddpm-{Path(source).resolve().name}"
-    return data, dataclasses.replace(training, output_dir=folder), ddpm
+    return read_training_options("ddpm", DDPMConfig, argv, str(__doc__), PRESETS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

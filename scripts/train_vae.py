@@ -8,15 +8,13 @@ Without arguments it trains on the handwritten digits that ship with the install
     accelerate launch scripts/train_vae.py --preset super_resolve --train_data_dir photos --resolution 64
 """
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from hfgen.cli import parse
 from hfgen.data.config import DataConfig
 from hfgen.errors import one_line_errors
-from hfgen.training.config import MOVED, TrainingConfig, VAEConfig
+from hfgen.training.config import TrainingConfig, VAEConfig
+from hfgen.training.options import read_training_options
 
 COMMON: dict[str, Any] = {
     "lr_warmup_steps": 100,
@@ -90,29 +88,8 @@ PRESETS = {
 }
 
 
-def default_preset(given: Mapping[str, Any]) -> str:
-    """Without any data named, the digits."""
-    no_data = given.get("dataset_name") in (None, "digits") and given.get("train_data_dir") is None
-    return "digits" if no_data else "residual"
-
-
 def read_options(argv: Sequence[str] | None = None) -> tuple[DataConfig, TrainingConfig, VAEConfig]:
-    data, training, vae = parse(
-        (DataConfig, TrainingConfig, VAEConfig),
-        argv,
-        description=__doc__.partition("\n")[0],
-        presets=PRESETS,
-        default_preset=default_preset,
-        moved=MOVED,
-        instead={"train_data_dir": "dataset_name"},
-    )
-    if data.dataset_name in (None, "digits") and data.train_data_dir is None and data.resolution is None:
-        data = dataclasses.replace(data, resolution=16)  # 8x8 as they come are too few pixels to please the eye
-    for config in (data, training, vae):
-        config.validate()
-    source = data.train_data_dir or data.dataset_name or "digits"
-    folder = training.output_dir or f"out/vae-{Path(source).resolve().name}"
-    return data, dataclasses.replace(training, output_dir=folder), vae
+    return read_training_options("vae", VAEConfig, argv, str(__doc__), PRESETS, "residual")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
