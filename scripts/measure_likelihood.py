@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hfgen.cli import option, parse
-from hfgen.data.config import DataConfig
+from hfgen.data.config import ImagesConfig
 from hfgen.errors import UserError, one_line_errors
 
 
@@ -22,10 +22,6 @@ class MeasureConfig:
     """Measuring: which model, on which images, how exactly."""
 
     model: str | None = option(None, "folder or Hub id of the VAE")
-    dataset_name: str | None = option(None, "Hub id or folder of the images (default: the digits)")
-    dataset_split: str = option("test", "split (the digits have only train)")
-    label_column: str | None = option(None, "column of the classes (default: the ClassLabel one)")
-    cache_dir: str | None = option(None, "folder for the decoded images")
     num_images: int = option(1000, "images, drawn with the seed")
     num_samples: int = option(100, "latents per image; the bound rises to the truth with them")
     batch_size: int = option(100, "images at once")
@@ -33,24 +29,24 @@ class MeasureConfig:
     output: str | None = option(None, "JSON file (default: likelihood.json in the model's folder)")
 
 
-def read_options(argv: Sequence[str] | None = None) -> MeasureConfig:
-    (config,) = parse((MeasureConfig,), argv, description=str(__doc__).partition("\n")[0])
+def read_options(argv: Sequence[str] | None = None) -> tuple[MeasureConfig, ImagesConfig]:
+    config, images = parse((MeasureConfig, ImagesConfig), argv, description=str(__doc__).partition("\n")[0])
     if not config.model:
         raise UserError("--model is missing: give the --output_dir of a training run, or a Hub id.")
     for name in ("num_images", "num_samples", "batch_size"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name} {getattr(config, name)} is out of range: use 1 or more.")
-    return config
+    return config, images
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config = read_options(argv)
+    config, source = read_options(argv)
 
-    import numpy as np
     import torch
+    from accelerate import PartialState
     from tqdm.auto import tqdm
 
-    from hfgen.data.images import open_images
+    from hfgen.data.images import pick_images
     from hfgen.evaluation.likelihood import log_evidence
     from hfgen.objectives.elbo import bits_per_dim
     from hfgen.pipelines import load_pipeline
@@ -61,37 +57,33 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--model {config.model} is a {type(pipe).__name__}, which has no likelihood: give a VAE.")
     if pipe.config.task:
         raise UserError(f"--model {config.model} is trained to {pipe.config.task}, not to model images.")
-    model = pipe.model.eval()
-    size, channels = model.config.sample_size, model.config.in_channels
-    data = open_images(
-        DataConfig(
-            dataset_name=config.dataset_name,
-            dataset_split=config.dataset_split if config.dataset_name else "train",
-            label_column=config.label_column,
-            cache_dir=config.cache_dir,
-            resolution=size,
-            image_mode={1: "L", 3: "RGB", 4: "RGBA"}[channels],
-        )
-    )
-    rows = np.sort(np.random.default_rng(config.seed).permutation(len(data.images))[: config.num_images])
-    if pipe.class_names and data.labels is None:
-        raise UserError(f"{data.info.name} has no classes, which {config.model} needs: name --label_column.")
+    device = PartialState().device
+    model = pipe.model.eval().to(device)
+    images, labels, info = pick_images(source, pipe.image_shape, config.num_images, config.seed)
+    if not pipe.class_names:
+        labels = None
+    elif labels is None:
+        raise UserError(f"{info.name} has no classes, which {config.model} needs: name --label_column.")
     generator = torch.Generator().manual_seed(config.seed)
     bounds = []
-    for start in tqdm(range(0, len(rows), config.batch_size), unit="batch"):
-        chosen = rows[start : start + config.batch_size]
-        images = torch.from_numpy(np.array(data.images[chosen])).float() / 127.5 - 1
-        labels = torch.from_numpy(data.labels[chosen]) if pipe.class_names and data.labels is not None else None
-        bounds.append(torch.stack(log_evidence(model, images, labels, config.num_samples, generator)))
+    for start in tqdm(range(0, len(images), config.batch_size), unit="batch"):
+        part = slice(start, start + config.batch_size)
+        classes = None if labels is None else torch.from_numpy(labels[part]).to(device)
+        pixels = torch.from_numpy(images[part]).to(device).float() / 127.5 - 1
+        try:
+            found = log_evidence(model, pixels, classes, config.num_samples, generator)
+        except ValueError as error:
+            raise UserError(f"--dataset_name {info.name} does not fit --model {config.model}: {error}") from None
+        bounds.append(torch.stack(found).cpu())
     lower, weighted = torch.cat(bounds, dim=1).double()
-    dimensions = channels * size**2
+    dimensions = images[0].size
     bits = bits_per_dim(-weighted, dimensions)
     report = {
         "model": config.model,
         "likelihood": model.config.likelihood,
-        "data": f"{data.info.name} [{data.info.split}]",
-        "fingerprint": data.info.fingerprint,
-        "num_images": len(rows),
+        "data": f"{info.name} [{info.split}]",
+        "fingerprint": info.fingerprint,
+        "num_images": len(images),
         "num_samples": config.num_samples,
         "seed": config.seed,
         "bits_per_dim": bits.mean().item(),
@@ -100,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "nats": -weighted.mean().item(),
     }
     print(
-        f"{report['data']}: {len(rows)} images, {config.num_samples} latents each, {report['likelihood']} likelihood"
+        f"{report['data']}: {len(images)} images, {config.num_samples} latents each, {report['likelihood']} likelihood"
     )
     print(f"bits per dimension: {report['bits_per_dim']:.3f} +- {report['standard_error']:.3f} (importance-weighted)")
     print(f"                    {report['bits_per_dim_elbo']:.3f} (evidence lower bound)")

@@ -74,3 +74,13 @@ class DataConfig:
             raise UserError("--balance_classes needs all labels at hand, and --streaming keeps none: leave one out.")
         if self.streaming and self.dataset_name in (None, "digits") and not self.train_data_dir:
             raise UserError("--streaming needs --dataset_name or --train_data_dir: the embedded digits are in memory.")
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """Images: real ones, to measure or to show a checkpoint with."""
+
+    dataset_name: str | None = option(None, "Hub id or folder of the images (default: the digits)")
+    dataset_split: str = option("test", "split (the digits have only train)")
+    label_column: str | None = option(None, "column with the classes; found by type if left out")
+    cache_dir: str | None = option(None, "where decoded images are kept (default: hfgen/ in the HF cache)")

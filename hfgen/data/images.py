@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from hfgen.data.config import IMAGE_MODES, DataConfig
+from hfgen.data.config import IMAGE_MODES, DataConfig, ImagesConfig
 from hfgen.errors import UserError
 
 CACHE_FORMAT = 1  # part of the cache key: raise it when the same data would be decoded to other pixels
@@ -497,3 +497,37 @@ def _labels(dataset: Any, columns: Columns, kept: list[int]) -> tuple[np.ndarray
         )
     known = range(len(names))
     return np.array([value if value in known else -1 for value in values], dtype=np.int64), names
+
+
+def pick_images(
+    config: ImagesConfig, image_shape: tuple[int, int, int], count: int, seed: int
+) -> tuple[np.ndarray, np.ndarray | None, DataInfo]:
+    """Draws images without replacement, at a model's size and in its mode.
+
+    Args:
+        config ([`ImagesConfig`]): Which data.
+        image_shape (`tuple[int, int, int]`): Channels, height and width; square.
+        count (`int`): How many; all, if there are not more.
+        seed (`int`): Decides which.
+
+    Returns:
+        uint8 images `(N, C, H, W)` in the order of the data, their classes `(N,)` if they have any, and what is known
+        of the data.
+
+    Raises:
+        UserError: If the data cannot be read.
+    """
+    channels, size, _ = image_shape
+    digits = config.dataset_name in (None, "digits")
+    data = open_images(
+        DataConfig(
+            dataset_name=config.dataset_name,
+            dataset_split="train" if digits else config.dataset_split,
+            label_column=config.label_column,
+            cache_dir=config.cache_dir,
+            resolution=size,
+            image_mode=next(mode for mode, number in IMAGE_MODES.items() if number == channels),
+        )
+    )
+    rows = np.sort(np.random.default_rng(seed).permutation(len(data.images))[:count])
+    return np.array(data.images[rows]), None if data.labels is None else data.labels[rows], data.info

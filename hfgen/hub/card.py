@@ -47,5 +47,6 @@ def write_card(folder: Path, record: dict[str, Any]) -> None:
         channels={"L": "gray", "RGB": "colour (RGB)", "RGBA": "colour with transparency (RGBA)"}[data["mode"]],
         parameters=sum(record["parameters"].values()) / 1e6,
         has_samples=(folder / "samples.png").exists(),
+        has_reconstructions=(folder / "reconstructions.png").exists(),
     )
     card.save(folder / "README.md")

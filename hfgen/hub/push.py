@@ -15,7 +15,7 @@ FAILURES: tuple[Any, ...] = (
     OSError,
     *(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"),
 )
-BESIDE_COMPONENTS = ("model_index.json", "README.md", "samples.png")
+BESIDE_COMPONENTS = ("model_index.json", "README.md", "samples.png", "reconstructions.png")
 
 
 def check_push(model_id: str, private: bool = False, token: str | None = None) -> str:

@@ -25,7 +25,7 @@ from hfgen.data.config import DataConfig
 from hfgen.errors import UserError
 from hfgen.training import checkpoint
 from hfgen.training.ema import EMA
-from hfgen.training.grids import chunks, make_grid, sample_in_chunks, save_png
+from hfgen.training.grids import chunks, make_grid, sample_in_chunks, save_png, to_uint8
 from hfgen.training.launch import StopSignal, describe, make_accelerator
 from hfgen.training.monitor import Monitor
 from hfgen.training.random import StepRandom
@@ -57,6 +57,7 @@ class Trainer:
         self.images_seen = 0
         self._saved_at: int | None = None  # images seen at the last checkpoint
         self._stopped_by = 0  # number of the signal
+        self._rows: list[torch.Tensor] = []  # the recipe's pictures for the card
         self.seconds = 0.0  # of training, in this and earlier lives of the run
         self.length = Length(config, self.accelerator.num_processes, batches.info.num_images)
         batches.place(self.device)
@@ -500,6 +501,9 @@ class Trainer:
                 pipeline.save_pretrained(folder)
                 if self._grid_file.exists():
                     (folder / "samples.png").write_bytes(self._grid_file.read_bytes())
+                if self._rows:
+                    grid = make_grid([image for row in self._rows for image in to_uint8(row)], len(self._rows[0]))
+                    save_png(grid, folder / "reconstructions.png")
                 write_card(folder, json.loads(self.run.file.read_text()))
         self.accelerator.wait_for_everyone()
 
@@ -510,7 +514,7 @@ class Trainer:
             self._save_checkpoint()
         for module in self.published.values():
             module.eval()
-        self.recipe.finish(self.published, self._from_the_beginning())
+        self._rows = self.recipe.finish(self.published, self._from_the_beginning())
         self._sample_grid()
         self._publish()
         folder = self.run.folder

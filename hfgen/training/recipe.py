@@ -131,13 +131,17 @@ class Recipe:
         try."""
         return []
 
-    def finish(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> None:
+    def finish(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> list[torch.Tensor]:
         """Called once after the last step, in all processes alike: for what is fitted to the networks afterwards.
 
         Args:
             modules: The averaged ones, in evaluation mode.
             batches: Training images from the beginning of the run, without end.
+
+        Returns:
+            What becomes of some given images, for the card: rows `(N, C, H, W)` in [0, 1]; by default none.
         """
+        return []
 
     def pipeline(self, modules: dict[str, nn.Module]) -> DiffusionPipeline:
         """The pipeline that is published, made of `modules` (the averaged ones)."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from hfgen import cli
 from hfgen.errors import UserError
+from hfgen.hub.push import BESIDE_COMPONENTS
 from hfgen.training import checkpoint
 from hfgen.training.config import TrainingConfig
 
@@ -56,7 +57,7 @@ class Run:
             raise UserError(
                 f"--logging_dir {self.training.logging_dir} is outside of --output_dir: give a folder name."
             )
-        names = ("model_index.json", "README.md", "samples.png", "samples", self.training.logging_dir)
+        names = (*BESIDE_COMPONENTS, "samples", self.training.logging_dir)
         taken = [name for name in names if (self.folder / name).exists()]
         if taken and not self.file.exists():
             raise UserError(
@@ -125,7 +126,7 @@ class Run:
             shutil.rmtree(path, ignore_errors=True)
         for name in ("samples", self.training.logging_dir):
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        for name in ("model_index.json", "README.md", "samples.png", "run.json"):
+        for name in (*BESIDE_COMPONENTS, "run.json"):
             (self.folder / name).unlink(missing_ok=True)
 
     def record(self, **progress: Any) -> dict[str, Any]:

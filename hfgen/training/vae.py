@@ -23,6 +23,7 @@ from hfgen.training.recipe import Batch, Phase, Progress, Recipe, classes_of
 
 PRIOR_SAMPLE = 20_000  # latents that the prior is fitted to, but no more than four of each image
 MOMENTUM = 0.1  # weight of a step in the running variance
+RECONSTRUCTED = 10  # images on the card
 SHOWN = 64  # the KL divergence of each latent is logged if there are no more than these
 
 
@@ -212,11 +213,19 @@ class VAERecipe(Recipe):
         return self._alarm(means, images_seen)
 
     @torch.no_grad()
-    def finish(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> None:
-        """Fits the prior to the latents of training images."""
-        if not self.config.prior_components:
-            return
+    def finish(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> list[torch.Tensor]:
+        """Fits the prior to the latents of training images, and reconstructs some."""
         vae: Any = modules["vae"]
+        if self.config.prior_components:
+            self._fit_prior(vae, batches)
+        batch = next(batches)
+        shown, labels = slice(0, RECONSTRUCTED), batch.labels if self.class_names else None
+        given = degrade(batch, self.config.task, self.config.level)
+        again = vae(given, labels).sample
+        rows = [given, again] if self.config.task is None else [given, again, batch.images]
+        return [row[shown].float() / 2 + 0.5 for row in rows]
+
+    def _fit_prior(self, vae: Any, batches: Iterator[Batch]) -> None:
         latents: list[torch.Tensor] = []
         labels: list[torch.Tensor] = []
         wanted = min(PRIOR_SAMPLE, 4 * (self.num_images or PRIOR_SAMPLE))

@@ -30,9 +30,8 @@ def trained(tmp_path_factory):
 
 def test_the_run_directory(trained):
     folder, result = trained
-    assert {"README.md", "model_index.json", "model", "prior", "run.json", "samples", "samples.png", "logs"} <= {
-        path.name for path in folder.iterdir()
-    }
+    wanted = "README.md model_index.json model prior run.json samples samples.png reconstructions.png logs"
+    assert set(wanted.split()) <= {path.name for path in folder.iterdir()}
     assert f"Pipeline: {folder}" in result.stdout
     (line, *_) = metrics(folder)
     for name in ("loss", "distortion", "rate", "bits_per_dim", "mse", "variance", "active_units", "kl_latent_03"):

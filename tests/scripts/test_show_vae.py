@@ -1,0 +1,63 @@
+"""The script that shows what a VAE does with real images."""
+
+import pytest
+import torch
+from conftest import load_script
+from PIL import Image
+
+from hfgen import ResidualVAE, VAEPipeline
+from hfgen.errors import UserError
+
+ALL = {"reconstructions", "interpolations", "traversals", "inpainting", "denoising", "super_resolution"}
+
+
+@pytest.fixture(scope="module")
+def show():
+    return load_script("show_vae").main
+
+
+def save(folder, classes=None, **options):
+    torch.manual_seed(0)
+    model = ResidualVAE(
+        sample_size=8, in_channels=1, latent_channels=4, block_out_channels=(8, 8), num_class_embeds=classes
+    )
+    names = {number: str(number) for number in range(classes)} if classes else None
+    VAEPipeline(model, id2label=names, **options).save_pretrained(folder)
+    return folder
+
+
+def test_every_grid(show, tmp_path, capsys):
+    show(f"--model {save(tmp_path / 'vae')} --num_images 6 --steps 2".split())
+    shown = tmp_path / "vae" / "shown"
+    assert {path.stem for path in shown.iterdir()} == ALL | {"edits"}
+    assert capsys.readouterr().out.count(".png: ") == len(ALL) + 1
+    cell = 64 + 4
+    sizes = {"reconstructions": (6, 2), "interpolations": (10, 3), "inpainting": (6, 6), "super_resolution": (6, 3)}
+    for name, (columns, rows) in sizes.items():
+        assert Image.open(shown / f"{name}.png").size == (columns * cell + 4, rows * cell + 4)
+
+
+def test_by_class(show, tmp_path):
+    show(f"--model {save(tmp_path / 'vae', 10)} --num_images 2 --steps 2 --output_dir {tmp_path / 'out'}".split())
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == ALL
+
+
+def test_a_model_for_a_task_shows_its_task(show, tmp_path):
+    folder = save(tmp_path / "vae", task="super_resolve", task_level=4)
+    show(f"--model {folder} --num_images 2".split())
+    assert [path.name for path in (folder / "shown").iterdir()] == ["super_resolution.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "--model is missing"),
+        ("--model x --num_images 1", "--num_images 1 is out of range: use 2 or more"),
+        ("--model x --noise_level 0", "--noise_level 0.0 is out of range"),
+        ("--model {} --factor 3 --steps 1", "--factor 3 does not divide the 8 pixels"),
+    ],
+)
+def test_mistakes(show, tmp_path, arguments, message):
+    with pytest.raises(UserError, match=message):
+        show(arguments.format(save(tmp_path / "vae")).split())
+    assert not (tmp_path / "vae" / "shown").exists()
