@@ -103,8 +103,9 @@ def test_a_killed_gan_ends_like_an_uninterrupted_one(tmp_path, extra, processes)
     [
         ("--class_conditional --train_batch_size 8 --gradient_accumulation_steps 2 --mixed_precision bf16", 1),
         ("--architecture vq --train_batch_size 8", 2),
+        ("--architecture hierarchical --likelihood logistic_mixture --kl_warmup 0.5 --prior_components 0", 1),
     ],
-    ids=["residual, accumulation, bf16", "vq, two processes"],
+    ids=["residual, accumulation, bf16", "vq, two processes", "hierarchical"],
 )
 def test_a_killed_vae_ends_like_an_uninterrupted_one(tmp_path, extra, processes):
     options = [*TINY_VAE, *STEPS, *extra.split()]
@@ -208,3 +209,27 @@ def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, number, processes):
     assert result.returncode == 0, result.stderr
     assert f"at {where['images_seen']} images" in result.stdout
     assert "is now" in result.stdout  # the length was changed, and it says so
+
+
+@pytest.mark.parametrize("architecture", ["residual", "hierarchical", "vq"])
+def test_however_the_batch_of_a_vae_is_split_the_same_is_learnt(tmp_path, architecture):
+    options = [*TINY_VAE, *f"--architecture {architecture} --max_train_steps 8 --logging_steps 1".split()]
+    options += "--prior_components 0 --ema_ramp 0 --ema_half_life 100".split()
+    splits = {"whole": ("32", "1", 1), "accumulated": ("8", "4", 1), "two processes": ("8", "2", 2)}
+    runs = {
+        name: finished(
+            tmp_path / name, *options, "--train_batch_size", batch, "--gradient_accumulation_steps", parts,
+            script="train_vae", processes=processes,
+        )
+        for name, (batch, parts, processes) in splits.items()
+    }  # fmt: skip
+    wanted, lines = state(runs["whole"]), metrics(runs["whole"])
+    for name in ("accumulated", "two processes"):
+        for line, reference in zip(metrics(runs[name]), lines, strict=True):
+            for metric in ("loss", "rate", "mse"):
+                assert line[metric] == pytest.approx(reference[metric], rel=1e-3)
+        for key, value in state(runs[name]).items():
+            if key.startswith(("vae", "ema_vae", "statistics")):
+                torch.testing.assert_close(
+                    value, wanted[key], rtol=0, atol=2e-3, msg=lambda text, key=key: f"{key}: {text}"
+                )
