@@ -17,8 +17,10 @@ from hfgen.training.config import TrainingConfig, VAEConfig
 from hfgen.training.options import read_training_options
 
 COMMON: dict[str, Any] = {
+    "learning_rate": 2e-3,
     "lr_warmup_steps": 100,
-    "train_batch_size": 128,
+    "max_grad_norm": 10.0,  # an accident's norm: usual ones are 1 to 8, and clipping these costs likelihood
+    "train_batch_size": 64,
     "ema_half_life": 20_000,
     "save_images_epochs": 1,
     "num_epochs": 10,
@@ -56,6 +58,9 @@ def hierarchical() -> dict[str, Any]:
         "architecture": "hierarchical",
         "likelihood": "logistic_mixture",
         "kl_warmup": 0.1,
+        "free_bits": 4.0,  # per group: without, the coarse ones stay empty, and shapes do not hang together
+        "learning_rate": 4e-3,
+        "train_batch_size": 32,
         "prior_components": 0,  # its own prior is learnt
     }
 
