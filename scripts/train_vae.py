@@ -3,8 +3,8 @@
 Without arguments it trains on the handwritten digits that ship with the installation. Examples:
 
     accelerate launch scripts/train_vae.py
-    accelerate launch scripts/train_vae.py --dataset_name ylecun/mnist --num_epochs 10
-    accelerate launch scripts/train_vae.py --preset hierarchical --dataset_name ylecun/mnist --num_epochs 10
+    accelerate launch scripts/train_vae.py --dataset_name ylecun/mnist
+    accelerate launch scripts/train_vae.py --preset hierarchical --dataset_name ylecun/mnist --num_epochs 2.5
     accelerate launch scripts/train_vae.py --preset super_resolve --train_data_dir photos --resolution 64
 """
 
@@ -28,8 +28,8 @@ COMMON: dict[str, Any] = {
 
 
 def residual() -> dict[str, Any]:
-    """A residual VAE with a vector of latents, optimal variance, and a mixture fitted as prior."""
-    return COMMON | {"architecture": "residual"}
+    """A residual VAE with a vector of latents, a mixture of logistics for each pixel, and one of Gaussians as prior."""
+    return COMMON | {"architecture": "residual", "likelihood": "logistic_mixture"}
 
 
 def digits() -> dict[str, Any]:
