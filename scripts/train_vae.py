@@ -28,7 +28,7 @@ COMMON: dict[str, Any] = {
 
 
 def residual() -> dict[str, Any]:
-    """A residual VAE with a vector of latents, a mixture of logistics for each pixel, and one of Gaussians as prior."""
+    """A residual VAE with a vector of latents, pixels as mixtures of logistics, and a mixture fitted as prior."""
     return COMMON | {"architecture": "residual", "likelihood": "logistic_mixture"}
 
 

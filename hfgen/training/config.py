@@ -339,7 +339,9 @@ class VAEConfig:
         None, "standard deviation of the noise, pixels being in [0, 1] (default 0.3), or the factor (default 2)"
     )
     prior_components: int = option(
-        50, "Gaussians that the prior for sampling is fitted from after training; 0 for none, which leaves N(0, I)"
+        100,
+        "Gaussians that the prior for sampling is fitted from after training, of all classes together; 0 for none, "
+        "which leaves N(0, I)",
     )
     learning_rate: float = option(1e-3, "peak learning rate of AdamW")
     adam_beta1: float = option(0.9, "AdamW beta 1")

@@ -22,8 +22,8 @@ def fit_mixture(
     Fits a mixture of Gaussians with full covariances, by expectation maximisation from k-means.
 
     Latents of more than 128 dimensions are fitted in their 128 principal components; the rest is one isotropic
-    Gaussian with the variance that is left. The components do not know the classes: each class has its own weights,
-    the means of the responsibilities for its latents.
+    Gaussian with the variance that is left. Each class has Gaussians of its own: shared ones give images of the class
+    next to the one that was asked for.
 
     Args:
         latents (`torch.Tensor` of shape `(B, D, h, w)` or `(B, N)`):
@@ -31,7 +31,7 @@ def fit_mixture(
         labels (`torch.Tensor` of shape `(B,)`, *optional*):
             Classes, for a prior per class.
         num_components (`int`, *optional*, defaults to 10):
-            Number of Gaussians.
+            Number of Gaussians: of all classes together, but at least one each, and no more than latents.
         num_classes (`int`, *optional*):
             Number of classes; by default as many as the labels show.
         seed (`int`, *optional*, defaults to 0):
@@ -44,8 +44,6 @@ def fit_mixture(
         ValueError: If there are fewer latents than components, or labels do not fit the latents.
     """
     from sklearn.decomposition import PCA
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.mixture import GaussianMixture
 
     if len(latents) < max(2, num_components):
         raise ValueError(f"latents are {len(latents)}, too few for {num_components} components: give more latents.")
@@ -64,30 +62,49 @@ def fit_mixture(
         left = float(flat.var(axis=0, ddof=1).sum() - principal.explained_variance_.sum())
         residual = max(left / (size - rank), 1e-12) ** 0.5
     inside = (flat - offset) @ basis
-    mixture = GaussianMixture(num_components, reg_covar=1e-3 * flat.var(), random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # nearly converged is good enough
-        mixture.fit(inside)
-    weights: Any = mixture.weights_[None]
-    if labels is not None:
-        numbers = labels.cpu().numpy()
-        shares, classes = mixture.predict_proba(inside), range(num_classes or int(numbers.max()) + 1)
-        # A class that is not among the labels is drawn as all together are.
-        of_class = [shares[numbers == number] for number in classes]
-        weights = np.stack([some.mean(0) if len(some) else mixture.weights_ for some in of_class])
+    classes = None if labels is None else labels.cpu().numpy()
+    number = 1 if classes is None else num_classes or int(classes.max()) + 1
+    groups = [inside] if classes is None else [inside[classes == label] for label in range(number)]
+    found = [
+        _fit(group, max(1, num_components // number), 1e-3 * flat.var(), seed) if len(group) else None
+        for group in groups
+    ]
+    mixtures = [mixture for mixture in found if mixture is not None]
+    weights = np.zeros((number, sum(len(mixture.weights_) for mixture in mixtures)))
+    overall = np.concatenate([len(g) / len(flat) * m.weights_ for g, m in zip(groups, found, strict=True) if m])
+    start = 0
+    for row, mixture in zip(weights, found, strict=True):
+        if mixture is None:  # a class that is not among the labels is drawn as all together are
+            row[:] = overall
+        else:
+            row[start : start + len(mixture.weights_)] = mixture.weights_
+            start += len(mixture.weights_)
     prior = GaussianMixturePrior(
         latent_shape=shape,
-        num_components=num_components,
-        num_class_embeds=None if labels is None else len(weights),
+        num_components=weights.shape[1],
+        num_class_embeds=None if classes is None else number,
         rank=rank,
     )
     fitted = {
         "weights": weights,
-        "means": mixture.means_,
-        "factors": np.linalg.cholesky(mixture.covariances_),
+        "means": np.concatenate([mixture.means_ for mixture in mixtures]),
+        "factors": np.linalg.cholesky(np.concatenate([mixture.covariances_ for mixture in mixtures])),
         "basis": basis,
         "offset": offset,
         "residual": residual,
     }
     prior.load_state_dict({name: torch.as_tensor(value).float() for name, value in fitted.items()})
     return prior.eval()
+
+
+def _fit(points: np.ndarray, num_components: int, regularisation: float, seed: int) -> Any:
+    """A fitted `sklearn.mixture.GaussianMixture` of points `(B, N)`."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
+    if len(points) == 1:  # scikit-learn wants two
+        points = np.repeat(points, 2, axis=0)
+    mixture = GaussianMixture(min(num_components, len(points)), reg_covar=regularisation, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # nearly converged, or of equal points, is good enough
+        return mixture.fit(points)

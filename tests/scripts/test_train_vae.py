@@ -42,7 +42,7 @@ def test_the_card(trained):
     folder, _ = trained
     card = (folder / "README.md").read_text()
     assert "variational autoencoder (residual, logistic mixture likelihood)" in card
-    assert "mixture of at most 3 Gaussians" in card
+    assert "mixture of Gaussians" in card
     assert "{{" not in card and "{%" not in card and "None" not in card
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)
     namespace = {}
@@ -125,7 +125,10 @@ def test_an_alarm_reaches_the_user(script, tmp_path, capsys, monkeypatch):
     from hfgen.training import vae
 
     monkeypatch.setattr(vae.CollapseAlarm.__init__, "__defaults__", (100,))
-    options = [*TINY_VAE, *"--max_train_steps 200 --likelihood gaussian --beta 64 --variance 0.5 --learning_rate 1e-2".split()]
+    options = [
+        *TINY_VAE,
+        *"--max_train_steps 200 --likelihood gaussian --beta 64 --variance 0.5 --learning_rate 1e-2".split(),
+    ]
     script.main([*options, "--output_dir", str(tmp_path)])
     assert "Warning: for 100 images the posterior has collapsed" in capsys.readouterr().out
 

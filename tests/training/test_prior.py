@@ -40,12 +40,33 @@ def test_is_a_function_of_the_seed():
 
 def test_classes():
     latents, labels, _ = clusters()
-    prior = fit_mixture(latents, labels, num_components=2, num_classes=3)
-    narrow = int(prior.means.norm(dim=1).argmax())
-    assert prior.config.num_class_embeds == 3
-    torch.testing.assert_close(prior.weights[:2, narrow], torch.tensor([0.0, 1.0]), rtol=0, atol=0.01)
-    assert prior.weights[2, narrow].item() == pytest.approx(0.3, abs=0.03)  # not seen: as all together
+    prior = fit_mixture(latents, labels, num_components=6, num_classes=3)
+    narrow = prior.means.norm(dim=1) > 4
+    assert prior.config.num_class_embeds == 3 and narrow.tolist() == [False, False, True, True]
+    shares = prior.weights[:, narrow].sum(1)
+    torch.testing.assert_close(shares[:2], torch.tensor([0.0, 1.0]), rtol=0, atol=1e-6)
+    assert shares[2].item() == pytest.approx(0.3, abs=0.03)  # not seen: as all together
     assert fit_mixture(latents, labels, 2).config.num_class_embeds == 2
+    drawn = prior.sample(200, torch.ones(200, dtype=torch.long), generator=seeded())
+    assert (drawn.flatten(1).mean(1) > 2).all()
+    assert prior.log_prob(latents[:5], torch.ones(5, dtype=torch.long)).isfinite().all()
+
+
+def test_classes_that_overlap_keep_their_own_gaussians():
+    """Shared ones would straddle both, and draw one class for the other."""
+    noise = torch.randn(2000, 2, generator=seeded())
+    labels = torch.arange(2000) % 2
+    latents = noise + labels[:, None] * torch.tensor([1.0, 0.0])
+    prior = fit_mixture(latents, labels, num_components=2)
+    torch.testing.assert_close(prior.means, torch.tensor([[0.0, 0.0], [1.0, 0.0]]), rtol=0, atol=0.1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_classes_with_few_latents():
+    prior = fit_mixture(torch.randn(5, 2, generator=seeded()), torch.tensor([0, 1, 1, 1, 3]), 5, num_classes=5)
+    assert tuple(prior.weights.shape) == (5, 3)
+    for label in range(5):
+        assert prior.sample(3, torch.full((3,), label), generator=seeded()).isfinite().all()
 
 
 def test_many_dimensions_are_fitted_in_their_principal_components():
