@@ -100,7 +100,7 @@ class VAEPipeline(Pipeline):
             Steps of Adam, and of Langevin.
         learning_rate (`float`, *optional*, defaults to 0.1):
             Size of the first step.
-        restarts (`int`, *optional*, defaults to 4):
+        restarts (`int`, *optional*, defaults to 16):
             Starting points per image, of which the best result counts: what the encoder makes of the damaged image,
             and of images drawn from the prior that were corrected by what is known. One, where there is no prior.
 
@@ -419,7 +419,7 @@ class VAEPipeline(Pipeline):
         method: str | None = None,
         steps: int = 200,
         learning_rate: float = 0.1,
-        restarts: int = 4,
+        restarts: int = 16,
         prior: str | None = None,
         generator: Generators = None,
         output_type: str = "pil",
@@ -469,7 +469,7 @@ class VAEPipeline(Pipeline):
         method: str | None = None,
         steps: int = 200,
         learning_rate: float = 0.1,
-        restarts: int = 4,
+        restarts: int = 16,
         prior: str | None = None,
         generator: Generators = None,
         output_type: str = "pil",
@@ -524,7 +524,7 @@ class VAEPipeline(Pipeline):
         method: str | None = None,
         steps: int = 200,
         learning_rate: float = 0.1,
-        restarts: int = 4,
+        restarts: int = 16,
         prior: str | None = None,
         generator: Generators = None,
         output_type: str = "pil",
