@@ -526,6 +526,7 @@ def pick_images(
             label_column=config.label_column,
             cache_dir=config.cache_dir,
             resolution=size,
+            center_crop=True,
             image_mode=next(mode for mode, number in IMAGE_MODES.items() if number == channels),
         )
     )
