@@ -1,9 +1,17 @@
-"""Model cards, filled from `run.json`: nothing is stated that was not recorded."""
+"""Model cards, filled from `run.json` and reports of evaluations: nothing is stated that was not recorded."""
 
+import functools
+import os
+import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from hfgen.errors import UserError
+
+RESULTS = "## Results"
 
 
 def template_path(family: str) -> Path:
@@ -50,3 +58,95 @@ def write_card(folder: Path, record: dict[str, Any]) -> None:
         has_reconstructions=(folder / "reconstructions.png").exists(),
     )
     card.save(folder / "README.md")
+
+
+def add_results(folder: Path, report: dict[str, Any], extractor: dict[str, Any], section: str) -> None:
+    """Writes the results of an evaluation into the card of a pipeline folder; the rest of the card stays as it is.
+
+    They go into the `model-index` of its head, where those of the same name on the same data are replaced, and into a
+    section "Results", where the part with the same heading is.
+
+    Args:
+        folder (`Path`): The pipeline folder.
+        report (`dict`): What `evaluate` found for this model.
+        extractor (`dict`): What the extractor says of itself.
+        section (`str`): The text for people. Its first line is a heading `### ...`.
+
+    Raises:
+        UserError: If there is no card, or one whose head cannot be read.
+    """
+    path = folder / "README.md"
+    try:
+        card = ModelCard.load(path)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"the card {path} cannot be read: {reason}. Mend it, or leave --update_card out.") from None
+    new = eval_results(report, extractor)
+    kept = [result for result in card.data.eval_results or [] if all(map(functools.partial(differ, result), new))]
+    card.data.model_name = card.data.model_name or folder.resolve().name
+    card.data.eval_results = kept + new
+    card.text = insert_section(card.text, section)
+    temporary = path.with_name(f".{path.name}.tmp")
+    card.save(temporary)
+    os.replace(temporary, path)
+
+
+def eval_results(report: dict[str, Any], extractor: dict[str, Any]) -> list[EvalResult]:
+    """One entry for each number; names say whose features they are of and how many images were taken."""
+    data, generation = report["data"], report["generation"]
+    network = f"{extractor['id']} {extractor['fingerprint'][:8]}"
+    found = []
+    for key, result in report["results"].items():
+        if result["value"] is None:
+            continue
+        of_real = key == "bits_per_dim"  # of real images, and in nobody's features
+        count = result["details"]["num_images"] if of_real else generation["num_images"]
+        args = {"num_images": count, "seeds": generation["seeds"]}
+        if not of_real:
+            args |= {"num_real_images": data["num_images"], "extractor": extractor["id"]}
+            args |= {"extractor_fingerprint": extractor["fingerprint"]}
+        found.append(
+            EvalResult(
+                task_type="unconditional-image-generation",
+                dataset_type=data["name"],
+                dataset_name=data["name"],
+                dataset_split=data["held_out"]["split"] if of_real else data["split"],
+                metric_type=key,
+                metric_name=f"{result['title']} ({'' if of_real else network + ', '}{count:,} images)",
+                metric_value=result["value"],
+                metric_args=args,
+            )
+        )
+    return found
+
+
+def differ(first: EvalResult, second: EvalResult) -> bool:
+    """Whether two entries are about different things, whatever their values and seeds."""
+    return (first.unique_identifier, first.metric_name) != (second.unique_identifier, second.metric_name)
+
+
+def insert_section(text: str, section: str) -> str:
+    """Puts a `### ` section into the `## Results` of a card, in place of one with the same heading; a new `## Results`
+    goes before `## Limits`, or to the end."""
+    parts = re.split(r"(?m)^(?=## )", text)
+    starts = [part.partition("\n")[0].strip() for part in parts]
+    if RESULTS not in starts:
+        place = starts.index("## Limits") if "## Limits" in starts else len(parts)
+        if place == len(parts):
+            parts[-1] = parts[-1].rstrip("\n") + "\n\n"
+        parts.insert(place, f"{RESULTS}\n\n")
+        starts.insert(place, RESULTS)
+    place = starts.index(RESULTS)
+    sections = re.split(r"(?m)^(?=### )", parts[place])
+    headings = [part.partition("\n")[0].strip() for part in sections]
+    heading = section.partition("\n")[0].strip()
+    section = section.rstrip("\n") + "\n\n"
+    if heading in headings:
+        sections[headings.index(heading)] = section
+    else:
+        sections[-1] = sections[-1].rstrip("\n") + "\n\n"
+        sections.append(section)
+    parts[place] = "".join(sections)
+    if place == len(parts) - 1:
+        parts[place] = parts[place].rstrip("\n") + "\n"
+    return "".join(parts)

@@ -1,0 +1,76 @@
+"""The options of sampling and of evaluation; no torch here, so that `--help` answers at once."""
+
+from dataclasses import dataclass
+
+from hfgen.cli import option
+from hfgen.data.config import ImagesConfig
+from hfgen.errors import UserError
+
+METRICS = (
+    "fd",
+    "kd",
+    "is",
+    "precision_recall",
+    "density_coverage",
+    "cmmd",
+    "vendi",
+    "ndb",
+    "birthday",
+    "memorisation",
+    "label_divergence",
+    "conditional_accuracy",
+    "stacked_modes",
+    "bits_per_dim",
+    "ppl",
+)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Sampling: how a checkpoint makes its images."""
+
+    class_labels: tuple[str, ...] | None = option(
+        None, "classes by number or name, in turn (default for a class-conditional model: all classes)"
+    )
+    truncation: float = option(1.0, "truncation of a StyleGAN2: 1 is none, 0 the mean image")
+    temperature: float = option(1.0, "scale of a VAE's latents: below 1 for more typical images, 0 for the mean one")
+    prior: str | None = option(
+        None,
+        "what a VAE's latents are drawn from (default: the mixture, if one was fitted)",
+        choices=("normal", "mixture"),
+    )
+    guidance_scale: float | None = option(None, "classifier-free guidance; 1 is none (default: the model's own)")
+    sampler: str | None = option(
+        None, "how to sample a DDPM (default: dpmsolver++)", choices=("dpmsolver++", "ddim", "ddpm")
+    )
+    num_inference_steps: int | None = option(None, "sampling steps (default: 20, with --sampler ddpm all)")
+    mixed_precision: str = option("no", "no, or bf16 or fp16 weights", choices=("no", "bf16", "fp16"))
+
+    def validate(self) -> None:
+        """Checks what can be checked without the checkpoint.
+
+        Raises:
+            UserError: For values that are out of range.
+        """
+        if self.num_inference_steps is not None and self.num_inference_steps < 1:
+            raise UserError(f"--num_inference_steps {self.num_inference_steps} is out of range: use 1 or more.")
+
+
+@dataclass(frozen=True)
+class ReferenceConfig(ImagesConfig):
+    """Reference: the real images to compare with."""
+
+    dataset_split: str = option("train", "split to compare with; for memorisation, the one that was trained on")
+    held_out_split: str | None = option(
+        None, "split that no model has seen, to judge the metrics by (default: test; without one, half of the images)"
+    )
+    num_real_images: int | None = option(None, "real images, drawn at random (default: as many as are generated)")
+
+    def validate(self) -> None:
+        """Checks what can be checked without the data.
+
+        Raises:
+            UserError: For values that are out of range.
+        """
+        if self.num_real_images is not None and self.num_real_images < 2:
+            raise UserError(f"--num_real_images {self.num_real_images} is out of range: use 2 or more.")

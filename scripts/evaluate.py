@@ -1,0 +1,187 @@
+"""Evaluates checkpoints against a data set: quality, diversity, memorisation, likelihood, each by a metric's name.
+
+Features come from the Inception network of FID, whose weights are fetched with `--extractor_weights download`, or from
+any image model of transformers, such as what train_classifier.py writes. Without --dataset_name it compares with the
+handwritten digits that ship with the installation. Examples:
+
+    python scripts/evaluate.py --model out/gan-digits --extractor out/classifier-digits
+    python scripts/evaluate.py --model out/gan-mnist --dataset_name ylecun/mnist --extractor out/classifier-mnist \
+        --metrics all --update_card
+    torchrun --nproc_per_node 2 scripts/evaluate.py --model out/gan-cifar10 out/ddpm-cifar10 \
+        --dataset_name uoft-cs/cifar10 --metrics fd kd --num_images 50000 --extractor_weights download
+
+The report holds what it takes to repeat it, and what held-out real images get. It is written after each checkpoint.
+"""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfgen.cli import as_dict, command_line, option, parse
+from hfgen.errors import UserError, one_line_errors
+from hfgen.evaluation.config import METRICS, ReferenceConfig, SamplingConfig
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluation: of what, by what, and where the report goes."""
+
+    model: tuple[str, ...] | None = option(None, "folders or Hub ids of checkpoints")
+    revision: str | None = option(None, "branch, tag or commit on the Hub, of a single checkpoint")
+    metrics: tuple[str, ...] = option(
+        ("fd", "kd", "precision_recall", "density_coverage"),
+        "what to measure; all is what fits the checkpoint and the extractor",
+        choices=(*METRICS, "all"),
+    )
+    extractor: str = option(
+        "inception", "features: inception, inception-clean, or folder or Hub id of an image model of transformers"
+    )
+    extractor_weights: str | None = option(
+        None, "of inception: a file, a Hub id, or `download` (default: what was downloaded before)"
+    )
+    num_images: int = option(10_000, "images to generate, per seed")
+    seed: int = option(0, "seed of the first image; each following one has the next")
+    seeds: int = option(1, "how often to repeat it with other images, for a mean and a deviation")
+    batch_size: int | None = option(None, "images at once per process (default: 64)")
+    cpu_threads: int | None = option(None, "threads per process on a CPU (default: cores / processes)")
+    output: str | None = option(
+        None, "JSON report (default: <model>/evaluation.json, or evaluation.json for a Hub id or several checkpoints)"
+    )
+    overwrite_report: bool = option(False, "replace the report that --output names")
+    update_card: bool = option(False, "write the results into the card in the checkpoint's folder")
+    hub_token: str | None = option(None, "token for a private model", secret=True)
+
+    def validate(self) -> None:
+        if not self.model:
+            raise UserError("--model is missing: give the --output_dir of a training run, or a Hub id.")
+        if len(set(self.model)) < len(self.model):
+            raise UserError(f"--model {' '.join(self.model)} has a checkpoint twice: give each once.")
+        if self.revision and len(self.model) > 1:
+            raise UserError(f"--revision {self.revision} is of one checkpoint, and --model has {len(self.model)}.")
+        if not self.metrics:
+            raise UserError("--metrics has no names: give some, or leave it out.")
+        for name in ("seeds", "batch_size", "cpu_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name} {value} is out of range: use 1 or more.")
+        if self.num_images < 2:
+            raise UserError(f"--num_images {self.num_images} is out of range: use 2 or more.")
+        if not 0 <= self.seed <= 2**32 - 1 - self.seeds * self.num_images:
+            raise UserError(f"--seed {self.seed} is out of range: use 0 to 2**32 - 1 - seeds * num_images.")
+        for model in self.model if self.update_card else ():
+            if not (Path(model) / "README.md").is_file():
+                raise UserError(f"--update_card: {model} is no folder with a README.md: leave it out, or give one.")
+
+
+Options = tuple[EvaluateConfig, ReferenceConfig, SamplingConfig]
+
+
+def read_options(argv: Sequence[str] | None = None) -> Options:
+    kinds = (EvaluateConfig, ReferenceConfig, SamplingConfig)
+    config, reference, sampling = parse(kinds, argv, description=str(__doc__).partition("\n")[0])
+    for part in (config, reference, sampling):
+        part.validate()
+    return config, reference, sampling
+
+
+def report_path(config: EvaluateConfig) -> Path:
+    """Where the report goes."""
+    assert config.model is not None
+    folder = Path(config.model[0])
+    path = Path(
+        config.output or (folder if folder.is_dir() and len(config.model) == 1 else Path()) / "evaluation.json"
+    )
+    if path.is_dir():
+        raise UserError(f"--output {path} is a folder: give a file.")
+    if path.exists() and not config.overwrite_report:
+        raise UserError(f"--output {path} is another report: add --overwrite_report or give another file.")
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"--output {path} cannot be written, as {parent} is no folder to write to: give another file.")
+    return path
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = read_options(argv)
+    config, reference, sampling = options
+    assert config.model is not None
+    output = report_path(config)
+
+    from hfgen.evaluation.features import load_extractor
+    from hfgen.evaluation.report import card_section, chart, comparable, describe_model, heading, remarks, table, wrap
+    from hfgen.evaluation.runner import evaluate, nearest_pairs
+    from hfgen.evaluation.sampling import Sampler, load_sampler
+    from hfgen.hub.card import add_results
+    from hfgen.training.checkpoint import write_json
+    from hfgen.training.config import TrainingConfig
+    from hfgen.training.grids import make_grid, save_png
+    from hfgen.training.launch import describe, make_accelerator
+
+    accelerator = make_accelerator(TrainingConfig(mixed_precision="no", cpu_threads=config.cpu_threads))
+    extractor = load_extractor(config.extractor, config.extractor_weights, accelerator.device)
+
+    def load(model: str) -> Sampler:
+        return load_sampler(model, sampling, accelerator.device, config.revision, config.hub_token)
+
+    for model in config.model if len(config.model) > 1 else ():
+        load(model)  # a mistake in the last one should not cost the hours of the first
+    shown = command_line([type(part) for part in options], sys.argv[1:] if argv is None else argv)
+    command = shlex.join([Path(sys.argv[0]).name, *shown])
+
+    reports: list[dict[str, Any]] = []
+
+    def publish(model: str, sampler: Sampler, report: dict[str, Any]) -> None:
+        """Writes and prints what was found."""
+        report["model"] |= describe_model(model, config.revision, config.hub_token)
+        reports.append(report)
+        machine = describe(accelerator, sampling.mixed_precision)
+        whole = wrap(reports, extractor.describe(), command, as_dict(options), machine)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(output, whole)
+        print(f"\n{model}: {heading(report, whole['extractor'])}\n\n{table([report])}\n")
+        print(*(f"- {remark}" for remark in remarks(report, whole["extractor"])), sep="\n")
+        pairs = nearest_pairs(sampler, reference, report)
+        if pairs:
+            number = f"-{len(reports)}" if len(config.model or ()) > 1 else ""
+            picture = output.with_name(f"{output.stem}-nearest{number}.png")
+            save_png(make_grid([image for side in zip(*pairs, strict=True) for image in side], len(pairs)), picture)
+            print(f"\n{picture}: the generated images that are nearest to training images, and these below them")
+        if config.update_card:
+            add_results(Path(model), report, whole["extractor"], card_section(report, whole))
+            print(f"\n{Path(model) / 'README.md'}: updated")
+
+    for model in config.model:
+        sampler = load(model)
+        report = evaluate(
+            sampler,
+            reference,
+            extractor,
+            accelerator,
+            config.metrics,
+            config.num_images,
+            config.seed,
+            config.seeds,
+            config.batch_size or 64,
+        )
+        if accelerator.is_main_process:
+            publish(model, sampler, report)
+    if accelerator.is_main_process:
+        if len(reports) > 1:
+            picture = output.with_suffix(".png")
+            save_png(chart(reports), picture)
+            print(f"\nAll checkpoints:\n\n{table(reports)}\n")
+            if not comparable(reports):
+                print("- They were compared with images of different sizes: the numbers say little.\n")
+            print(f"Chart:  {picture}")
+        print(f"Report: {output}")
+    accelerator.wait_for_everyone()  # a process that ends early would tear down what the others still use
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

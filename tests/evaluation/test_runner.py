@@ -1,0 +1,430 @@
+"""The runner: every metric by its name, the same whatever the batches, features kept under the right key."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from evaluation.tiny import save_classifier, save_data, save_model
+from safetensors.torch import load_file, save_file
+
+from hfgen.errors import UserError
+from hfgen.evaluation import metrics
+from hfgen.evaluation.config import METRICS, ReferenceConfig, SamplingConfig
+from hfgen.evaluation.features import load_extractor, metric_prefix
+from hfgen.evaluation.frechet import frechet_from_features
+from hfgen.evaluation.kernels import kernel_distance
+from hfgen.evaluation.neighbours import precision_recall_density_coverage
+from hfgen.evaluation.reference import open_reference
+from hfgen.evaluation.runner import evaluate, in_turns, nearest_pairs
+from hfgen.evaluation.sampling import Sampler, load_sampler
+from hfgen.pipelines import load_pipeline
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("evaluation")
+
+
+@pytest.fixture(scope="module")
+def config(place):
+    return ReferenceConfig(dataset_name=save_data(place / "digits"), cache_dir=str(place / "cache"))
+
+
+@pytest.fixture(scope="module")
+def extractor(place):
+    return load_extractor(save_classifier(place / "classifier"))
+
+
+@pytest.fixture(scope="module")
+def samplers(place):
+    """By name, loaded once."""
+    kinds = ("gan", "stacked", "stylegan2", "vae", "ddpm")
+    return {kind: load_sampler(save_model(place / kind, kind), SamplingConfig()) for kind in kinds}
+
+
+def run(sampler, config, extractor, *names, num_images=40, **options):
+    return evaluate(sampler, config, extractor, Accelerator(cpu=True), names, num_images, **options)
+
+
+def values(report):
+    return {key: result["value"] for key, result in report["results"].items()}
+
+
+# Numbers
+
+
+def test_numbers_are_those_of_the_functions(samplers, config, extractor, place):
+    """Images by the pipeline alone, features by the extractor alone, all real images."""
+    everything = dataclasses.replace(config, num_real_images=10_000)
+    report = run(samplers["gan"], everything, extractor, "fd", "kd", "precision_recall", "density_coverage", seed=7)
+    pipe = load_pipeline(str(place / "gan"))
+    generators = [torch.Generator().manual_seed(7 + index) for index in range(40)]
+    images = pipe(40, class_labels=[index % 10 for index in range(40)], generator=generators, output_type="pt").images
+    generated = extractor((images * 255).round().to(torch.uint8))["features"]
+    reference = open_reference(everything, (1, 8, 8), 10_000, 40)
+    real = extractor(torch.from_numpy(np.array(reference.real.data.images)))["features"]
+    assert len(real) == report["data"]["num_images"] == 1100
+
+    fd, kd = metric_prefix(extractor), metric_prefix(extractor, "kd")
+    distance = kernel_distance(generated, real)
+    expected = {fd: frechet_from_features(generated, real), kd: distance.value}
+    expected |= precision_recall_density_coverage(generated, real)
+    assert values(report) == pytest.approx(expected, rel=1e-4, abs=1e-9)
+    assert report["results"][kd]["error"] == pytest.approx(distance.standard_error, rel=1e-4)
+
+    held_out = extractor(reference.held_out.images(range(40)))["features"]
+    assert report["results"][fd]["real"] == pytest.approx(frechet_from_features(held_out, real), rel=1e-4)
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_batches_change_nothing_but_rounding(samplers, config, extractor):
+    for kind in ("gan", "ddpm"):
+        one = run(samplers[kind], config, extractor, "fd", "kd", batch_size=40)
+        other = run(samplers[kind], config, extractor, "fd", "kd", batch_size=7)
+        assert values(one) == pytest.approx(values(other), rel=1e-3)
+        assert one["results"].keys() == other["results"].keys()
+
+
+KEYS = {
+    "precision_recall": {"precision", "recall"},
+    "density_coverage": {"density", "coverage"},
+    "vendi": {"vendi"},
+    "ndb": {"ndb", "ndb_jsd"},
+    "birthday": {"birthday_support"},
+    "memorisation": {"near_duplicates", "authpct"},
+    "label_divergence": {"label_kl", "label_js", "class_coverage"},
+    "conditional_accuracy": {"conditional_accuracy"},
+    "stacked_modes": {"modes", "reverse_kl"},
+    "bits_per_dim": {"bits_per_dim"},
+}
+
+
+def keys(extractor, names):
+    prefixes = {"fd": metric_prefix(extractor), "kd": metric_prefix(extractor, "kd")}
+    prefixes |= {"is": metric_prefix(extractor, "cs")}
+    slug = prefixes["fd"].removeprefix("fd_")
+    prefixes |= {"cmmd": f"cmmd_{slug}", "ppl": f"ppl_{slug}"}
+    return {key for name in names for key in KEYS.get(name, {prefixes.get(name)})}
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing"),
+    [
+        ("gan", {"stacked_modes", "bits_per_dim", "ppl"}),
+        ("vae", {"stacked_modes", "conditional_accuracy", "ppl"}),
+        ("stylegan2", {"stacked_modes", "conditional_accuracy", "bits_per_dim"}),
+        ("ddpm", {"stacked_modes", "conditional_accuracy", "bits_per_dim", "ppl"}),
+    ],
+)
+def test_every_metric(samplers, config, extractor, monkeypatch, kind, missing):
+    monkeypatch.setattr("hfgen.evaluation.runner.LIKELIHOOD_SAMPLES", 3)
+    monkeypatch.setattr("hfgen.evaluation.runner.PATHS", 6)
+    real = dataclasses.replace(config, num_real_images=1000)
+    report = run(samplers[kind], real, extractor, "all", num_images=120)
+    assert set(report["left_out"]) == missing
+    assert set(report["results"]) == keys(extractor, set(METRICS) - missing)
+    for key, result in report["results"].items():
+        assert result["value"] is not None or result["notes"], key
+        assert result["better"] in ("lower", "higher")
+        if key.startswith("ppl") or key == "bits_per_dim":
+            assert result["real"] is None and result["error"] > 0
+        elif key != "birthday_support":  # 120 real images have no near-duplicates
+            assert result["real"] is not None, key
+    # Real images are nearer to real images than those of a network without training.
+    fd = report["results"][metric_prefix(extractor)]
+    assert fd["real"] < fd["value"]
+
+
+def test_stacked_modes(samplers, extractor, place):
+    """Kinds, counted one by one."""
+    folder = save_data(place / "stacks", (("train", 60), ("test", 40)), channels=3)
+    config = ReferenceConfig(dataset_name=folder, cache_dir=str(place / "cache"))
+    report = run(samplers["stacked"], config, extractor, "stacked_modes", "fd")
+    assert "stacked_modes" not in run(samplers["stacked"], config, extractor, "all")["left_out"]
+    images = samplers["stacked"](range(40), 0)
+    kinds = {tuple(extractor(image[:, None])["logits"].argmax(1).tolist()) for image in images}
+    assert report["results"]["modes"]["value"] == len(kinds)
+
+    # The divergence from independent channels, on kinds that are drawn.
+    draws = torch.Generator().manual_seed(0)
+    real, made = (torch.randint(10, (200, 3), generator=draws) for _ in range(2))
+    rows = torch.zeros(200, 1)
+    results = metrics.stacked(metrics.Images(rows, kinds=made), metrics.Images(rows, kinds=real), extractor)
+    expected = 0.0
+    for kind in made:
+        shares = [(real[:, channel] == kind[channel]).double().mean().item() for channel in range(3)]
+        expected += np.log((made == kind).all(1).double().mean().item() / np.prod(shares)) / 200
+    assert results[0].value == len({tuple(kind) for kind in made.tolist()})
+    assert results[1].value == pytest.approx(expected)
+
+
+def test_conditional_accuracy_matches_classes_by_name(samplers, config, extractor):
+    """With the classifier's classes in another order, the same images are right."""
+    before = run(samplers["gan"], config, extractor, "conditional_accuracy")["results"]["conditional_accuracy"]
+    labels = extractor.labels
+    turned = dataclasses.replace(extractor, labels=labels[::-1], fingerprint="turned")
+    after = run(samplers["gan"], config, turned, "conditional_accuracy")["results"]["conditional_accuracy"]
+    logits = extractor(samplers["gan"](range(40), 0))["logits"]
+    asked = torch.arange(40) % 10
+    assert before["value"] == (logits.argmax(1) == asked).double().mean().item()
+    assert after["value"] == (9 - logits.argmax(1) == asked).double().mean().item()
+
+
+def test_likelihood_is_that_of_held_out_images(samplers, config, extractor, monkeypatch):
+    """Against one pass over all of them, which differs by the noise alone."""
+    monkeypatch.setattr("hfgen.evaluation.runner.LIKELIHOOD_SAMPLES", 20)
+    report = run(samplers["vae"], config, extractor, "bits_per_dim", "fd", num_images=100)
+    found = report["results"]["bits_per_dim"]
+    from hfgen.evaluation.likelihood import log_evidence
+
+    images = open_reference(config, (1, 8, 8), 100, 100).held_out.images(range(100)).float() / 127.5 - 1
+    _, bound = log_evidence(samplers["vae"].pipe.model.eval(), images, num_samples=20)
+    assert found["value"] == pytest.approx((-bound.mean() / 64 / np.log(2)).item(), rel=1e-2)
+    assert found["details"]["split"] == "test" and found["details"]["num_images"] == 100
+
+
+def test_names_are_those_of_the_literature_only_for_its_network(samplers, config, extractor):
+    results = run(samplers["gan"], config, extractor, "fd", "kd", "is")["results"]
+    assert not {"fid", "kid", "is"} & set(results)
+    assert not any("FID" in result["title"] or "Inception" in result["title"] for result in results.values())
+    published = dataclasses.replace(extractor, id="inception", verified=True, fingerprint="0" * 64)
+    results = run(samplers["gan"], config, published, "fd", "kd", "is")["results"]
+    assert {key: result["title"] for key, result in results.items()} == {
+        "fid": "FID",
+        "kid": "KID",
+        "is": "Inception Score",
+    }
+
+
+def test_several_seeds(samplers, config, extractor):
+    key = metric_prefix(extractor)
+    report = run(samplers["gan"], config, extractor, "fd", seed=5, seeds=3)
+    singles = [run(samplers["gan"], config, extractor, "fd", seed=5 + 40 * number) for number in range(3)]
+    found = [values(single)[key] for single in singles]
+    result = report["results"][key]
+    assert report["generation"]["seeds"] == [5, 45, 85]
+    assert result["details"]["values"] == found
+    assert result["value"] == pytest.approx(np.mean(found)) and result["error"] == pytest.approx(np.std(found, ddof=1))
+    assert "3 seeds" in result["error_kind"]
+
+
+def test_a_small_sample_is_called_biased(samplers, config, extractor):
+    result = run(samplers["gan"], config, extractor, "fd", num_images=20)["results"][metric_prefix(extractor)]
+    assert result["value"] > 0 and "bias" in result["notes"][0]
+
+
+def test_one_metric_that_fails_leaves_the_others(samplers, config, extractor, monkeypatch):
+    def fails(*arguments):
+        raise ValueError("there is no such thing.")
+
+    monkeypatch.setattr(metrics, "vendi_score", fails)
+    report = run(samplers["gan"], config, extractor, "fd", "vendi")
+    assert report["results"]["vendi"]["value"] is None
+    assert report["results"]["vendi"]["notes"] == ["there is no such thing."]
+    assert report["results"][metric_prefix(extractor)]["value"] > 0
+    with pytest.raises(UserError, match=r"no metric can be computed: there is no such thing"):
+        run(samplers["gan"], config, extractor, "vendi")
+
+
+def test_infinity_is_no_json(samplers, config, extractor):
+    """A class that the reference lacks makes the divergence infinite."""
+    few = dataclasses.replace(config, num_real_images=2)
+    report = run(samplers["vae"], few, extractor, "label_divergence")
+    result = report["results"]["label_kl"]
+    if len(set(np.nonzero(result["details"]["counts"])[0]) - set(np.nonzero(result["details"]["real_counts"])[0])):
+        assert result["value"] is None and "value is inf" in result["notes"]
+    json.dumps(report, allow_nan=False)
+    infinite = metrics.Result("x", "x", "x", float("inf"))
+    from hfgen.evaluation.runner import as_json
+
+    assert as_json(infinite)["value"] is None and as_json(infinite)["notes"] == ["value is inf"]
+
+
+# Real images
+
+
+def test_halves_where_nothing_is_held_out(samplers, extractor, place):
+    config = ReferenceConfig(cache_dir=str(place / "cache"))
+    reference = open_reference(config, (1, 8, 8), 300, 10_000)
+    assert (len(reference.real.rows), len(reference.held_out.rows), len(reference.train.rows)) == (300, 899, 898)
+    assert not set(reference.train.rows) & set(reference.held_out.rows)
+    assert set(reference.real.rows) <= set(reference.train.rows)
+    again = open_reference(config, (1, 8, 8), 300, 10)
+    assert (again.real.rows == reference.real.rows).all() and set(again.held_out.rows) <= set(reference.held_out.rows)
+    report = run(samplers["gan"], config, extractor, "fd", "memorisation", num_images=200)
+    assert report["data"]["held_out"] == {**report["data"]["held_out"], "split": "train", "num_images": 200}
+    assert any("half of 'train' is held out" in note for note in report["notes"])
+    assert any("copies of the 898 images" in note for note in report["notes"])
+
+
+def test_splits(config, place):
+    reference = open_reference(config, (1, 8, 8), 50, 10_000)
+    assert (len(reference.real.rows), len(reference.held_out.rows), len(reference.train.rows)) == (50, 400, 1100)
+    assert not reference.notes and reference.held_out.data.info.split == "test"
+    turned = dataclasses.replace(config, dataset_split="test", held_out_split="train")
+    assert len(open_reference(turned, (1, 8, 8), 10_000, 10_000).held_out.rows) == 1100
+    with pytest.raises(UserError, match="--held_out_split validation"):
+        open_reference(dataclasses.replace(config, held_out_split="validation"), (1, 8, 8), 50, 50)
+    shutil.copytree(place / "digits", place / "one split")
+    (place / "one split" / "data" / "test-00000-of-00001.parquet").unlink()
+    lone = open_reference(dataclasses.replace(config, dataset_name=str(place / "one split")), (1, 8, 8), 50, 50)
+    assert "the split 'test' cannot be read" in lone.notes[0] and len(lone.train.rows) == 550
+    with pytest.raises(UserError, match="only square gray and colour images"):
+        open_reference(config, (1, 8, 12), 50, 50)
+
+
+def test_what_a_model_was_trained_on(samplers, config, extractor, place, tmp_path):
+    shutil.copytree(place / "gan", tmp_path / "gan")
+    sampler = load_sampler(str(tmp_path / "gan"), SamplingConfig())
+    record = {"data": {"name": "digits", "split": "train", "num_images": 1100, "fingerprint": "of groups"}}
+    (tmp_path / "gan" / "run.json").write_text(json.dumps(record))
+    assert not run(sampler, config, extractor, "memorisation", num_images=120)["notes"]
+    record["data"]["num_images"] = 1797
+    (tmp_path / "gan" / "run.json").write_text(json.dumps(record))
+    (note,) = run(sampler, config, extractor, "memorisation", num_images=120)["notes"]
+    assert "was trained on 1797 images of digits [train]" in note
+
+
+def test_features_are_kept(samplers, config, extractor, place, tmp_path):
+    config = dataclasses.replace(config, cache_dir=str(tmp_path / "cache"))
+    first = run(samplers["gan"], config, extractor, "fd", "label_divergence")
+    files = sorted((tmp_path / "cache" / "features").iterdir())
+    assert len(files) == 2 and all(file.suffix == ".safetensors" for file in files)  # real and held-out ones
+    assert values(run(samplers["gan"], config, extractor, "fd", "label_divergence")) == values(first)
+    assert sorted((tmp_path / "cache" / "features").iterdir()) == files
+    for file in files:  # they are read, or this would change nothing
+        tensors = load_file(file)
+        save_file(tensors | {"features": tensors["features"] + 3}, file)
+    key = metric_prefix(extractor)
+    assert values(run(samplers["gan"], config, extractor, "fd"))[key] != values(first)[key]
+
+    def count(**options):
+        arguments = {"sampler": samplers["gan"], "config": config, "extractor": extractor} | options
+        run(*arguments.values(), "fd")
+        return len(list((tmp_path / "cache" / "features").iterdir()))
+
+    # Other weights, other images and other colours: each has files of its own.
+    assert count(extractor=load_extractor(save_classifier(tmp_path / "other", seed=1))) == 4
+    assert count(config=dataclasses.replace(config, num_real_images=41)) == 5
+    assert count(sampler=samplers["stacked"]) == 7
+    # The same images in other roles do not: 40 of the one split, now from a half of it, and those of both, exchanged.
+    assert count(config=dataclasses.replace(config, dataset_split="test")) == 8
+    assert count(config=dataclasses.replace(config, dataset_split="test", held_out_split="train")) == 8
+    assert count() == 8
+
+    files[0].write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"holds no features.*Delete it to have it made anew"):
+        for _ in range(2):
+            run(samplers["gan"], config, extractor, "fd")
+
+
+def test_a_cache_that_cannot_be_written(samplers, config, extractor, tmp_path):
+    reference = dataclasses.replace(config, cache_dir=str(tmp_path))
+    open_reference(reference, (1, 8, 8), 40, 40)
+    (tmp_path / "features").write_text("a file where a folder should be")
+    with pytest.raises(UserError, match="cannot be written.*another --cache_dir"):
+        run(samplers["gan"], reference, extractor, "fd")
+
+
+# Images
+
+
+def test_pairs_are_made_again(samplers, config, extractor):
+    report = run(samplers["gan"], config, extractor, "memorisation", num_images=120)
+    pairs = nearest_pairs(samplers["gan"], config, report)
+    assert len(pairs) == 10
+    train = extractor(open_reference(config, (1, 8, 8), 1, 1).train.images(range(1100)))["features"]
+    distances = []
+    for generated, real in pairs:
+        assert generated.shape == real.shape == (8, 8, 1) and generated.dtype == np.uint8
+        both = [extractor(torch.from_numpy(image).permute(2, 0, 1)[None])["features"] for image in (generated, real)]
+        distances.append((both[0] - both[1]).norm().item())
+        assert distances[-1] <= (both[0] - train).norm(dim=1).min().item() * 1.001 + 1e-6
+    assert distances == pytest.approx(sorted(distances), rel=1e-3)
+    assert nearest_pairs(samplers["gan"], config, run(samplers["gan"], config, extractor, "fd")) == []
+
+
+def test_in_turns_keeps_the_order():
+    seen = []
+
+    def make(indices):
+        seen.append(indices)
+        return {"rows": torch.tensor(indices)[:, None] * torch.ones(1, 2), "numbers": torch.tensor(indices)}
+
+    found = in_turns(Accelerator(cpu=True), 10, 4, make, "Rows")
+    assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert found["numbers"].tolist() == list(range(10)) and found["rows"].shape == (10, 2)
+
+
+def test_batches_are_cut_when_memory_runs_out(samplers, monkeypatch, place):
+    sampler = load_sampler(str(place / "gan"), SamplingConfig())
+    make, sizes = sampler._sample, []
+
+    def limited(indices, seed):
+        sizes.append(len(indices))
+        if len(indices) > 3:
+            raise RuntimeError("CUDA out of memory. Tried to allocate much.")
+        return make(indices, seed)
+
+    monkeypatch.setattr(sampler, "_sample", limited)
+    images = sampler(range(10), 0)
+    assert sizes == [10, 5, 2, 2, 2, 2, 2]
+    assert (images.int() - samplers["gan"](range(10), 0).int()).abs().max() <= 1
+    sampler(range(4), 0)
+    assert sizes[7:] == [2, 2]  # it is remembered
+
+    def broken(indices, seed):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(sampler, "_sample", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        sampler(range(4), 0)
+
+
+def test_images_with_nan(place):
+    pipe = load_pipeline(str(place / "gan"))
+    pipe.model.conv_out.bias.data.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"the model makes images with NaN or infinite values, 4 of 4"):
+        Sampler(pipe, SamplingConfig(), "the model")(range(4), 0)
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "number", "message"),
+    [
+        ("gan", "birthday", 40, "it needs at least 999 real images, and there are 40"),
+        ("gan", "ndb", 40, "it needs at least 100 real images"),
+        ("gan", "memorisation", 40, "it needs at least 99 held-out images, and there are 40"),
+        ("gan", "precision_recall", 3, "it needs at least 4 generated images, and --num_images is 3"),
+        ("gan", "is", 9, "it needs at least 10 generated images"),
+        ("gan", "bits_per_dim", 40, "is a GAN, whose likelihood is not known"),
+        ("gan", "ppl", 40, "is no StyleGAN2"),
+        ("gan", "stacked_modes", 40, "these are gray"),
+        ("vae", "conditional_accuracy", 40, "cannot be asked for a class"),
+    ],
+)
+def test_metrics_that_do_not_fit(samplers, config, extractor, kind, metric, number, message):
+    with pytest.raises(UserError, match=f"--metrics {metric}: .*{message}"):
+        run(samplers[kind], config, extractor, "fd", metric, num_images=number)
+
+
+def test_classifiers_that_do_not_fit(samplers, config, extractor):
+    with pytest.raises(UserError, match="it needs a classifier, and classifier is none"):
+        run(samplers["gan"], config, dataclasses.replace(extractor, labels=None), "label_divergence")
+    others = tuple(f"kind {number}" for number in range(10))
+    with pytest.raises(UserError, match="does not know the classes of"):
+        run(samplers["gan"], config, dataclasses.replace(extractor, labels=others), "conditional_accuracy")
+
+
+def test_groups_are_no_classes(samplers, config, extractor, place):
+    """Groups of images have names that look like those of digits, and mean nothing."""
+    pipe = load_pipeline(str(place / "gan"), class_shares={str(number): 0.1 for number in range(10)})
+    for wanted in (None, ("1", "2")):
+        sampler = Sampler(pipe, SamplingConfig(class_labels=wanted), "groups")
+        assert "conditional_accuracy" in run(sampler, config, extractor, "all", num_images=12)["left_out"]
