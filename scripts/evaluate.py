@@ -72,9 +72,6 @@ class EvaluateConfig:
             raise UserError(f"--num_images {self.num_images} is out of range: use 2 or more.")
         if not 0 <= self.seed <= 2**32 - 1 - self.seeds * self.num_images:
             raise UserError(f"--seed {self.seed} is out of range: use 0 to 2**32 - 1 - seeds * num_images.")
-        for model in self.model if self.update_card else ():
-            if not (Path(model) / "README.md").is_file():
-                raise UserError(f"--update_card: {model} is no folder with a README.md: leave it out, or give one.")
 
 
 Options = tuple[EvaluateConfig, ReferenceConfig, SamplingConfig]
@@ -89,8 +86,11 @@ def read_options(argv: Sequence[str] | None = None) -> Options:
 
 
 def report_path(config: EvaluateConfig) -> Path:
-    """Where the report goes."""
+    """Where the report goes. Raises [`UserError`] if it cannot be written, or a card that is to have the results."""
     assert config.model is not None
+    for model in config.model if config.update_card else ():
+        if not (Path(model) / "README.md").is_file():
+            raise UserError(f"--update_card: {model} is no folder with a README.md: leave it out, or give one.")
     folder = Path(config.model[0])
     path = Path(
         config.output or (folder if folder.is_dir() and len(config.model) == 1 else Path()) / "evaluation.json"

@@ -214,7 +214,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, number, processes):
 @pytest.mark.parametrize("architecture", ["residual", "hierarchical", "vq"])
 def test_however_the_batch_of_a_vae_is_split_the_same_is_learnt(tmp_path, architecture):
     options = [*TINY_VAE, *f"--architecture {architecture} --max_train_steps 8 --logging_steps 1".split()]
-    options += "--prior_components 0 --ema_ramp 0 --ema_half_life 100".split()
+    options += "--prior_components 0 --ema_ramp 0 --ema_half_life 100 --learning_rate 1e-3".split()
     splits = {"whole": ("32", "1", 1), "accumulated": ("8", "4", 1), "two processes": ("8", "2", 2)}
     runs = {
         name: finished(
@@ -229,7 +229,7 @@ def test_however_the_batch_of_a_vae_is_split_the_same_is_learnt(tmp_path, archit
             for metric in ("loss", "rate", "mse"):
                 assert line[metric] == pytest.approx(reference[metric], rel=1e-3)
         for key, value in state(runs[name]).items():
-            if key.startswith(("vae", "ema_vae", "statistics")):
+            if key.startswith(("vae", "ema_vae", "statistics")):  # Adam makes whole steps of the smallest gradients
                 torch.testing.assert_close(
-                    value, wanted[key], rtol=0, atol=2e-3, msg=lambda text, key=key: f"{key}: {text}"
+                    value, wanted[key], rtol=0, atol=3e-3, msg=lambda text, key=key: f"{key}: {text}"
                 )
