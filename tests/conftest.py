@@ -85,7 +85,10 @@ def run(script: str, *arguments, **kwargs) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+CLOCK = ("images_per_second", "training_seconds")
+
+
 def metrics(folder: Path) -> list[dict]:
     """The lines of metrics of a run, without what the clock says."""
     lines = [json.loads(line) for line in (Path(folder) / "logs" / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in CLOCK} for line in lines]

@@ -47,7 +47,7 @@ ALLOWED = {  # which parts of hfgen each part may import, beside itself
     "data": {"cli", "errors"},
     "hub": {"errors"},
     "evaluation": {"cli", "errors", "data", "models", "objectives", "pipelines"},
-    "training": {"cli", "errors", "data", "models", "objectives", "pipelines", "hub"},
+    "training": {"cli", "errors", "data", "models", "objectives", "pipelines", "hub", "evaluation"},
 }
 
 

@@ -81,6 +81,22 @@ class ImagesConfig:
     """Images: real ones, to measure or to show a checkpoint with."""
 
     dataset_name: str | None = option(None, "Hub id or folder of the images (default: the digits)")
+    dataset_config_name: str | None = option(None, "configuration of the data set, where it has several")
     dataset_split: str = option("test", "split (the digits have only train)")
+    image_column: str | None = option(None, "column with the images; found by type if left out")
     label_column: str | None = option(None, "column with the classes; found by type if left out")
     cache_dir: str | None = option(None, "where decoded images are kept (default: hfgen/ in the HF cache)")
+
+    def data(self, image_shape: tuple[int, int, int], split: str) -> DataConfig:
+        """A split of them as images of a model's shape (channels, height, width), cropped in the centre."""
+        return DataConfig(
+            dataset_name=self.dataset_name,
+            dataset_config_name=self.dataset_config_name,
+            dataset_split=split,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            resolution=image_shape[1],
+            center_crop=True,
+            image_mode=next(mode for mode, channels in IMAGE_MODES.items() if channels == image_shape[0]),
+            cache_dir=self.cache_dir,
+        )

@@ -517,18 +517,7 @@ def pick_images(
     Raises:
         UserError: If the data cannot be read.
     """
-    channels, size, _ = image_shape
-    digits = config.dataset_name in (None, "digits")
-    data = open_images(
-        DataConfig(
-            dataset_name=config.dataset_name,
-            dataset_split="train" if digits else config.dataset_split,
-            label_column=config.label_column,
-            cache_dir=config.cache_dir,
-            resolution=size,
-            center_crop=True,
-            image_mode=next(mode for mode, number in IMAGE_MODES.items() if number == channels),
-        )
-    )
+    split = "train" if config.dataset_name in (None, "digits") else config.dataset_split
+    data = open_images(config.data(image_shape, split))
     rows = np.sort(np.random.default_rng(seed).permutation(len(data.images))[:count])
     return np.array(data.images[rows]), None if data.labels is None else data.labels[rows], data.info

@@ -297,9 +297,9 @@ def find_weights(weights: str | Path | None) -> Path:
             fetch(URL, kept, SHA256)
             return kept
         raise UserError(
-            "the Inception weights of 2015 are not on this machine, and are not fetched unasked: give 'download' as "
-            f"the weights, or run `curl -L --create-dirs -o {kept} {URL}` (96 MB), or give a file or a repository "
-            "on the Hub that has them."
+            "the Inception weights of 2015 (96 MB) are not on this machine, and are not fetched unasked: add "
+            f"--extractor_weights download, or run `curl -L --create-dirs -o {kept} {URL}`, or name a file or a "
+            "repository on the Hub that has them."
         )
     path = Path(weights).expanduser()
     if path.is_file():

@@ -218,11 +218,15 @@ def slug(extractor: Extractor) -> str:
     return metric_prefix(extractor, "kd").removeprefix("kd_")
 
 
-def compare(metrics: Sequence[str], images: Images, real: Images, extractor: Extractor, text: str) -> list[Result]:
+def compare(
+    metrics: Sequence[str], images: Images, real: Images, extractor: Extractor, text: str, leave: bool = True
+) -> list[Result]:
     """All metrics that compare images with real ones. One that fails has a result without a value."""
     chosen = [(names, function) for names, function in PAIRWISE if set(names) & set(metrics)]
     results: list[Result] = []
-    with tqdm(chosen, desc=text, unit="metric", dynamic_ncols=True) as bar:
+    with tqdm(
+        chosen, desc=text, unit="metric", disable=False if leave else None, leave=leave, dynamic_ncols=True
+    ) as bar:
         for names, function in bar:
             asked = [name for name in names if name in metrics]
             bar.set_postfix_str(" ".join(asked))

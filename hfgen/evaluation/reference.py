@@ -1,17 +1,31 @@
-"""The real images of an evaluation: which ones they are."""
+"""The real images of an evaluation: which ones they are, and their features."""
 
+import contextlib
+import hashlib
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
-from hfgen.data.config import IMAGE_MODES, DataConfig
+from hfgen.data.config import IMAGE_MODES
 from hfgen.data.images import ImageData, open_images
 from hfgen.errors import UserError
 from hfgen.evaluation.config import ReferenceConfig
+from hfgen.evaluation.features import Extractor
+from hfgen.evaluation.metrics import Images
+from hfgen.evaluation.sampling import Rows, in_turns
 
+CACHE_FORMAT = 1  # part of the key: raise it when the same images would get other features
+REAL_BATCH = 256  # real images looked at together
 DATA_SEED = 0  # decides which real images are taken: the same ones whatever is compared with them
 
 
@@ -68,19 +82,7 @@ def open_reference(
     """
 
     def open_split(split: str) -> ImageData:
-        channels, size, _ = image_shape
-        mode = next(mode for mode, number in IMAGE_MODES.items() if number == channels)
-        return open_images(
-            DataConfig(
-                dataset_name=config.dataset_name,
-                dataset_split=split,
-                label_column=config.label_column,
-                cache_dir=config.cache_dir,
-                resolution=size,
-                center_crop=True,
-                image_mode=mode,
-            )
-        )
+        return open_images(config.data(image_shape, split))
 
     channels, height, width = image_shape
     if channels not in IMAGE_MODES.values() or height != width:
@@ -123,3 +125,91 @@ def transform(part: Part) -> dict[str, Any]:
     """What was done to the real images."""
     info = part.data.info
     return {"resolution": info.resolution, "mode": info.mode, "center_crop": True, "resample": "bicubic"}
+
+
+# Their features
+
+
+def features_of(images: torch.Tensor, extractor: Extractor, kinds: bool) -> Rows:
+    """Features and logits of images `(B, C, H, W)`, uint8, and the classes of their channels if asked for."""
+    found = dict(extractor(images))
+    if kinds:
+        logits = extractor(images.flatten(0, 1).unsqueeze(1))["logits"]
+        found["kinds"] = logits.argmax(1).view(images.shape[:2])
+    return found
+
+
+def real_images(
+    part: Part, extractor: Extractor, accelerator: Accelerator, cache: Path, kinds: bool, text: str, leave: bool = True
+) -> Images | None:
+    """Features of real images, from the cache or into it; in the first process only.
+
+    The key covers the decoded images, which of them, how they were brought to size, and the extractor with its weights
+    and preprocessing.
+
+    Raises:
+        UserError: If the cache cannot be read or written.
+    """
+    info = part.data.info
+    source = {
+        "format": CACHE_FORMAT,
+        "data": info.fingerprint,
+        "split": info.split,
+        "rows": hashlib.sha256(part.rows.astype(np.int64).tobytes()).hexdigest(),
+        "transform": transform(part),
+        "extractor": extractor.fingerprint,
+        "kinds": kinds,
+    }
+    key = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:32]
+    path = cache / f"{key}.safetensors"
+    present = [path.exists()]  # what the first process sees counts for all
+    broadcast_object_list(present)
+    if not present[0]:
+
+        def look(indices: list[int]) -> Rows:
+            return features_of(part.images(indices), extractor, kinds)
+
+        found = in_turns(accelerator, len(part.rows), REAL_BATCH, look, text, leave)
+        if accelerator.is_main_process:
+            write_cache(path, found, source | {"name": info.name})
+    if not accelerator.is_main_process:
+        return None
+    if present[0]:
+        try:
+            found = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} holds no features: {error}. Delete it to have it made anew.") from None
+    labels, numbers = None, class_numbers(info.class_names, extractor)
+    if part.data.labels is not None and numbers is not None:
+        labels = torch.tensor([*numbers, -1])[torch.from_numpy(part.data.labels[part.rows])]  # -1 stays -1
+    return Images(**found, labels=labels)
+
+
+def write_cache(path: Path, tensors: Rows, source: dict[str, Any]) -> None:
+    """Writes features at once or not at all, with what they are of."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, metadata={"source": json.dumps(source)})
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UserError(
+            f"the features of real images cannot be written to {path.parent}: {error}. Free some space or give "
+            "another --cache_dir."
+        ) from None
+
+
+def cache_folder(config: ReferenceConfig) -> Path:
+    """Where features of real images are kept."""
+    from huggingface_hub import constants
+
+    root = Path(config.cache_dir).expanduser() if config.cache_dir else Path(constants.HF_HOME) / "hfgen"
+    return root / "features"
+
+
+def class_numbers(names: Sequence[str] | None, extractor: Extractor) -> list[int] | None:
+    """The classifier's number of each class; `None` if it does not know them all."""
+    labels = extractor.labels or ()
+    return [labels.index(name) for name in names] if names and set(names) <= set(labels) else None

@@ -1,15 +1,12 @@
-"""Evaluates a checkpoint: images on all processes, their features in the first one, and the metrics there.
+"""Evaluates a generator: images on all processes, their features in the first one, and the metrics there.
 
 No images are kept, only features. They are gathered in the order of the image numbers, so that the number of processes
-changes nothing; features of real images are kept in the cache.
+changes nothing.
 """
 
-import contextlib
 import dataclasses
-import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,9 +16,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from tqdm.auto import tqdm
 
 from hfgen.errors import UserError
 from hfgen.evaluation.config import METRICS, ReferenceConfig
@@ -29,148 +23,31 @@ from hfgen.evaluation.features import Extractor, Preparation
 from hfgen.evaluation.likelihood import log_evidence
 from hfgen.evaluation.metrics import LEAST, Images, Result, compare, copies, slug
 from hfgen.evaluation.path_length import EPSILON, path_distances, perceptual_path_length
-from hfgen.evaluation.reference import DATA_SEED, Part, Reference, open_reference, transform
-from hfgen.evaluation.sampling import Sampler
+from hfgen.evaluation.reference import (
+    DATA_SEED,
+    Part,
+    Reference,
+    cache_folder,
+    class_numbers,
+    features_of,
+    open_reference,
+    real_images,
+    transform,
+)
+from hfgen.evaluation.sampling import Rows, Sampler, in_turns
 from hfgen.objectives.elbo import bits_per_dim
 
-CACHE_FORMAT = 1  # part of the key: raise it when the same images would get other features
-REAL_BATCH = 256  # real images looked at together
 MOST_KINDS = 10**6  # of Stacked MNIST and its like
 LIKELIHOOD_IMAGES, LIKELIHOOD_SAMPLES, LIKELIHOOD_BATCH = 1000, 100, 50
 PATHS, PATH_BATCH = 1000, 64
 NEEDS_LOGITS = ("is", "label_divergence", "conditional_accuracy", "stacked_modes")
 NEEDS_CLASSES = ("label_divergence", "conditional_accuracy", "stacked_modes")
 
-Rows = dict[str, torch.Tensor]
-
-
-# Images to features
-
-
-def features_of(images: torch.Tensor, extractor: Extractor, kinds: bool) -> Rows:
-    """Features and logits of images `(B, C, H, W)`, uint8, and the classes of their channels if asked for."""
-    found = dict(extractor(images))
-    if kinds:
-        logits = extractor(images.flatten(0, 1).unsqueeze(1))["logits"]
-        found["kinds"] = logits.argmax(1).view(images.shape[:2])
-    return found
-
-
-def in_turns(accelerator: Accelerator, count: int, size: int, make: Callable[[list[int]], Rows], text: str) -> Rows:
-    """Lets the processes take batches in turn, and brings what they make of them to the first one, in order.
-
-    Every process must call this. The batches are the same for any number of processes.
-
-    Args:
-        accelerator (`Accelerator`): The processes.
-        count (`int`): Number of images.
-        size (`int`): Images per batch.
-        make (`Callable`): From image numbers to tensors with one row for each.
-        text (`str`): What the progress bar says.
-
-    Returns:
-        `dict[str, torch.Tensor]`: On the CPU, with `count` rows; empty in all processes but the first.
-    """
-    batches = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
-    collected: dict[str, list[torch.Tensor]] = {}
-    main = accelerator.is_main_process
-    with tqdm(total=count, desc=text, unit="img", disable=not main, dynamic_ncols=True) as bar:
-        for first in range(0, len(batches), accelerator.num_processes):
-            # A process without a batch of its own repeats the last one, whose rows come after all others.
-            batch = batches[min(first + accelerator.process_index, len(batches) - 1)]
-            for name, rows in make(batch).items():
-                if len(batch) < size:  # the processes must agree on what they gather
-                    rows = torch.cat([rows, rows.new_zeros(size - len(batch), *rows.shape[1:])])
-                rows = accelerator.gather(rows.to(accelerator.device).contiguous())
-                if main:
-                    collected.setdefault(name, []).append(rows.cpu())
-            bar.update(min(accelerator.num_processes * size, count - int(bar.n)))
-    return {name: torch.cat(parts)[:count] for name, parts in collected.items()}
-
-
-# Real images
-
-
-def real_images(
-    part: Part, extractor: Extractor, accelerator: Accelerator, cache: Path, kinds: bool, text: str
-) -> Images | None:
-    """Features of real images, from the cache or into it; in the first process only.
-
-    The key covers the decoded images, which of them, how they were brought to size, and the extractor with its weights
-    and preprocessing.
-
-    Raises:
-        UserError: If the cache cannot be read or written.
-    """
-    info = part.data.info
-    source = {
-        "format": CACHE_FORMAT,
-        "data": info.fingerprint,
-        "split": info.split,
-        "rows": hashlib.sha256(part.rows.astype(np.int64).tobytes()).hexdigest(),
-        "transform": transform(part),
-        "extractor": extractor.fingerprint,
-        "kinds": kinds,
-    }
-    key = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:32]
-    path = cache / f"{key}.safetensors"
-    present = [path.exists()]  # what the first process sees counts for all
-    broadcast_object_list(present)
-    if not present[0]:
-
-        def look(indices: list[int]) -> Rows:
-            return features_of(part.images(indices), extractor, kinds)
-
-        found = in_turns(accelerator, len(part.rows), REAL_BATCH, look, text)
-        if accelerator.is_main_process:
-            write_cache(path, found, source | {"name": info.name})
-    if not accelerator.is_main_process:
-        return None
-    if present[0]:
-        try:
-            found = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} holds no features: {error}. Delete it to have it made anew.") from None
-    labels, numbers = None, class_numbers(info.class_names, extractor)
-    if part.data.labels is not None and numbers is not None:
-        labels = torch.tensor([*numbers, -1])[torch.from_numpy(part.data.labels[part.rows])]  # -1 stays -1
-    return Images(**found, labels=labels)
-
-
-def write_cache(path: Path, tensors: Rows, source: dict[str, Any]) -> None:
-    """Writes features at once or not at all, with what they are of."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata={"source": json.dumps(source)})
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise UserError(
-            f"the features of real images cannot be written to {path.parent}: {error}. Free some space or give "
-            "another --cache_dir."
-        ) from None
-
-
-def cache_folder(config: ReferenceConfig) -> Path:
-    """Where features of real images are kept."""
-    from huggingface_hub import constants
-
-    root = Path(config.cache_dir).expanduser() if config.cache_dir else Path(constants.HF_HOME) / "hfgen"
-    return root / "features"
-
-
-def class_numbers(names: Sequence[str] | None, extractor: Extractor) -> list[int] | None:
-    """The classifier's number of each class; `None` if it does not know them all."""
-    labels = extractor.labels or ()
-    return [labels.index(name) for name in names] if names and set(names) <= set(labels) else None
-
 
 # Metrics that need more than features
 
 
-def likelihood(sampler: Sampler, part: Part, accelerator: Accelerator) -> list[Result]:
+def likelihood(sampler: Sampler, part: Part, accelerator: Accelerator, leave: bool = True) -> list[Result]:
     """Bits per dimension of real images under a VAE."""
     chosen = np.random.default_rng(DATA_SEED).permutation(len(part.rows))[:LIKELIHOOD_IMAGES]
     part = Part(part.data, np.sort(part.rows[chosen]))
@@ -192,7 +69,7 @@ def likelihood(sampler: Sampler, part: Part, accelerator: Accelerator) -> list[R
         return {"lower": lower.float(), "weighted": weighted.float()}
 
     model.eval()
-    found = in_turns(accelerator, len(part.rows), LIKELIHOOD_BATCH, bounds, "Likelihood")
+    found = in_turns(accelerator, len(part.rows), LIKELIHOOD_BATCH, bounds, "Likelihood", leave)
     if not found:
         return []
     dimensions = math.prod(sampler.image_shape)
@@ -213,7 +90,7 @@ def likelihood(sampler: Sampler, part: Part, accelerator: Accelerator) -> list[R
 
 
 def path_length(
-    sampler: Sampler, extractor: Extractor, accelerator: Accelerator, count: int, seed: int
+    sampler: Sampler, extractor: Extractor, accelerator: Accelerator, count: int, seed: int, leave: bool = True
 ) -> list[Result]:
     """Perceptual path length of a StyleGAN2."""
     count = min(count, PATHS)
@@ -222,7 +99,7 @@ def path_length(
         found = path_distances(sampler.pipe, extractor, indices, seed)
         return {"distances": found.float()}
 
-    rows = in_turns(accelerator, count, PATH_BATCH, distances, "Paths")
+    rows = in_turns(accelerator, count, PATH_BATCH, distances, "Paths", leave)
     if not rows:
         return []
     found = perceptual_path_length(rows["distances"])
@@ -302,6 +179,119 @@ def choose_metrics(
     return chosen, left_out
 
 
+class Evaluator:
+    """Compares generators with the same real images, in the eyes of the same network. Every process must make one.
+
+    What cannot be measured is refused before the work begins, and the real images are looked at once.
+
+    Args:
+        sampler ([`~sampling.Sampler`]): The generator, or one like all those that are to be measured.
+        config ([`ReferenceConfig`]): The data.
+        extractor ([`~features.Extractor`]): The features.
+        accelerator (`Accelerator`): The processes.
+        metrics (`Sequence[str]`): Names of [`~config.METRICS`], or `"all"`.
+        num_images (`int`, *optional*, defaults to 10,000): Images to generate, per seed.
+        batch_size (`int`, *optional*, defaults to 64): Images at once per process.
+        baseline (`bool`, *optional*, defaults to `True`): Whether to compute the metrics of held-out images too.
+        leave_bars (`bool`, *optional*, defaults to `True`): Whether finished progress bars stay.
+
+    Raises:
+        UserError: For metrics that do not fit, or data that cannot be read.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        config: ReferenceConfig,
+        extractor: Extractor,
+        accelerator: Accelerator,
+        metrics: Sequence[str],
+        num_images: int = 10_000,
+        batch_size: int = 64,
+        baseline: bool = True,
+        leave_bars: bool = True,
+    ):
+        self.extractor, self.accelerator = extractor, accelerator
+        self.num_images, self.batch_size, self.leave_bars = num_images, batch_size, leave_bars
+        start = time.perf_counter()
+        probe = extractor(sampler([0], 0))
+        num_real = config.num_real_images or num_images
+        reference = self.reference = open_reference(config, sampler.image_shape, num_real, num_images)
+
+        def why_not(metric: str) -> str | None:
+            return obstacle(metric, sampler, extractor, "logits" in probe, reference, num_images)
+
+        info = reference.real.data.info
+        kinds = len(extractor.labels or ()) ** info.channels
+        is_stacked = bool(extractor.labels) and len(info.class_names or ()) == kinds
+        self.metrics, self.left_out = choose_metrics(metrics, why_not, is_stacked)
+        self.notes = list(reference.notes)
+        if len(reference.held_out.rows) < num_images and baseline:
+            self.notes.append(
+                f"the held-out images are {len(reference.held_out.rows):,}, fewer than the generated ones; metrics "
+                "that depend on the number of images cannot be compared with theirs"
+            )
+        self._kinds = "stacked_modes" in self.metrics
+        cache = cache_folder(config)
+
+        def look_at(part: Part, text: str) -> Images | None:
+            return real_images(part, extractor, accelerator, cache, self._kinds, f"Real images ({text})", leave_bars)
+
+        self.memorisation = "memorisation" in self.metrics
+        self._real = look_at(reference.real, "real")
+        self._held_out = look_at(reference.held_out, "held out") if baseline or self.memorisation else None
+        self._train = look_at(reference.train, "train") if self.memorisation else None
+        self.baseline: dict[str, float | None] = {}  # the metrics of held-out images; in the first process only
+        if baseline and self._held_out is not None:
+            found = self._compare(self._held_out, "Metrics of held-out images")
+            self.baseline = {result.key: result.value for result in found}
+        self.seconds = time.perf_counter() - start
+
+    def _compare(self, images: Images, text: str) -> list[Result]:
+        assert self._real is not None
+        return compare(self.metrics, images, self._real, self.extractor, text, self.leave_bars)
+
+    def measure(self, sampler: Sampler, seed: int = 0) -> list[Result]:
+        """Measures images that are made from `seed` on. Every process must call this; the first one gets the results.
+
+        Raises:
+            UserError: If an image has NaN or infinite values.
+        """
+        generated, results = self._generate(sampler, seed), []
+        if generated is not None:
+            results = self._compare(generated, "Metrics")
+            if self.memorisation:
+                assert self._train is not None and self._held_out is not None
+                results += copies(generated, self._train, self._held_out, seed)
+        if "ppl" in self.metrics:
+            results += path_length(sampler, self.extractor, self.accelerator, self.num_images, seed, self.leave_bars)
+        for result in results:
+            result.real = self.baseline.get(result.key, result.real)
+        return results
+
+    def likelihood(self, sampler: Sampler) -> list[Result]:
+        """Bits per dimension, if they are asked for. As [`~Evaluator.measure`], but no images are generated."""
+        if "bits_per_dim" not in self.metrics:
+            return []
+        return likelihood(sampler, self.reference.held_out, self.accelerator, self.leave_bars)
+
+    def _generate(self, sampler: Sampler, seed: int) -> Images | None:
+        """Features of generated images; in the first process only."""
+
+        def make(indices: list[int]) -> Rows:
+            return features_of(sampler(indices, seed), self.extractor, self._kinds)
+
+        text = "Generated images"
+        found = in_turns(self.accelerator, self.num_images, self.batch_size, make, text, self.leave_bars)
+        if not found:
+            return None
+        labels, numbers = None, class_numbers(sampler.class_names, self.extractor)
+        if sampler.classes and numbers is not None and not sampler.grouped:
+            shown = [numbers[number] for number in sampler.classes]
+            labels = torch.tensor([shown[index % len(shown)] for index in range(self.num_images)])
+        return Images(**found, labels=labels)
+
+
 def evaluate(
     sampler: Sampler,
     config: ReferenceConfig,
@@ -312,21 +302,13 @@ def evaluate(
     seed: int = 0,
     seeds: int = 1,
     batch_size: int = 64,
-    baseline: bool = True,
 ) -> dict[str, Any]:
     """Evaluates a generator against data. Every process must call this.
 
     Args:
-        sampler ([`~sampling.Sampler`]): The generator.
-        config ([`ReferenceConfig`]): The data.
-        extractor ([`~features.Extractor`]): The features.
-        accelerator (`Accelerator`): The processes.
-        metrics (`Sequence[str]`): Names of [`~config.METRICS`], or `"all"`.
-        num_images (`int`, *optional*, defaults to 10,000): Images to generate per seed.
+        sampler, config, extractor, accelerator, metrics, num_images, batch_size: As for [`Evaluator`].
         seed (`int`, *optional*, defaults to 0): Of the first image.
         seeds (`int`, *optional*, defaults to 1): How often to repeat it with new images, for a mean and a deviation.
-        batch_size (`int`, *optional*, defaults to 64): Images at once per process.
-        baseline (`bool`, *optional*, defaults to `True`): Whether to compute the metrics of held-out images too.
 
     Returns:
         `dict`: The report, JSON, the same in every process.
@@ -334,80 +316,25 @@ def evaluate(
     Raises:
         UserError: For metrics that do not fit, data that cannot be read, or if no metric has a value.
     """
-    main = accelerator.is_main_process
-    probe = extractor(sampler([0], seed))  # mistakes are to be seen before the work begins
-    reference = open_reference(config, sampler.image_shape, config.num_real_images or num_images, num_images)
-
-    def why_not(metric: str) -> str | None:
-        return obstacle(metric, sampler, extractor, "logits" in probe, reference, num_images)
-
-    info = reference.real.data.info
-    is_stacked = bool(extractor.labels) and len(info.class_names or ()) == len(extractor.labels or ()) ** info.channels
-    chosen, left_out = choose_metrics(metrics, why_not, is_stacked)
-    notes = list(reference.notes)
-    if len(reference.held_out.rows) < num_images and baseline:
-        notes.append(
-            f"the held-out images are {len(reference.held_out.rows):,}, fewer than the generated ones; metrics that "
-            "depend on the number of images cannot be compared with theirs"
-        )
-
+    evaluator = Evaluator(sampler, config, extractor, accelerator, metrics, num_images, batch_size)
     start = time.perf_counter()
-    cache, kinds = cache_folder(config), "stacked_modes" in chosen
-    memorised = "memorisation" in chosen
-    parts = {"real": reference.real}
-    if baseline or memorised:
-        parts["held_out"] = reference.held_out
-    if memorised:
-        parts["train"] = reference.train
-        notes += training_notes(sampler.name, reference.train)
-    looked_at = {
-        name: real_images(part, extractor, accelerator, cache, kinds, f"Real images ({name.replace('_', ' ')})")
-        for name, part in parts.items()
-    }
-    seconds = {"real_images": time.perf_counter() - start, "generated_images": 0.0, "metrics": 0.0}
-
-    repeats: list[list[Result]] = []
     starts = [seed + number * num_images for number in range(seeds)]
-    for first in starts:
-        start = time.perf_counter()
-        generated = generate(sampler, extractor, accelerator, num_images, first, batch_size, kinds)
-        seconds["generated_images"] += time.perf_counter() - start
-        start = time.perf_counter()
-        results = []
-        if generated is not None:
-            real, held_out, train = (looked_at.get(name) for name in ("real", "held_out", "train"))
-            assert real is not None
-            results = compare(chosen, generated, real, extractor, "Metrics")
-            if memorised:
-                assert train is not None and held_out is not None
-                results += copies(generated, train, held_out, first)
-        if "ppl" in chosen:
-            results += path_length(sampler, extractor, accelerator, num_images, first)
-        repeats.append(results)
-        seconds["metrics"] += time.perf_counter() - start
-
-    start = time.perf_counter()
-    once = likelihood(sampler, reference.held_out, accelerator) if "bits_per_dim" in chosen else []
+    repeats = [evaluator.measure(sampler, first) for first in starts]
+    once = evaluator.likelihood(sampler)
     report: list[Any] = [None]
-    if main:
+    if accelerator.is_main_process:
         results = over_seeds(repeats) + once
-        held_out, real = looked_at.get("held_out"), looked_at["real"]
-        if baseline and held_out is not None and real is not None:
-            values = {
-                result.key: result.value
-                for result in compare(chosen, held_out, real, extractor, "Metrics of held-out images")
-            }
-            for result in results:
-                result.real = values.get(result.key, result.real)
-        seconds["metrics"] += time.perf_counter() - start
         if all(result.value is None for result in results):
             raise UserError(f"no metric can be computed: {results[0].notes[0]}")
+        reference, notes = evaluator.reference, list(evaluator.notes)
+        if evaluator.memorisation:
+            notes += training_notes(sampler.name, reference.train)
         report[0] = {
             "model": {"name": sampler.name, "family": sampler.family, "image_shape": list(sampler.image_shape)},
             "data": {
-                "name": info.name,
+                "name": reference.real.data.info.name,
                 **reference.real.describe(),
-                "held_out": reference.held_out.describe() if "held_out" in parts or once else None,
+                "held_out": reference.held_out.describe(),
                 "transform": transform(reference.real),
                 "seed": DATA_SEED,
             },
@@ -420,36 +347,15 @@ def evaluate(
                 "precision": sampler.precision,
             },
             "results": {result.key: as_json(result) for result in results},
-            "left_out": left_out,
+            "left_out": evaluator.left_out,
             "notes": notes,
-            "seconds": {name: round(value, 1) for name, value in seconds.items()},
+            "seconds": {
+                "real_images": round(evaluator.seconds, 1),
+                "generated_images": round(time.perf_counter() - start, 1),
+            },
         }
     broadcast_object_list(report)
     return report[0]
-
-
-def generate(
-    sampler: Sampler,
-    extractor: Extractor,
-    accelerator: Accelerator,
-    num_images: int,
-    seed: int,
-    batch_size: int,
-    kinds: bool = False,
-) -> Images | None:
-    """Features of generated images; in the first process only."""
-
-    def make(indices: list[int]) -> Rows:
-        return features_of(sampler(indices, seed), extractor, kinds)
-
-    found = in_turns(accelerator, num_images, batch_size, make, "Generated images")
-    if not found:
-        return None
-    labels, numbers = None, class_numbers(sampler.class_names, extractor)
-    if sampler.classes and numbers is not None and not sampler.grouped:
-        shown = [numbers[number] for number in sampler.classes]
-        labels = torch.tensor([shown[index % len(shown)] for index in range(num_images)])
-    return Images(**found, labels=labels)
 
 
 def over_seeds(repeats: list[list[Result]]) -> list[Result]:

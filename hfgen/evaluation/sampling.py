@@ -1,10 +1,13 @@
 """Images from any pipeline of ours, each from a seed of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from tqdm.auto import tqdm
 
 from hfgen.errors import UserError
 from hfgen.evaluation.config import SamplingConfig
@@ -22,7 +25,18 @@ from hfgen.pipelines.vae import VAEPipeline
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+Rows = dict[str, torch.Tensor]  # by name, one row for each image
+
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]:
+    """The generator of image `i` of a seeded set: seeded with `seed + i`, on the CPU.
+
+    It depends on nothing else, so batch size, order and number of processes change no image; and
+    `torch.Generator().manual_seed(seed + i)` repeats image `i` alone, with plain diffusers too.
+    """
+    return [torch.Generator().manual_seed(seed + index) for index in indices]
 
 
 class Sampler:
@@ -36,14 +50,21 @@ class Sampler:
             `DDPMPipeline`.
         config ([`SamplingConfig`]): The options.
         name (`str`): What to call the model in a message.
+        autocast (`Callable`, *optional*): Makes a context for the networks to run in.
 
     Raises:
         UserError: For options that do not fit the pipeline.
     """
 
-    def __init__(self, pipe: "DiffusionPipeline", config: SamplingConfig, name: str):
+    def __init__(
+        self,
+        pipe: "DiffusionPipeline",
+        config: SamplingConfig,
+        name: str,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+    ):
         self.pipe: Any = pipe
-        self.name, self.precision = name, config.mixed_precision
+        self.name, self.precision, self.autocast = name, config.mixed_precision, autocast
         gan, vae = isinstance(pipe, GANPipeline), isinstance(pipe, VAEPipeline)
         self.family = "GAN" if gan else "VAE" if vae else "DDPM"
         self.one_pass = gan or vae
@@ -106,7 +127,8 @@ class Sampler:
         while True:
             size = min(self.at_once or len(indices), len(indices))
             try:
-                parts = [self._sample(indices[i : i + size], seed) for i in range(0, len(indices), size)]
+                with self.autocast():
+                    parts = [self._sample(indices[i : i + size], seed) for i in range(0, len(indices), size)]
                 return torch.cat(parts)
             except RuntimeError as error:
                 if size == 1 or not should_reduce_batch_size(error):
@@ -115,8 +137,7 @@ class Sampler:
             clear_device_cache(garbage_collection=True)  # out of the handler, which keeps the tensors of its frames
 
     def _sample(self, indices: Sequence[int], seed: int) -> torch.Tensor:
-        # Seeded on the CPU, so that plain diffusers can repeat an image on any device.
-        generators = [torch.Generator().manual_seed(seed + index) for index in indices]
+        generators = image_generators(seed, indices)
         count, device, labels = len(indices), self.pipe.device, None
         if self.classes:
             labels = torch.tensor([self.class_of(index) for index in indices], device=device)
@@ -193,3 +214,39 @@ def load_sampler(
         raise UserError("--mixed_precision fp16 does not exist on a CPU: use bf16 or no.")
     pipe = load_pipeline(model, revision=revision, token=token, dtype=dtype)
     return Sampler(pipe.to(device), config, model)
+
+
+def in_turns(
+    accelerator: Accelerator, count: int, size: int, make: Callable[[list[int]], Rows], text: str, leave: bool = True
+) -> Rows:
+    """Lets the processes take batches in turn, and brings what they make of them to the first one, in order.
+
+    Every process must call this. The batches are the same for any number of processes.
+
+    Args:
+        accelerator (`Accelerator`): The processes.
+        count (`int`): Number of images.
+        size (`int`): Images per batch.
+        make (`Callable`): From image numbers to tensors with one row for each.
+        text (`str`): What the progress bar says.
+        leave (`bool`, *optional*, defaults to `True`): Whether the finished bar stays; if not, a log file has none.
+
+    Returns:
+        `dict[str, torch.Tensor]`: On the CPU, with `count` rows; empty in all processes but the first.
+    """
+    batches = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+    collected: dict[str, list[torch.Tensor]] = {}
+    main = accelerator.is_main_process
+    disable = True if not main else False if leave else None  # None: where nobody looks
+    with tqdm(total=count, desc=text, unit="img", disable=disable, leave=leave, dynamic_ncols=True) as bar:
+        for first in range(0, len(batches), accelerator.num_processes):
+            # A process without a batch of its own repeats the last one, whose rows come after all others.
+            batch = batches[min(first + accelerator.process_index, len(batches) - 1)]
+            for name, rows in make(batch).items():
+                if len(batch) < size:  # the processes must agree on what they gather
+                    rows = torch.cat([rows, rows.new_zeros(size - len(batch), *rows.shape[1:])])
+                rows = accelerator.gather(rows.to(accelerator.device).contiguous())
+                if main:
+                    collected.setdefault(name, []).append(rows.cpu())
+            bar.update(min(accelerator.num_processes * size, count - int(bar.n)))
+    return {name: torch.cat(parts)[:count] for name, parts in collected.items()}

@@ -5,6 +5,7 @@ from typing import Any
 
 from hfgen.cli import option
 from hfgen.errors import UserError
+from hfgen.evaluation.config import METRICS
 
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 LOGGERS = ("none", "tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab")
@@ -63,6 +64,21 @@ class TrainingConfig:
     )
     save_images_steps: int | None = option(None, "updates between two sample grids; wins over epochs", resumable=True)
     eval_batch_size: int = option(64, "images in a sample grid", resumable=True)
+    eval_every: int | None = option(
+        None, "updates between two evaluations of what is published; there is one after the last, too", resumable=True
+    )
+    eval_metrics: tuple[str, ...] = option(("fd",), "what to measure then", choices=METRICS, resumable=True)
+    eval_extractor: str = option(
+        "inception", "features: inception, inception-clean, or folder or Hub id of an image model", resumable=True
+    )
+    eval_extractor_weights: str | None = option(
+        None, "of inception: a file, a Hub id, or `download` (default: what was downloaded before)", resumable=True
+    )
+    eval_num_images: int = option(1000, "images to generate, and real ones, for each evaluation", resumable=True)
+    metric_for_best_model: str | None = option(
+        None, "one of --eval_metrics: the pipeline with the best value so far is kept in <output_dir>/best",
+        choices=METRICS, resumable=True,
+    )  # fmt: skip
     save_model_epochs: float = option(
         0.0, "epochs between two savings of the pipeline; 0 for only the last", resumable=True
     )
@@ -81,9 +97,15 @@ class TrainingConfig:
         """
         require_positive(self, "train_batch_size", "gradient_accumulation_steps", "num_epochs", "eval_batch_size")
         require_positive(self, "logging_steps", "checkpointing_steps", "ema_half_life")
-        for name in ("max_train_steps", "cpu_threads", "checkpoints_total_limit", "save_images_steps"):
+        for name in ("max_train_steps", "cpu_threads", "checkpoints_total_limit", "save_images_steps", "eval_every"):
             if getattr(self, name) is not None:
                 require_positive(self, name)
+        best = self.metric_for_best_model
+        if best is not None and (self.eval_every is None or best not in self.eval_metrics):
+            lacking = "--eval_every" if self.eval_every is None else f"{best} among --eval_metrics"
+            raise UserError(f"--metric_for_best_model {best} is measured by evaluations: give {lacking}, too.")
+        if self.eval_every is not None and (self.eval_num_images < 2 or not self.eval_metrics):
+            raise UserError("--eval_num_images is below 2, or --eval_metrics is empty: there is nothing to measure.")
         for name in ("lr_warmup_steps", "max_grad_norm", "ema_ramp", "save_images_epochs", "save_model_epochs"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name} {getattr(self, name)} is negative: use 0 or more.")

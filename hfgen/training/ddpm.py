@@ -1,7 +1,6 @@
 """The DDPM recipe: a `UNet2DModel` that learns to denoise (https://huggingface.co/papers/2006.11239)."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
@@ -9,14 +8,10 @@ from torch import nn
 
 from hfgen.data.images import DataInfo
 from hfgen.errors import UserError
+from hfgen.evaluation.config import SamplingConfig
 from hfgen.models.unet2d import build_unet, level_sizes, use_plain_attention_, zero_init_
 from hfgen.objectives import denoising
-from hfgen.pipelines.ddpm_sampling import (
-    ClassConditionalDDPMPipeline,
-    denoise,
-    draw_classes,
-    sampling_scheduler,
-)
+from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline, sampling_scheduler
 from hfgen.training.config import DDPMConfig
 from hfgen.training.recipe import Batch, Phase, Progress, Recipe, classes_of
 
@@ -54,6 +49,7 @@ class DDPMRecipe(Recipe):
             use_plain_attention_(unet)
         self.modules = {"unet": unet}
         self.averaged = ("unet",)
+        self.sampling = SamplingConfig(num_inference_steps=config.ddpm_num_inference_steps)
         self.class_shares = info.class_shares
         if self.class_names and not self.class_shares and len(self.class_names) <= 16:
             self.grid_columns = len(self.class_names)  # a column for each class
@@ -159,7 +155,7 @@ class DDPMRecipe(Recipe):
             metrics[f"noise_mse_{quarter + 1}"] = torch.stack([(noise_error * inside).sum(), inside.sum()])
         return loss, metrics
 
-    def pipeline(self, modules: dict[str, nn.Module]) -> DiffusionPipeline:
+    def pipeline(self, modules: dict[str, nn.Module], batches: Iterator[Batch] | None = None) -> DiffusionPipeline:
         if self.class_names is None:
             return DDPMPipeline(unet=modules["unet"], scheduler=self.scheduler)
         return ClassConditionalDDPMPipeline(
@@ -168,22 +164,4 @@ class DDPMRecipe(Recipe):
             id2label=dict(enumerate(self.class_names)),
             class_shares=self.class_shares,
             guidance_scale=self.guidance_scale,
-        )
-
-    def sample(self, modules: dict[str, nn.Module], indices: Sequence[int], generators: list[torch.Generator]) -> Any:
-        labels = None
-        device = next(modules["unet"].parameters()).device
-        if self.class_shares:
-            labels = draw_classes(self.class_shares, len(indices), generators).to(device)
-        elif self.class_names:  # in turn
-            labels = torch.tensor([index % len(self.class_names) for index in indices], device=device)
-        return denoise(
-            modules["unet"],
-            sampling_scheduler(self.scheduler),
-            len(indices),
-            generators,
-            self.config.ddpm_num_inference_steps,
-            labels,
-            self.null_class,
-            self.guidance_scale,
         )

@@ -1,7 +1,7 @@
 """The GAN recipe: a generator and a discriminator in two phases, each a function of the other's output."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 
 from hfgen.data.images import DataInfo
 from hfgen.errors import UserError
+from hfgen.evaluation.config import SamplingConfig
 from hfgen.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from hfgen.models.mlp_gan import MLPDiscriminator, MLPGenerator
 from hfgen.models.residual_gan import ResidualDiscriminator, ResidualGenerator
@@ -55,6 +56,7 @@ class GANRecipe(Recipe):
             self.adaptive = AdaptiveProbability(config.ada_target, config.augment_probability)
             self.modules["augmentation"] = self.adaptive
         self.averaged = ("generator",)
+        self.sampling = SamplingConfig(truncation=config.truncation)
         if config.penalised:
             self.uncompiled = {
                 "discriminator": "its gradient penalty differentiates twice, which compiled code cannot. To compile "
@@ -195,17 +197,9 @@ class GANRecipe(Recipe):
     def warnings(self, means: dict[str, float], images_seen: int) -> list[str]:
         return self._alarms(means, images_seen)
 
-    def pipeline(self, modules: dict[str, nn.Module]) -> DiffusionPipeline:
+    def pipeline(self, modules: dict[str, nn.Module], batches: Iterator[Batch] | None = None) -> DiffusionPipeline:
         names = dict(enumerate(self.class_names)) if self.class_names else None
         return GANPipeline(modules["generator"], names, self.class_shares)
-
-    def sample(self, modules: dict[str, nn.Module], indices: Sequence[int], generators: list[torch.Generator]) -> Any:
-        labels = None  # drawn, if they are groups
-        if self.class_names and not self.class_shares:
-            labels = [index % len(self.class_names) for index in indices]
-        pipeline: Any = self.pipeline(modules)
-        options = {"truncation": self.config.truncation, "generator": generators, "output_type": "pt"}
-        return pipeline(len(indices), class_labels=labels, **options).images
 
 
 def scatter(images: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:

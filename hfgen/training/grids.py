@@ -1,6 +1,6 @@
-"""Sampling over processes with one seed per image, and grids of the results."""
+"""Grids of images, and who makes which of them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,30 +8,10 @@ import torch
 from PIL import Image
 
 
-def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]:
-    """The generator of image `i` of a seeded set: seeded with `seed + i`, on the CPU.
-
-    It depends on nothing else, so batch size, order and number of processes change no image; and
-    `torch.Generator().manual_seed(seed + i)` repeats image `i` alone, with plain diffusers too.
-    """
-    return [torch.Generator().manual_seed(seed + index) for index in indices]
-
-
 def chunks(count: int, size: int, rank: int = 0, world_size: int = 1) -> list[list[int]]:
     """The image numbers of each batch of one process: batches of `size` are dealt to the processes in turn."""
     batches = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
     return batches[rank::world_size]
-
-
-def sample_in_chunks(
-    sample: Callable[[list[int], list[torch.Generator]], torch.Tensor], batches: Sequence[list[int]], seed: int
-) -> dict[int, np.ndarray]:
-    """Samples some batches of a seeded set: `{image number: uint8 array of shape (H, W, C)}`."""
-    images = {}
-    for indices in batches:
-        for index, image in zip(indices, to_uint8(sample(indices, image_generators(seed, indices))), strict=True):
-            images[index] = image
-    return images
 
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:

@@ -5,17 +5,18 @@ of that count, so a resumed run repeats what the interrupted one would have done
 nor the number of processes changes what is computed.
 """
 
+import contextlib
 import dataclasses
 import itertools
-import json
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import broadcast, gather_object
+from diffusers import DiffusionPipeline
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -23,15 +24,19 @@ from hfgen.data.augment import prepare
 from hfgen.data.batches import Batches, RawBatch, seed_from
 from hfgen.data.config import DataConfig
 from hfgen.errors import UserError
+from hfgen.evaluation.sampling import Sampler, in_turns
 from hfgen.training import checkpoint
 from hfgen.training.ema import EMA
-from hfgen.training.grids import chunks, make_grid, sample_in_chunks, save_png, to_uint8
+from hfgen.training.grids import make_grid, save_png, to_uint8
 from hfgen.training.launch import StopSignal, describe, make_accelerator
 from hfgen.training.monitor import Monitor
 from hfgen.training.random import StepRandom
 from hfgen.training.recipe import Batch, Phase, Progress, Recipe
 from hfgen.training.run import Run
 from hfgen.training.schedules import Length, lr_factor
+
+if TYPE_CHECKING:
+    from hfgen.training.evaluation import Evaluation
 
 
 class Trainer:
@@ -56,8 +61,8 @@ class Trainer:
         self.main = self.accelerator.is_main_process
         self.images_seen = 0
         self._saved_at: int | None = None  # images seen at the last checkpoint
+        self._grid_at: int | None = None  # images seen at the last sample grid
         self._stopped_by = 0  # number of the signal
-        self._rows: list[torch.Tensor] = []  # the recipe's pictures for the card
         self.seconds = 0.0  # of training, in this and earlier lives of the run
         self.length = Length(config, self.accelerator.num_processes, batches.info.num_images)
         batches.place(self.device)
@@ -87,13 +92,14 @@ class Trainer:
                 f"--output_dir {run.folder}: the processes do not see the same checkpoints. Put it on a disk that "
                 "all of them share."
             )
+        self.evaluation = self._make_evaluation() if config.eval_every is not None else None
         if self.main:
             run.clear()
             run.folder.mkdir(parents=True, exist_ok=True)
             checkpoint.prune(run.folder, None)
             for path in checkpoint.set_aside(run.folder, self.images_seen):
                 self.say(f"A later checkpoint is kept as {path}")
-            self._write_record()
+            checkpoint.write_json(self.run.file, self._record())
         self.accelerator.wait_for_everyone()
         logs = run.folder / config.logging_dir
         self.monitor = Monitor(self.accelerator, logs / "metrics.jsonl", self.images_seen, bool(restored))
@@ -153,6 +159,8 @@ class Trainer:
             self.say(f"Resuming from {self.run.resume_from}, at {self.images_seen} images")
         signals = StopSignal()
         try:
+            if 0 < self.images_seen < self.length.total:  # the run may have been stopped before it came to this
+                self._between_steps()
             with self._progress_bar() as bar:
                 while self.images_seen < self.length.total:
                     start = time.perf_counter()
@@ -163,10 +171,10 @@ class Trainer:
                     self.seconds += time.perf_counter() - start
                     if self._stop_asked(signals):
                         break
-                    if any(map(self._due, (self.length.checkpointing, self.length.images, self.length.model))):
-                        with self.monitor.paused():
-                            self._between_steps()
+                    if self.images_seen < self.length.total:
+                        self._between_steps()
             if self.images_seen < self.length.total:
+                self._check_finite()
                 path = self._save_checkpoint()
                 self.say(f"Stopped by signal {self._stopped_by} at {self.images_seen} images; saved {path}.")
                 self.say("Go on with the same command and --resume_from_checkpoint latest.")
@@ -237,13 +245,19 @@ class Trainer:
             images = images.contiguous(memory_format=torch.channels_last)
         return Batch(images, raw.labels, stream(f"phase {phase}"))
 
-    def _from_the_beginning(self) -> Iterator[Batch]:
-        """The training images once more, the same ones in every process."""
-        size = self.length.micro_batch
-        for start in itertools.count(step=size):
+    def _from_the_beginning(self) -> Iterator[Batch] | None:
+        """The training images once more, the same ones in every process; not in the midst of a stream, whose images
+        come once."""
+        if self.data.streaming and self.images_seen < self.length.total:
+            return None
+
+        def read(start: int) -> Batch:
             raw = self.batches.read(start, size)
             random = StepRandom(self.config.seed, start, size, purpose="after training", device=self.device)
-            yield Batch(prepare(raw, self.data, random), raw.labels, random)
+            return Batch(prepare(raw, self.data, random), raw.labels, random)
+
+        size = self.length.micro_batch
+        return map(read, itertools.count(step=size))
 
     def _gradients(self, phase: Phase) -> torch.Tensor:
         """Averages the gradients of a phase over the processes, clips them, and returns their norm before clipping.
@@ -287,12 +301,24 @@ class Trainer:
         )
 
     def _between_steps(self) -> None:
-        if self._due(self.length.checkpointing):
-            self._save_checkpoint()
-        if self._due(self.length.images):
-            self._sample_grid()
-        if self._due(self.length.model):
-            self._publish()
+        """Does what is due. Repeated at the same position, it changes nothing."""
+        length = self.length
+        intervals = (length.checkpointing, length.images, length.evaluation, length.model)
+        checkpointing, images, evaluation, model = map(self._due, intervals)
+        if not any((checkpointing, images, evaluation, model)):
+            return
+        with self.monitor.paused():
+            self._check_finite()
+            if checkpointing and self._saved_at != self.images_seen:
+                self._save_checkpoint()
+            if images or evaluation or model:
+                with self._pipeline(complete=evaluation or model) as pipeline:
+                    if images:
+                        self._sample_grid(pipeline)
+                    if evaluation:
+                        self._evaluate(pipeline)
+                    if model:
+                        self._publish(pipeline, self.run.folder)
 
     def _stop_asked(self, signals: StopSignal) -> bool:
         """Whether any process was told to stop. On GPUs the processes ask each other only when they log, for speed."""
@@ -342,31 +368,55 @@ class Trainer:
     def _grid_file(self) -> Path:
         return self.run.folder / "samples" / f"{self.images_seen:012d}.png"
 
-    def _sample_grid(self) -> None:
-        """Samples on all processes, each image with its own seed, and writes the grid."""
-        self._check_finite()
+    @contextlib.contextmanager
+    def _pipeline(self, complete: bool) -> Iterator[DiffusionPipeline]:
+        """The pipeline of what has been learnt by now; `complete` with what is fitted to it afterwards."""
         for module in self.published.values():
             module.eval()
-        accelerator, count = self.accelerator, self.config.eval_batch_size
-
-        def sample(indices: list[int], generators: list[torch.Generator]) -> torch.Tensor:
-            with torch.no_grad(), accelerator.autocast():
-                return self.recipe.sample(self.published, indices, generators)
-
-        share = -(-count // accelerator.num_processes)
-        batches = chunks(count, min(64, share), accelerator.process_index, accelerator.num_processes)
-        images = dict(gather_object(list(sample_in_chunks(sample, batches, self.config.seed).items())))
+        yield self.recipe.pipeline(self.published, self._from_the_beginning() if complete else None)
         if not self.ema:
             for module in self.published.values():
                 module.train()
+
+    def _sampler(self, pipeline: DiffusionPipeline) -> Sampler:
+        return Sampler(pipeline, self.recipe.sampling, str(self.run.folder), self.accelerator.autocast)
+
+    def _sample_grid(self, pipeline: DiffusionPipeline) -> None:
+        """Samples on all processes, each image with its own seed, and writes the grid."""
+        sampler, count = self._sampler(pipeline), self.config.eval_batch_size
+        size = min(64, -(-count // self.accelerator.num_processes))
+        made = in_turns(
+            self.accelerator, count, size, lambda i: {"images": sampler(i, self.config.seed)}, "Samples", leave=False
+        )
         if self.main:
-            grid = make_grid([images[index] for index in range(count)], self.recipe.grid_columns)
-            save_png(grid, self._grid_file)
+            images = made["images"].permute(0, 2, 3, 1).numpy()
+            save_png(make_grid(list(images), self.recipe.grid_columns), self._grid_file)
+        self._grid_at = self.images_seen
+
+    def _make_evaluation(self) -> "Evaluation":
+        from hfgen.training.evaluation import Evaluation
+
+        with self._pipeline(complete=False) as pipeline:
+            sampler, best = self._sampler(pipeline), self._best / "run.json"
+            return Evaluation(self.config, self.data, sampler, self.accelerator, best)
+
+    def _evaluate(self, pipeline: DiffusionPipeline) -> None:
+        """Measures what would be published, and keeps the best."""
+        assert self.evaluation is not None
+        values, best = self.evaluation(self._sampler(pipeline), self.images_seen)
+        self.monitor.record({"images_seen": self.images_seen, "training_seconds": round(self.seconds, 1), **values})
+        shown = ", ".join(f"{name.removeprefix('eval_')} {value:.4g}" for name, value in values.items())
+        self.say(f"At {self.images_seen} images: {shown or 'no metric has a value'}{' (the best)' * bool(best)}")
+        if best:
+            self._publish(pipeline, self._best, evaluation=best)
+
+    @property
+    def _best(self) -> Path:
+        return self.run.folder / "best"
 
     # Keeping
 
     def _save_checkpoint(self) -> Path:
-        self._check_finite()
         streams = gather_object([self.batches.state()])
         sums = self.monitor.state()
         path = self.run.folder / f"{checkpoint.PREFIX}{self.images_seen:012d}"
@@ -396,7 +446,7 @@ class Trainer:
             try:
                 checkpoint.save(self.run.folder, self.images_seen, tensors, state)
                 checkpoint.prune(self.run.folder, self.config.checkpoints_total_limit)
-                self._write_record()
+                checkpoint.write_json(self.run.file, self._record())
             except (UserError, OSError) as error:
                 problem = str(error)
         problem = next((text for text in gather_object([problem]) if text), None)
@@ -474,53 +524,56 @@ class Trainer:
             )
         module.load_state_dict(saved)
 
-    def _write_record(self) -> None:
+    def _record(self) -> dict[str, Any]:
         info = self.batches.info
-        parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in self.modules.items()}
-        record = self.run.record(
+        return self.run.record(
             data=dataclasses.asdict(info),
             machine=describe(self.accelerator, self.accelerator.mixed_precision),
             precision=self.accelerator.mixed_precision,
-            parameters=parameters,
+            parameters={name: sum(p.numel() for p in module.parameters()) for name, module in self.modules.items()},
             images_per_step=self.length.batch,
             images_seen=self.images_seen,
             images_total=self.length.total,
             training_seconds=round(self.seconds, 1),
         )
-        checkpoint.write_json(self.run.file, record)
 
-    def _publish(self) -> None:
-        """Writes the pipeline and its card into the run's folder."""
+    def _publish(self, pipeline: DiffusionPipeline, target: Path, **more: Any) -> None:
+        """Writes a pipeline, its card and its `run.json` into a folder, all or nothing."""
         from hfgen.hub.card import write_card
 
-        self._check_finite()
+        batches = self._from_the_beginning()
+        rows = self.recipe.pictures(self.published, batches) if batches else []
+        if self._grid_at != self.images_seen:
+            self._sample_grid(pipeline)
         if self.main:
-            self._write_record()
-            with checkpoint.folder_at_once(self.run.folder) as folder:
-                pipeline = self.recipe.pipeline(self.published)
+            record = self._record() | more
+            with checkpoint.folder_at_once(target) as folder:
                 pipeline.save_pretrained(folder)
-                if self._grid_file.exists():
-                    (folder / "samples.png").write_bytes(self._grid_file.read_bytes())
-                if self._rows:
-                    grid = make_grid([image for row in self._rows for image in to_uint8(row)], len(self._rows[0]))
+                (folder / "samples.png").write_bytes(self._grid_file.read_bytes())
+                if rows:
+                    grid = make_grid([image for row in rows for image in to_uint8(row)], len(rows[0]))
                     save_png(grid, folder / "reconstructions.png")
-                write_card(folder, json.loads(self.run.file.read_text()))
+                write_card(folder, record)
+                checkpoint.write_json(folder / "run.json", record)
         self.accelerator.wait_for_everyone()
 
     def _finish(self) -> None:
         if self.monitor.state():
             self._log()
+        self._check_finite()
         if self._saved_at != self.images_seen:
             self._save_checkpoint()
-        for module in self.published.values():
-            module.eval()
-        self._rows = self.recipe.finish(self.published, self._from_the_beginning())
-        self._sample_grid()
-        self._publish()
+        with self._pipeline(complete=True) as pipeline:
+            self._sample_grid(pipeline)
+            if self.evaluation:
+                self._evaluate(pipeline)
+            self._publish(pipeline, self.run.folder)
         folder = self.run.folder
         self.say(f"Done: {self.images_seen} images in {self.seconds:.0f} s of training.")
         self.say(f"Samples:  {self._grid_file}")
         self.say(f"Pipeline: {folder} (its card: {folder / 'README.md'})")
+        if (self._best / "model_index.json").exists():
+            self.say(f"Best:     {self._best}")
         self.say(f"Use it:   python scripts/sample.py --model {folder} --num_images 16")
 
     def say(self, text: str) -> None:

@@ -23,7 +23,7 @@ class Monitor:
         file (`Path`): The JSON-lines file.
         resumed_at (`int`): Lines of later images are dropped: the steps behind them will be taken again.
         has_sums (`bool`): Whether sums since the last line come from the checkpoint; then a line at its very position
-            was written after it, and is dropped, too.
+            was written after it, and is dropped, too. So is one of an evaluation, which is repeated.
     """
 
     def __init__(self, accelerator: Accelerator, file: Path, resumed_at: int = 0, has_sums: bool = False):
@@ -34,7 +34,7 @@ class Monitor:
         if accelerator.is_main_process:
             file.parent.mkdir(parents=True, exist_ok=True)
             lines = file.read_text().splitlines() if file.exists() else []
-            kept = [line for line in lines if _images_seen(line) <= resumed_at - has_sums]
+            kept = [line for line in lines if _images_seen(line) <= resumed_at - (has_sums or '"eval_' in line)]
             temporary = file.with_name(file.name + ".tmp")
             temporary.write_text("".join(f"{line}\n" for line in kept))
             os.replace(temporary, file)
@@ -78,12 +78,17 @@ class Monitor:
         line = {"images_seen": images_seen, **values, "images_per_second": round(speed, 2)}
         if self.accelerator.device.type == "cuda":
             line["peak_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
+        self.record(line)
+        return line
+
+    def record(self, line: dict[str, Any]) -> None:
+        """Writes a line as it is, in one process."""
         if self.accelerator.is_main_process:
             with self.file.open("a") as file:
                 file.write(json.dumps(line) + "\n")
         if self.accelerator.trackers:
-            self.accelerator.log({key: value for key, value in line.items() if key != "images_seen"}, step=images_seen)
-        return line
+            values = {key: value for key, value in line.items() if key != "images_seen"}
+            self.accelerator.log(values, step=line["images_seen"])
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -13,9 +13,8 @@ for step in range(steps):
 ```
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -23,6 +22,7 @@ from torch import nn
 
 from hfgen.data.images import DataInfo
 from hfgen.errors import UserError
+from hfgen.evaluation.config import SamplingConfig
 from hfgen.training.random import StepRandom
 
 
@@ -95,6 +95,7 @@ class Recipe:
         averaged (`tuple[str, ...]`): Names of the modules whose moving average is sampled and published.
         uncompiled (`dict[str, str]`): Modules that `--compile` must leave alone, each with the reason.
         grid_columns (`int`, *optional*): Columns of the sample grid; by default it is square.
+        sampling ([`~evaluation.config.SamplingConfig`]): How the pipeline makes the images of the sample grids.
     """
 
     modules: dict[str, nn.Module]
@@ -102,6 +103,7 @@ class Recipe:
     averaged: tuple[str, ...]
     uncompiled: dict[str, str] = {}
     grid_columns: int | None = None
+    sampling: SamplingConfig = SamplingConfig()
 
     def look(self, images: torch.Tensor) -> None:
         """Called with the first images of a data set, uint8, before anything is written.
@@ -131,25 +133,16 @@ class Recipe:
         try."""
         return []
 
-    def finish(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> list[torch.Tensor]:
-        """Called once after the last step, in all processes alike: for what is fitted to the networks afterwards.
+    def pipeline(self, modules: dict[str, nn.Module], batches: Iterator[Batch] | None = None) -> DiffusionPipeline:
+        """The pipeline that samples and is published, made of `modules` (the averaged ones, in evaluation mode).
 
         Args:
-            modules: The averaged ones, in evaluation mode.
-            batches: Training images from the beginning of the run, without end.
-
-        Returns:
-            What becomes of some given images, for the card: rows `(N, C, H, W)` in [0, 1]; by default none.
+            modules: By name.
+            batches (*optional*): Training images from the beginning of the run, without end, the same ones in all
+                processes: for what is fitted to the networks afterwards. Without them, that is left out.
         """
+        raise NotImplementedError
+
+    def pictures(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> list[torch.Tensor]:
+        """What becomes of some given images, for the card: rows `(N, C, H, W)` in [0, 1]; by default none."""
         return []
-
-    def pipeline(self, modules: dict[str, nn.Module]) -> DiffusionPipeline:
-        """The pipeline that is published, made of `modules` (the averaged ones)."""
-        raise NotImplementedError
-
-    def sample(self, modules: dict[str, nn.Module], indices: Sequence[int], generators: list[torch.Generator]) -> Any:
-        """Images for the sample grid: a tensor of shape `(len(indices), C, H, W)` in [0, 1].
-
-        Image `indices[i]` of the grid is made from `generators[i]` alone.
-        """
-        raise NotImplementedError

@@ -57,7 +57,7 @@ class Run:
             raise UserError(
                 f"--logging_dir {self.training.logging_dir} is outside of --output_dir: give a folder name."
             )
-        names = (*BESIDE_COMPONENTS, "samples", self.training.logging_dir)
+        names = (*BESIDE_COMPONENTS, "samples", "best", self.training.logging_dir)
         taken = [name for name in names if (self.folder / name).exists()]
         if taken and not self.file.exists():
             raise UserError(
@@ -124,7 +124,7 @@ class Run:
             components = []
         for path in [*checkpoint.list_checkpoints(self.folder), *(self.folder / name for name in components)]:
             shutil.rmtree(path, ignore_errors=True)
-        for name in ("samples", self.training.logging_dir):
+        for name in ("samples", "best", self.training.logging_dir):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         for name in (*BESIDE_COMPONENTS, "run.json"):
             (self.folder / name).unlink(missing_ok=True)

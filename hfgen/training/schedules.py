@@ -48,6 +48,7 @@ class Length:
         self.images = self._epochs(config.save_images_epochs, epoch)
         if config.save_images_steps is not None:
             self.images = config.save_images_steps * self.batch
+        self.evaluation = None if config.eval_every is None else config.eval_every * self.batch
         self.model = self._epochs(config.save_model_epochs, epoch)
 
     def _epochs(self, epochs: float, epoch: float) -> int | None:

@@ -1,7 +1,7 @@
 """The VAE recipe: an encoder and a decoder that maximise the evidence lower bound together."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from hfgen.data.images import DataInfo
 from hfgen.errors import UserError
 from hfgen.models.conv_vae import ConvVAE
+from hfgen.models.gaussian_mixture import GaussianMixturePrior
 from hfgen.models.hierarchical_vae import HierarchicalVAE
 from hfgen.models.residual_vae import ResidualVAE
 from hfgen.models.vq_vae import VQVAE
@@ -98,7 +99,6 @@ class VAERecipe(Recipe):
         self.averaged = ("vae",)
         self.num_images = info.num_images
         self.dimensions = info.channels * info.resolution**2
-        self.prior: nn.Module | None = None
         if self.class_names and len(self.class_names) <= 16:
             self.grid_columns = len(self.class_names)  # a column for each class
         self.phases = (
@@ -212,20 +212,30 @@ class VAERecipe(Recipe):
     def warnings(self, means: dict[str, float], images_seen: int) -> list[str]:
         return self._alarm(means, images_seen)
 
-    @torch.no_grad()
-    def finish(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> list[torch.Tensor]:
-        """Fits the prior to the latents of training images, and reconstructs some."""
+    def pipeline(self, modules: dict[str, nn.Module], batches: Iterator[Batch] | None = None) -> DiffusionPipeline:
+        """With `batches`, a prior is fitted to the latents of training images."""
         vae: Any = modules["vae"]
-        if self.config.prior_components:
-            self._fit_prior(vae, batches)
+        prior = None
+        if batches is not None and self.config.prior_components:
+            prior = self._fit_prior(vae, batches)
+        elif isinstance(vae, VQVAE):  # which cannot do without: N(0, I), so any code at any place
+            prior = GaussianMixturePrior(vae.latent_shape, num_class_embeds=vae.config.num_class_embeds)
+            prior.to(next(vae.parameters()).device)
+        names = dict(enumerate(self.class_names)) if self.class_names else None
+        return VAEPipeline(vae, prior, names, task=self.config.task, task_level=self.config.level)
+
+    @torch.no_grad()
+    def pictures(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> list[torch.Tensor]:
+        """Training images and their reconstructions; for a task, what was given, the answer, and the images."""
         batch = next(batches)
         shown, labels = slice(0, RECONSTRUCTED), batch.labels if self.class_names else None
         given = degrade(batch, self.config.task, self.config.level)
-        again = vae(given, labels).sample
+        again = modules["vae"](given, labels).sample
         rows = [given, again] if self.config.task is None else [given, again, batch.images]
         return [row[shown].float() / 2 + 0.5 for row in rows]
 
-    def _fit_prior(self, vae: Any, batches: Iterator[Batch]) -> None:
+    @torch.no_grad()
+    def _fit_prior(self, vae: Any, batches: Iterator[Batch]) -> GaussianMixturePrior:
         latents: list[torch.Tensor] = []
         labels: list[torch.Tensor] = []
         wanted = min(PRIOR_SAMPLE, 4 * (self.num_images or PRIOR_SAMPLE))
@@ -235,26 +245,12 @@ class VAERecipe(Recipe):
             encoded = vae.encode(degrade(batch, self.config.task, self.config.level), classes)
             latents.append(encoded.latents if isinstance(vae, VQVAE) else draw(encoded.latent_dist, batch, vae))
             labels += [] if classes is None else [classes]
-        self.prior = fit_mixture(
+        return fit_mixture(
             torch.cat(latents),
             torch.cat(labels) if labels else None,
             self.config.prior_components,
             len(self.class_names) if self.class_names else None,
         ).to(next(vae.parameters()).device)
-
-    def pipeline(self, modules: dict[str, nn.Module]) -> DiffusionPipeline:
-        names = dict(enumerate(self.class_names)) if self.class_names else None
-        return VAEPipeline(modules["vae"], self.prior, names, task=self.config.task, task_level=self.config.level)
-
-    def sample(self, modules: dict[str, nn.Module], indices: Sequence[int], generators: list[torch.Generator]) -> Any:
-        labels = [index % len(self.class_names) for index in indices] if self.class_names else None
-        latents = None
-        if isinstance(self.vae, VQVAE) and self.prior is None:  # codes drawn place by place, until there is a prior
-            shape = self.vae.latent_shape
-            latents = torch.stack([torch.randn(shape, generator=one, device=one.device) for one in generators])
-        pipeline: Any = self.pipeline(modules)
-        options = {"latents": latents, "generator": generators, "output_type": "pt"}
-        return pipeline(len(indices), class_labels=labels, **options).images
 
 
 def draw(posterior: Any, batch: Batch, vae: Any) -> torch.Tensor:

@@ -11,6 +11,7 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
 
 from hfgen.errors import UserError
+from hfgen.evaluation.sampling import image_generators
 from hfgen.models.unet2d import build_unet
 from hfgen.objectives.denoising import PREDICTION_TYPES
 from hfgen.pipelines import load_pipeline
@@ -22,7 +23,6 @@ from hfgen.pipelines.ddpm_sampling import (
     log_snr_timesteps,
     sampling_scheduler,
 )
-from hfgen.training.grids import image_generators
 
 
 class Oracle:

@@ -14,6 +14,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils import BaseOutput
 from PIL import Image
 
+from hfgen.evaluation.sampling import image_generators
 from hfgen.models.conv_vae import ConvVAE
 from hfgen.models.gaussian_mixture import GaussianMixturePrior
 from hfgen.models.hierarchical_vae import HierarchicalVAE
@@ -22,7 +23,6 @@ from hfgen.models.vq_vae import VQVAE
 from hfgen.pipelines import load_pipeline
 from hfgen.pipelines.base import slerp
 from hfgen.pipelines.vae import VAEPipeline, enlarge, shrink
-from hfgen.training.grids import image_generators
 from hfgen.training.prior import fit_mixture
 
 SMALL = {"sample_size": 8, "in_channels": 1}

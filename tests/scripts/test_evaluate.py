@@ -93,7 +93,7 @@ def test_report(place, tmp_path, evaluate, capsys):
         "classes": None,
         "precision": "no",
     }
-    assert set(found["seconds"]) == {"real_images", "generated_images", "metrics"}
+    assert set(found["seconds"]) == {"real_images", "generated_images"}
     shown = capsys.readouterr().out
     assert "40 images against 40 of digits [train], features of classifier" in shown
     for result in found["results"].values():

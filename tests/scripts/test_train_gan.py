@@ -11,7 +11,7 @@ from PIL import Image
 
 from hfgen import GANPipeline
 from hfgen.errors import UserError
-from hfgen.training.grids import image_generators
+from hfgen.evaluation.sampling import image_generators
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ from diffusers import DDPMPipeline
 
 from hfgen.data.images import DataInfo
 from hfgen.errors import UserError
+from hfgen.evaluation.sampling import Sampler
 from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline
 from hfgen.training.config import DDPMConfig
 from hfgen.training.ddpm import DDPMRecipe
-from hfgen.training.grids import image_generators
 from hfgen.training.random import StepRandom
 from hfgen.training.recipe import Batch, Progress
 
@@ -93,8 +93,9 @@ def test_pipelines():
     unguided = DDPMRecipe(dataclasses.replace(TINY, class_conditional=True, label_dropout=0.0), INFO)
     assert unguided.pipeline(unguided.modules).null_class is None
     for recipe in (plain, conditional, unguided):
-        images = recipe.sample(recipe.modules, [0, 1], image_generators(0, [0, 1]))
-        assert images.shape == (2, 1, 8, 8)
+        sampler = Sampler(recipe.pipeline(recipe.modules), recipe.sampling, "it")
+        assert sampler([0, 1], 0).shape == (2, 1, 8, 8)
+        assert sampler.how["num_inference_steps"] == TINY.ddpm_num_inference_steps
 
 
 def test_channels_follow_the_data():

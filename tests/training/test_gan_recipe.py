@@ -7,11 +7,11 @@ import torch
 
 from hfgen.data.images import DataInfo
 from hfgen.errors import UserError
+from hfgen.evaluation.sampling import Sampler, image_generators
 from hfgen.objectives.adversarial import OBJECTIVES
 from hfgen.pipelines.gan import GANPipeline
 from hfgen.training.config import GANConfig
 from hfgen.training.gan import Alarms, GANRecipe, scatter
-from hfgen.training.grids import image_generators
 from hfgen.training.random import StepRandom
 from hfgen.training.recipe import Batch, Progress
 
@@ -50,7 +50,7 @@ def test_plain_torch_trains_it(architecture, conditional):
 
     def distance():
         recipe.modules["generator"].eval()
-        samples = recipe.sample(recipe.modules, range(8), image_generators(0, range(8))) * 2 - 1
+        samples = Sampler(recipe.pipeline(recipe.modules), recipe.sampling, "it")(range(8), 0) / 127.5 - 1
         recipe.modules["generator"].train()
         return (samples - images[:1]).square().mean()
 
@@ -204,9 +204,9 @@ def test_pipelines_and_samples():
     assert pipeline.class_names == ["a", "b", "c"]
     assert recipe.grid_columns == 3
     recipe.modules["generator"].eval()
-    images = recipe.sample(recipe.modules, [4, 5], image_generators(0, [4, 5]))
+    images = Sampler(pipeline, recipe.sampling, "it")([4, 5], 0)
     again = pipeline(class_labels=[1, 2], generator=image_generators(0, [4, 5]), output_type="pt").images
-    assert torch.equal(images, again)
+    assert torch.equal(images, (again * 255).round().byte())
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from hfgen.evaluation.sampling import image_generators
 from hfgen.training.config import LR_SCHEDULERS, TrainingConfig
 from hfgen.training.ema import EMA
-from hfgen.training.grids import chunks, image_generators, make_grid
+from hfgen.training.grids import chunks, make_grid
 from hfgen.training.monitor import Monitor
 from hfgen.training.random import StepRandom
 from hfgen.training.schedules import Length, lr_factor

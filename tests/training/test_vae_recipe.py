@@ -8,10 +8,10 @@ import torch
 
 from hfgen.data.images import DataInfo
 from hfgen.errors import UserError
+from hfgen.evaluation.sampling import Sampler
 from hfgen.objectives import elbo
 from hfgen.pipelines.vae import VAEPipeline
 from hfgen.training.config import VAEConfig
-from hfgen.training.grids import image_generators
 from hfgen.training.random import StepRandom
 from hfgen.training.recipe import Batch, Progress
 from hfgen.training.vae import CollapseAlarm, RunningVariance, VAERecipe, degrade
@@ -62,11 +62,15 @@ def test_plain_torch_trains_it(architecture, conditional):
     assert logs[-1]["bits_per_dim"] < logs[0]["bits_per_dim"]
     recipe.modules["vae"].eval()
     labels = torch.zeros(32, dtype=torch.int64) if conditional else None
-    recipe.finish(recipe.modules, (batch_of(squares(32, seen), seen, labels) for seen in itertools.count()))
-    assert recipe.prior is not None
-    samples = recipe.sample(recipe.modules, range(4), image_generators(0, range(4)))
-    assert samples.shape == (4, 1, 8, 8)
-    assert isinstance(recipe.pipeline(recipe.modules), VAEPipeline)
+    batches = (batch_of(squares(32, seen), seen, labels) for seen in itertools.count())
+    for pipeline in (recipe.pipeline(recipe.modules), recipe.pipeline(recipe.modules, batches)):
+        assert isinstance(pipeline, VAEPipeline)
+        samples = Sampler(pipeline, recipe.sampling, "it")(range(4), 0)
+        assert samples.shape == (4, 1, 8, 8)
+    assert pipeline.prior is not None
+    given, again = recipe.pictures(recipe.modules, batches)
+    assert given.shape == again.shape == (10, 1, 8, 8)
+    assert again.min() >= 0 and again.max() <= 1
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

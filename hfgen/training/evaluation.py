@@ -1,0 +1,94 @@
+"""Measuring what a run publishes, while it trains."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from hfgen.data.config import DataConfig
+from hfgen.errors import UserError
+from hfgen.evaluation.config import ReferenceConfig
+from hfgen.evaluation.features import load_extractor
+from hfgen.evaluation.runner import Evaluator
+from hfgen.evaluation.sampling import Sampler
+from hfgen.training.config import TrainingConfig
+
+
+class Evaluation:
+    """The evaluations of a run. Every process must make one, and call it.
+
+    Args:
+        config ([`TrainingConfig`]), data ([`DataConfig`]): The options.
+        sampler ([`~evaluation.sampling.Sampler`]): Of the networks as they are now: mistakes are to be seen before
+            training begins.
+        accelerator (`Accelerator`): The processes.
+        best (`Path`): The `run.json` of the best pipeline so far.
+
+    Raises:
+        UserError: For metrics that do not fit, features that are not to be had, or data that cannot be read.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, data: DataConfig, sampler: Sampler, accelerator: Accelerator, best: Path
+    ):
+        self.config, self.accelerator, self.best = config, accelerator, best
+        if data.streaming:
+            raise UserError("--eval_every needs images to compare with, and --streaming keeps none: leave one out.")
+        images = ReferenceConfig(
+            dataset_name=data.train_data_dir or data.dataset_name,
+            dataset_config_name=data.dataset_config_name,
+            dataset_split=data.dataset_split,
+            image_column=data.image_column,
+            label_column=data.label_column,
+            cache_dir=data.cache_dir,
+        )
+        try:
+            self.evaluator = Evaluator(
+                sampler,
+                images,
+                load_extractor(config.eval_extractor, config.eval_extractor_weights, accelerator.device),
+                accelerator,
+                config.eval_metrics,
+                config.eval_num_images,
+                baseline=False,
+                leave_bars=False,
+            )
+        except UserError as error:  # which speaks of the flags of evaluate.py
+            raise UserError(re.sub(r"--(extractor|metrics|num_images)", r"--eval_\1", str(error))) from None
+
+    def __call__(self, sampler: Sampler, images_seen: int) -> tuple[dict[str, float], dict[str, Any] | None]:
+        """Measures.
+
+        Returns:
+            The values to log, in the first process; and, in all of them, if the model is the best one so far, what is
+            to be recorded with it.
+        """
+        results = self.evaluator.measure(sampler, self.config.seed) + self.evaluator.likelihood(sampler)
+        values = {
+            f"eval_{result.key}": result.value
+            for result in results
+            if result.value is not None and math.isfinite(result.value)
+        }
+        best: list[dict[str, Any] | None] = [None]
+        for result in results:
+            if result.metric == self.config.metric_for_best_model and f"eval_{result.key}" in values:
+                found = {"metric": result.key, "value": result.value, "images_seen": images_seen}
+                before = self._before(result.key)
+                sign = 1 if result.better == "higher" else -1
+                if before is None or sign * (result.value or 0) > sign * before:
+                    best = [found]
+                break
+        broadcast_object_list(best)
+        return values, best[0]
+
+    def _before(self, key: str) -> float | None:
+        """The value of the best pipeline so far, if there is one by the same metric."""
+        try:
+            found = json.loads(self.best.read_text())["evaluation"]
+            return found["value"] if found["metric"] == key else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None

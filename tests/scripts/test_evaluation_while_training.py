@@ -1,0 +1,156 @@
+"""--eval_every and --metric_for_best_model, as users run them."""
+
+import json
+import os
+import random
+import re
+import time
+
+import pytest
+import torch
+from conftest import TINY, TINY_GAN, TINY_VAE, load_script, metrics
+from evaluation.tiny import save_classifier
+from safetensors.torch import load_file
+from test_exactness import assert_identical, finished, kill_and_resume
+
+from hfgen import GANPipeline, VAEPipeline
+from hfgen.errors import UserError
+
+TINY_OF = {"train_ddpm": TINY, "train_gan": TINY_GAN, "train_vae": TINY_VAE}
+BEST = ["--metric_for_best_model", "fd"]
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    return save_classifier(tmp_path_factory.mktemp("classifier"))
+
+
+@pytest.fixture
+def evaluated(classifier):
+    metrics = "--eval_every 2 --eval_num_images 40 --eval_metrics fd precision_recall label_divergence".split()
+    return [*metrics, "--eval_extractor", classifier]
+
+
+def trained(folder, *options, script):
+    """Trains in this process, which is as good and much faster where nothing is killed."""
+    load_script(script).main([*options, "--output_dir", str(folder), "--cpu_threads", "1"])
+    return folder
+
+
+def evaluations(folder):
+    return [line for line in metrics(folder) if any(key.startswith("eval_") for key in line)]
+
+
+def distance(line):
+    return next(value for key, value in line.items() if key.startswith("eval_fd_"))
+
+
+def weights_in(folder):
+    return {
+        f"{path.parent.name}.{name}": value
+        for path in folder.glob("[a-z]*/diffusion_pytorch_model.safetensors")
+        for name, value in load_file(path).items()
+    }
+
+
+@pytest.mark.parametrize("script", TINY_OF)
+def test_metrics_are_logged_and_the_best_pipeline_is_kept(script, evaluated, tmp_path):
+    options = [*TINY_OF[script], *evaluated, *BEST, "--learning_rate", "0.05", "--max_train_steps", "8"]
+    folder = trained(tmp_path / "run", *options, script=script)
+    lines = evaluations(folder)
+    assert [line["images_seen"] for line in lines] == [32, 64, 96, 128]
+    assert {"eval_precision", "eval_recall", "eval_label_kl"} <= set(lines[0])
+    logged = [json.loads(line) for line in (folder / "logs" / "metrics.jsonl").read_text().splitlines()]
+    seconds = [line["training_seconds"] for line in logged if "eval_precision" in line]
+    assert seconds == sorted(seconds)
+    best = min(lines, key=distance)
+    record = json.loads((folder / "best" / "run.json").read_text())
+    assert record["images_seen"] == record["evaluation"]["images_seen"] == best["images_seen"]
+    assert record["evaluation"]["value"] == distance(best)
+    assert json.loads((folder / "run.json").read_text())["images_seen"] == 128
+    assert (folder / "best" / "samples.png").read_bytes() == (
+        folder / "samples" / f"{best['images_seen']:012d}.png"
+    ).read_bytes()
+    first, last = weights_in(folder / "best"), weights_in(folder)
+    assert first.keys() == last.keys()
+    same = all(torch.equal(first[name], last[name]) for name in last)
+    assert same == (best["images_seen"] == 128)
+
+
+def test_the_last_is_not_always_the_best(evaluated, tmp_path):
+    """A rate at which the generator is soon lost: what is kept is what it was before."""
+    options = [*TINY_GAN, *evaluated, *BEST, "--learning_rate", "0.5", "--no_use_ema", "--lr_scheduler", "constant"]
+    folder = trained(tmp_path / "run", *options, "--max_train_steps", "12", script="train_gan")
+    lines = evaluations(folder)
+    best = min(lines, key=distance)
+    assert best["images_seen"] < lines[-1]["images_seen"]
+    assert json.loads((folder / "best" / "run.json").read_text())["images_seen"] == best["images_seen"]
+    assert GANPipeline.from_pretrained(folder / "best")(2, output_type="pt").images.shape == (2, 1, 8, 8)
+
+
+@pytest.mark.parametrize("script", TINY_OF)
+def test_evaluating_changes_nothing(script, evaluated, tmp_path):
+    """Neither batch statistics nor dropout nor the order of random numbers."""
+    more = {"train_ddpm": ["--dropout", "0.2"], "train_gan": ["--preset", "dcgan"]}.get(script, [])
+    options = [*more, *TINY_OF[script], "--no_use_ema"]
+    with_it = trained(tmp_path / "with", *options, *evaluated, *BEST, script=script)
+    without = trained(tmp_path / "without", *options, script=script)
+    first, second = weights_in(with_it), weights_in(without)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert [line for line in metrics(with_it) if "loss" in str(line)] == metrics(without)
+
+
+def test_killed_and_resumed(evaluated, tmp_path):
+    """The same evaluations and the same best pipeline as without the interruption."""
+    steps = "--max_train_steps 40 --checkpointing_steps 3 --logging_steps 4 --eval_every 5 --cpu_threads 1".split()
+    options = [*TINY_VAE, *evaluated, *BEST, *steps]
+    whole = finished(tmp_path / "whole", *options, script="train_vae")
+    seed = int(os.environ.get("KILL_SEED", time.time()))
+    print(f"KILL_SEED={seed}")
+    kill_and_resume(tmp_path / "killed", options, random.Random(seed), script="train_vae")
+    assert_identical(tmp_path / "killed", whole)
+    first, second = (json.loads((tmp_path / name / "best" / "run.json").read_text()) for name in ("killed", "whole"))
+    assert first["evaluation"] == second["evaluation"]
+    assert all(
+        torch.equal(tensor, weights_in(tmp_path / "killed" / "best")[name])
+        for name, tensor in weights_in(whole / "best").items()
+    )
+
+
+def test_two_processes(evaluated, tmp_path):
+    options = [*TINY_VAE, *evaluated, *BEST, "--eval_metrics", "fd", "bits_per_dim", "--cpu_threads", "1"]
+    folder = finished(tmp_path / "run", *options, "--save_model_epochs", "0.02", script="train_vae", processes=2)
+    lines = evaluations(folder)
+    assert [line["images_seen"] for line in lines] == [64, 128, 192]
+    assert all(0 < line["eval_bits_per_dim"] < 20 for line in lines)
+    assert VAEPipeline.from_pretrained(folder / "best").prior is not None
+
+
+def test_another_run_takes_the_folder(evaluated, tmp_path):
+    options = [*TINY_GAN, *evaluated, *BEST]
+    folder = trained(tmp_path / "run", *options, script="train_gan")
+    assert (folder / "best").is_dir()
+    trained(folder, *TINY_GAN, "--overwrite_output_dir", script="train_gan")
+    assert not (folder / "best").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--eval_every 2", "--eval_extractor_weights download"),
+        ("--eval_every 0", "--eval_every 0 is out of range"),
+        ("--metric_for_best_model fd", "--metric_for_best_model fd is measured by evaluations: give --eval_every"),
+        ("--eval_every 2 --metric_for_best_model kd", "give kd among --eval_metrics"),
+        ("--eval_every 2 --eval_metrics fdd", "invalid choice: 'fdd'"),
+        ("--eval_every 2 --eval_num_images 1", "--eval_num_images is below 2"),
+        ("--eval_every 2 --eval_extractor {classifier} --eval_metrics ppl", "--eval_metrics ppl"),
+        ("--eval_every 2 --eval_extractor {classifier} --eval_metrics is --eval_num_images 5", "eval_num_images is 5"),
+        ("--eval_every 2 --eval_extractor /absent/model", "/absent/model"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_before_anything_is_written(options, message, classifier, tmp_path):
+    given = options.format(classifier=classifier).split()
+    with pytest.raises(UserError, match=re.escape(message)):
+        trained(tmp_path / "run", *TINY_GAN, *given, script="train_gan")
+    assert not (tmp_path / "run").exists()
