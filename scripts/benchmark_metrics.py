@@ -1,589 +1,309 @@
 """Measures what the metrics cost and how exact they are: ours beside those of other libraries, on the same arrays.
 
-The peers that are installed take part (scipy, torch-fidelity, torchmetrics, prdc, clean-fid, pytorch-fid), and naive
-float64 implementations. Each measurement has a process of its own, on one thread; the implementations of a metric take
-turns. Seconds are the CPU's, and memory is the peak above the arrays that are given. Examples:
+The peers that are installed take part, where they compute the same. Each measurement has a process of its own, on one
+thread, and the libraries take turns. Seconds are the CPU's, of the fastest turn; memory is the peak above the arrays
+that are given. The sizes are those of published evaluations: all of it takes about ten minutes. Examples:
 
-    python scripts/benchmark_metrics.py
+    python scripts/benchmark_metrics.py --output metrics.json
     python scripts/benchmark_metrics.py --metrics frechet neighbours --repeats 5
-    python scripts/benchmark_metrics.py --full --output metrics.json
+    python scripts/benchmark_metrics.py --num_images 1000 --dim 512
 """
 
 import contextlib
-import dataclasses
-import gc
+import functools
 import importlib.metadata
-import importlib.util
 import json
+import multiprocessing
 import os
 import platform
 import re
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import MagicMock, patch
 
 import numpy as np
-import torch
-from safetensors.torch import save_file
 
-from hfgen.cli import option, parse
+from hfgen.cli import as_dict, option, parse
 from hfgen.errors import UserError, one_line_errors
-from hfgen.evaluation.features import load_extractor
-from hfgen.evaluation.frechet import frechet_distance
-from hfgen.evaluation.inception import SIDE, InceptionV3
-from hfgen.evaluation.kernels import kernel_distance
-from hfgen.evaluation.labels import inception_score
-from hfgen.evaluation.neighbours import precision_recall_density_coverage
-from hfgen.evaluation.resize import resize_tf1
-from hfgen.evaluation.statistics import FeatureStatistics
+
+if TYPE_CHECKING:
+    import torch
+
+SEED = 2020  # torch-fidelity's
+NEIGHBOURS = 5
+SUBSETS, SUBSET_SIZE = 100, 1000  # of the kernel distance
+BATCH = 64  # in which features arrive
 
 Values = dict[str, Any]  # numbers and arrays, by name
-Prepare = Callable[["Inputs"], Callable[[], Values]]  # what is not measured, such as imports; and then what is
+Library = dict[str, Callable[..., Values]]  # what computes each kind of metric, from torch's tensors
+Inputs = tuple[Sequence[np.ndarray], Values | None]  # arrays, and the exact values where they are known
 
-NEIGHBOURS = 5
-BATCH = 64  # in which features arrive
-PACKAGES = {  # which module shows that a peer is installed
-    "clean-fid": "cleanfid",
-    "prdc": "prdc",
-    "pytorch-fid": "pytorch_fid",
-    "scipy": "scipy",
-    "torch-fidelity": "torch_fidelity",
-    "torchmetrics": "torchmetrics",
-}
-
-
-@dataclass(frozen=True)
-class Size:
-    """How large the arrays are."""
-
-    images: int
-    dim: int
-    subsets: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What all implementations of a metric are given, and the exact values if they are known."""
-
-    size: Size
-    generated: Any
-    real: Any = None
-    exact: Values | None = None
+# What is measured
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What is measured: on how many images (by default, and with `--full`), made how, by whom."""
+    """`inputs` takes the numbers of images and of dimensions; `kind` is what libraries list."""
 
     title: str
-    images: tuple[int, int]
-    inputs: Callable[[Size], Inputs]
-    implementations: dict[str, Prepare]
+    kind: str
+    images: int
+    inputs: Callable[[int, int], Inputs]
 
 
-# Arrays
+def gaussians(images: int, dim: int, rank: float = 1.0) -> Inputs:
+    """Mean and covariance, twice, of a known distance: `tr (S1 S2)^1/2 = tr(T S1)` for `S2 = T S1 T`.
 
-
-def tensors(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(inputs.generated), torch.from_numpy(inputs.real)
-
-
-def gaussians(size: Size, images_per_dim: float = 4) -> Inputs:
-    """Means and covariances of two sets of features whose distance is known; few images make them rank-deficient.
-
-    For `S2 = T S1 T` with a positive definite T, `tr (S1 S2)^1/2 = tr(T S1)`. Deviations go from 1 to 1e-3.
+    Deviations go from 1 to 1e-3. The covariances are of four images per dimension, or of a lower rank, as with few.
     """
-    rng, dim = np.random.default_rng(size.seed), size.dim
-    images = int(images_per_dim * dim)
+    rng = np.random.default_rng(SEED)
+    columns = 4 * dim if rank == 1 else int(rank * dim)
     axes = np.linalg.qr(rng.standard_normal((dim, dim))).Q * np.geomspace(1, 1e-3, dim)
-    factor = axes @ rng.standard_normal((dim, images)) / images**0.5
-    first = factor @ factor.T
+    factor = axes @ rng.standard_normal((dim, columns)) / columns**0.5
     spread = rng.standard_normal((dim, dim)) / dim**0.5
     transport = (spread @ spread.T + np.eye(dim)) / 2
+    first = factor @ factor.T
     second = transport @ first @ transport
     second = (second + second.T) / 2
-    means = 0.1 * rng.standard_normal((2, dim))
-    distance = np.square(means[0] - means[1]).sum() + first.trace() + second.trace() - 2 * (transport * first).sum()
-    return Inputs(size, (means[0], first), (means[1], second), {"distance": float(distance)})
+    mean, other = 0.1 * rng.standard_normal((2, dim))
+    distance = np.square(mean - other).sum() + first.trace() + second.trace() - 2 * (transport * first).sum()
+    return (mean, first, other, second), {"distance": float(distance)}
 
 
-def low_rank_gaussians(size: Size) -> Inputs:
-    return gaussians(size, 1 / 4)
-
-
-def two_sets(size: Size) -> Inputs:
+def two_sets(images: int, dim: int) -> Inputs:
     """Features as networks make them: float32, not negative, correlated, with a mean far from 0."""
-    rng = np.random.default_rng(size.seed)
-    mixing = rng.standard_normal((64, size.dim)) / 8
+    rng = np.random.default_rng(SEED)
+    mixing = rng.standard_normal((64, dim)) / 8
     sets = []
     for scale in (0.9, 1.0):
-        features = scale * rng.standard_normal((size.images, 64)) @ mixing
-        features += 0.3 * rng.standard_normal((size.images, size.dim)) + 0.5
+        features = scale * rng.standard_normal((images, 64)) @ mixing
+        features += 0.3 * rng.standard_normal((images, dim)) + 0.5
         sets.append(np.maximum(features, 0).astype(np.float32))
-    return Inputs(size, sets[0], sets[1])
+    return sets, None
 
 
-def one_set(size: Size) -> Inputs:
-    return dataclasses.replace(two_sets(size), real=None)
+def one_set(images: int, dim: int) -> Inputs:
+    return two_sets(images, dim)[0][:1], None
 
 
-def logits(size: Size) -> Inputs:
+def class_logits(images: int, dim: int) -> Inputs:
     """Of a classifier that is sure of some images."""
-    rng = np.random.default_rng(size.seed)
-    values = rng.standard_normal((size.images, 1008), dtype=np.float32)
-    values[np.arange(size.images), rng.integers(0, 100, size.images)] += rng.uniform(0, 12, size.images)
-    return Inputs(size, values)
+    rng = np.random.default_rng(SEED)
+    logits = rng.standard_normal((images, 1008), dtype=np.float32)
+    logits[np.arange(images), rng.integers(0, 100, images)] += rng.uniform(0, 12, images)
+    return [logits], None
 
 
-def pictures(size: Size) -> Inputs:
-    rng = np.random.default_rng(size.seed)
-    return Inputs(size, rng.integers(0, 256, (size.images, 3, 32, 32), dtype=np.uint8))
+def pictures(images: int, dim: int) -> Inputs:
+    return [np.random.default_rng(SEED).integers(0, 256, (images, 3, 32, 32), dtype=np.uint8)], None
 
 
-# Fréchet distance of given means and covariances
-
-
-def frechet_hfgen(inputs: Inputs) -> Callable[[], Values]:
-    count = 10_000
-    both = []
-    for mean, covariance in (inputs.generated, inputs.real):
-        state = {"count": torch.tensor(count), "mean": mean, "scatter": covariance * (count - 1)}
-        both.append(FeatureStatistics.from_state({name: torch.as_tensor(value) for name, value in state.items()}))
-    return lambda: {"distance": frechet_distance(*both)}
-
-
-def frechet_scipy(inputs: Inputs) -> Callable[[], Values]:
-    from scipy.linalg import sqrtm
-
-    (mean, first), (other, second) = inputs.generated, inputs.real
-
-    def measured() -> Values:
-        root = sqrtm(first @ second).trace().real
-        return {"distance": float(np.square(mean - other).sum() + first.trace() + second.trace() - 2 * root)}
-
-    return measured
-
-
-def frechet_clean_fid(inputs: Inputs) -> Callable[[], Values]:
-    from cleanfid.fid import frechet_distance as measured
-
-    return lambda: {"distance": float(measured(*inputs.generated, *inputs.real))}
-
-
-def frechet_pytorch_fid(inputs: Inputs) -> Callable[[], Values]:
-    from pytorch_fid.fid_score import calculate_frechet_distance
-
-    return lambda: {"distance": float(calculate_frechet_distance(*inputs.generated, *inputs.real))}
-
-
-def frechet_torch_fidelity(inputs: Inputs) -> Callable[[], Values]:
-    from torch_fidelity.metric_fid import fid_statistics_to_metric
-
-    both = [{"mu": mean, "sigma": covariance} for mean, covariance in (inputs.generated, inputs.real)]
-    return lambda: {"distance": fid_statistics_to_metric(*both, verbose=False)["frechet_inception_distance"]}
-
-
-def frechet_torchmetrics(inputs: Inputs) -> Callable[[], Values]:
-    from torchmetrics.image.fid import _compute_fid
-
-    arrays = [torch.from_numpy(array) for array in (*inputs.generated, *inputs.real)]
-    return lambda: {"distance": float(_compute_fid(*arrays))}
-
-
-FRECHET: dict[str, Prepare] = {
-    "hfgen": frechet_hfgen,
-    "scipy sqrtm": frechet_scipy,
-    "clean-fid": frechet_clean_fid,
-    "pytorch-fid": frechet_pytorch_fid,
-    "torch-fidelity": frechet_torch_fidelity,
-    "torchmetrics": frechet_torchmetrics,
+METRICS = {
+    "frechet": Metric("Fréchet distance, {dim:,} dimensions", "frechet", 0, gaussians),
+    "frechet_low_rank": Metric(
+        "Fréchet distance, {dim:,} dimensions of rank D / 4", "frechet", 0, functools.partial(gaussians, rank=1 / 4)
+    ),
+    "covariance": Metric("Mean and covariance, {images:,} x {dim:,}", "covariance", 50_000, one_set),
+    "neighbours": Metric(
+        "Precision, recall, density, coverage, 2 x {images:,} x {dim:,}", "neighbours", 10_000, two_sets
+    ),
+    "kernel": Metric(
+        f"Kernel distance, {SUBSETS} subsets of 2 x {{images:,}} x {{dim:,}}", "kernel", 10_000, two_sets
+    ),
+    "score": Metric("Inception Score, {images:,} x 1,008", "score", 50_000, class_logits),
+    "inception": Metric("Inception features, {images:,} images of 32 x 32", "inception", 128, pictures),
 }
 
 
-# Mean and covariance of features that arrive in batches
-
-
-def moments(mean: Any, covariance: Any) -> Values:
-    return {
-        "mean": float(np.linalg.norm(mean)),
-        "trace": float(covariance.trace()),
-        "norm": float(np.linalg.norm(covariance)),
-    }
-
-
-def covariance_hfgen(inputs: Inputs) -> Callable[[], Values]:
-    batches = torch.from_numpy(inputs.generated).split(BATCH)
-
-    def measured() -> Values:
-        found = FeatureStatistics(inputs.size.dim)
-        for batch in batches:
-            found.update(batch)
-        return moments(found.mean.numpy(), found.covariance.numpy())
-
-    return measured
-
-
-def covariance_numpy(inputs: Inputs) -> Callable[[], Values]:
-    batches = np.array_split(inputs.generated, max(1, inputs.size.images // BATCH))
-
-    def measured() -> Values:
-        features = np.concatenate(batches).astype(np.float64)
-        return moments(features.mean(0), np.cov(features, rowvar=False))
-
-    return measured
-
-
-def covariance_torch_fidelity(inputs: Inputs) -> Callable[[], Values]:
-    from torch_fidelity.metric_fid import fid_features_to_statistics
-
-    batches = torch.from_numpy(inputs.generated).split(BATCH)
-
-    def measured() -> Values:
-        found = fid_features_to_statistics(torch.cat(batches))
-        return moments(found["mu"], found["sigma"])
-
-    return measured
-
-
-def covariance_torchmetrics(inputs: Inputs) -> Callable[[], Values]:
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
-    batches = torch.from_numpy(inputs.generated).split(BATCH)
-    network: Any = torch.nn.Identity()  # of features that are given
-    network.num_features = inputs.size.dim
-
-    def measured() -> Values:
-        found: Any = FrechetInceptionDistance(feature=network)
-        for batch in batches:
-            found.update(batch, real=False)
-        number = int(found.fake_features_num_samples)
-        mean = found.fake_features_sum / number
-        scatter = found.fake_features_cov_sum - number * torch.outer(mean, mean)
-        return moments(mean.numpy(), scatter.numpy() / (number - 1))
-
-    return measured
-
-
-# Precision, recall, density and coverage
-
-
-def neighbours_hfgen(inputs: Inputs) -> Callable[[], Values]:
-    generated, real = tensors(inputs)
-    return lambda: precision_recall_density_coverage(generated, real, NEIGHBOURS, NEIGHBOURS)
-
-
-def neighbours_numpy(inputs: Inputs) -> Callable[[], Values]:
-    def distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return np.square(x).sum(1)[:, None] + np.square(y).sum(1) - 2 * x @ y.T
-
-    def radii(x: np.ndarray) -> np.ndarray:
-        squared = distances(x, x)
-        np.fill_diagonal(squared, np.inf)
-        return np.partition(squared, NEIGHBOURS - 1, axis=1)[:, NEIGHBOURS - 1]
-
-    def measured() -> Values:
-        real = inputs.real.astype(np.float64)
-        generated = inputs.generated - real.mean(0)
-        real -= real.mean(0)
-        own, others = radii(generated), radii(real)
-        squared = distances(generated, real)
-        return {
-            "precision": float((squared <= others).any(1).mean()),
-            "recall": float((squared <= own[:, None]).any(0).mean()),
-            "density": float((squared < others).sum(1).mean() / NEIGHBOURS),
-            "coverage": float((squared.min(0) < others).mean()),
-        }
-
-    return measured
-
-
-def neighbours_prdc(inputs: Inputs) -> Callable[[], Values]:
-    from prdc import compute_prdc
-
-    def measured() -> Values:
-        with contextlib.redirect_stdout(None):  # it prints
-            found = compute_prdc(inputs.real, inputs.generated, NEIGHBOURS)
-        return {name: float(value) for name, value in found.items()}
-
-    return measured
-
-
-def neighbours_torch_fidelity(inputs: Inputs) -> Callable[[], Values]:
-    from torch_fidelity.metric_prc import prc_features_to_metric
-
-    both = tensors(inputs)
-    options = {"prc_neighborhood": NEIGHBOURS, "prc_batch_size": 10_000, "save_cpu_ram": False, "verbose": False}
-
-    def measured() -> Values:
-        found = prc_features_to_metric(*both, **options)
-        return {name: found[name] for name in ("precision", "recall")}
-
-    return measured
-
-
-# Kernel distance, of subsets as in the literature and of all images
-
-
-def subset_size(inputs: Inputs) -> int:
-    return min(1000, inputs.size.images // 2)
-
-
-def subsets_hfgen(inputs: Inputs) -> Callable[[], Values]:
-    generated, real = tensors(inputs)
-
-    def measured() -> Values:
-        found = kernel_distance(generated, real, inputs.size.subsets, subset_size(inputs), inputs.size.seed)
-        return {"mean": found.value, "std": found.subset_std or 0.0}
-
-    return measured
-
-
-def unbiased(x: np.ndarray, y: np.ndarray) -> float:
-    """The definition, in float64."""
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    within, others = ((a @ a.T / a.shape[1] + 1) ** 3 for a in (x, y))
-    between = (x @ y.T / x.shape[1] + 1) ** 3
-    pairs = [(matrix.sum() - matrix.trace()) / (len(matrix) * (len(matrix) - 1)) for matrix in (within, others)]
-    return float(sum(pairs) - 2 * between.mean())
-
-
-def subsets_numpy(inputs: Inputs) -> Callable[[], Values]:
-    def measured() -> Values:
-        draws, size = np.random.RandomState(inputs.size.seed), subset_size(inputs)
-        found = []
-        for _ in range(inputs.size.subsets):
-            x, y = (a[draws.choice(len(a), size, replace=False)] for a in (inputs.generated, inputs.real))
-            found.append(unbiased(x, y))
-        return {"mean": float(np.mean(found)), "std": float(np.std(found))}
-
-    return measured
-
-
-def subsets_clean_fid(inputs: Inputs) -> Callable[[], Values]:
-    from cleanfid.fid import kernel_distance as of_subsets
-
-    def measured() -> Values:
-        np.random.seed(inputs.size.seed)  # it uses the global one, and gives no deviation
-        return {"mean": of_subsets(inputs.real, inputs.generated, inputs.size.subsets, subset_size(inputs))}
-
-    return measured
-
-
-def subsets_torch_fidelity(inputs: Inputs) -> Callable[[], Values]:
-    from torch_fidelity.metric_kid import kid_features_to_metric
-
-    both = tensors(inputs)
-    options = {"kid_subsets": inputs.size.subsets, "kid_subset_size": subset_size(inputs), "verbose": False}
-
-    def measured() -> Values:
-        found = kid_features_to_metric(*both, **options, rng_seed=inputs.size.seed)
-        return {name: found[f"kernel_inception_distance_{name}"] for name in ("mean", "std")}
-
-    return measured
-
-
-def subsets_torchmetrics(inputs: Inputs) -> Callable[[], Values]:
-    from torchmetrics.image.kid import KernelInceptionDistance
-
-    both = tensors(inputs)
-
-    def measured() -> Values:
-        torch.manual_seed(inputs.size.seed)
-        found: Any = KernelInceptionDistance(torch.nn.Identity(), inputs.size.subsets, subset_size(inputs))
-        for features, real in zip(both, (False, True), strict=True):
-            found.update(features, real=real)
-        mean, std = found.compute()
-        return {"mean": mean.item(), "std": std.item()}
-
-    return measured
-
-
-def kernel_hfgen(inputs: Inputs) -> Callable[[], Values]:
-    generated, real = tensors(inputs)
-    return lambda: {"distance": kernel_distance(generated, real).value}
-
-
-def kernel_numpy(inputs: Inputs) -> Callable[[], Values]:
-    return lambda: {"distance": unbiased(inputs.generated, inputs.real)}
-
-
-# Inception Score
-
-
-def score_hfgen(inputs: Inputs) -> Callable[[], Values]:
-    values = torch.from_numpy(inputs.generated)
-    return lambda: dict(zip(("mean", "std"), inception_score(values), strict=True))
-
-
-def score_numpy(inputs: Inputs) -> Callable[[], Values]:
-    def measured() -> Values:
-        values = inputs.generated[np.random.RandomState(2020).permutation(inputs.size.images)].astype(np.float64)
-        logs = values - values.max(1, keepdims=True)
-        logs -= np.log(np.exp(logs).sum(1, keepdims=True))
-        shares = np.exp(logs)
-        scores = []
-        for split in range(10):
-            part = slice(split * len(logs) // 10, (split + 1) * len(logs) // 10)
-            terms = shares[part] * (logs[part] - np.log(shares[part].mean(0)))
-            scores.append(np.exp(terms.sum(1).mean()))
-        return {"mean": float(np.mean(scores)), "std": float(np.std(scores))}
-
-    return measured
-
-
-def score_torch_fidelity(inputs: Inputs) -> Callable[[], Values]:
-    from torch_fidelity.metric_isc import isc_features_to_metric
-
-    values = torch.from_numpy(inputs.generated)
-
-    def measured() -> Values:
-        found = isc_features_to_metric(values)
-        return {name: found[f"inception_score_{name}"] for name in ("mean", "std")}
-
-    return measured
-
-
-def score_torchmetrics(inputs: Inputs) -> Callable[[], Values]:
-    from torchmetrics.image.inception import InceptionScore
-
-    values = torch.from_numpy(inputs.generated)
-
-    def measured() -> Values:
-        torch.manual_seed(inputs.size.seed)
-        found: Any = InceptionScore(torch.nn.Identity())
-        found.update(values)
-        mean, std = found.compute()
-        return {"mean": mean.item(), "std": std.item()}
-
-    return measured
-
-
-# Inception features of 8-bit images of 32 x 32 pixels
-
-
-def inception_weights(seed: int) -> dict[str, Any]:
+def inception_weights() -> dict[str, "torch.Tensor"]:
     """Random ones that keep the variance, as the published ones need not be here."""
-    torch.manual_seed(seed)
+    import torch
+
+    from hfgen.evaluation.inception import InceptionV3
+
+    torch.manual_seed(SEED)
     model = InceptionV3()
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight)
-    return model.state_dict()
+    return dict(model.state_dict())
 
 
-def inception_hfgen(inputs: Inputs) -> Callable[[], Values]:
-    with tempfile.TemporaryDirectory() as folder:
-        save_file(inception_weights(inputs.size.seed), f"{folder}/model.safetensors")
-        extractor = load_extractor("inception", weights=f"{folder}/model.safetensors", batch_size=16)
-    images = torch.from_numpy(inputs.generated)
-    return lambda: {"features": extractor(images)["features"]}
+# How each library is called
 
 
-def inception_torch(inputs: Inputs) -> Callable[[], Values]:
-    model = InceptionV3()
-    model.load_state_dict(inception_weights(inputs.size.seed))
-    model.eval()
-    images = torch.from_numpy(inputs.generated)
+def hfgen() -> Library:
+    from safetensors.torch import save_file
 
-    @torch.inference_mode()
-    def measured() -> Values:
-        parts = [model((resize_tf1(batch, SIDE) - 128) / 128).features for batch in images.split(16)]
-        return {"features": torch.cat(parts)}
+    from hfgen.evaluation.features import Extractor, load_extractor
+    from hfgen.evaluation.frechet import frechet_distance
+    from hfgen.evaluation.kernels import kernel_distance
+    from hfgen.evaluation.labels import inception_score
+    from hfgen.evaluation.neighbours import precision_recall_density_coverage
+    from hfgen.evaluation.statistics import FeatureStatistics
 
-    return measured
+    def frechet(*tensors: Any) -> Values:
+        both = []
+        for mean, covariance in (tensors[:2], tensors[2:]):
+            state = {"count": mean.new_tensor(2), "mean": mean, "scatter": covariance}  # which is the scatter over 1
+            both.append(FeatureStatistics.from_state(state))
+        return {"distance": frechet_distance(*both)}
+
+    def covariance(features: Any) -> Values:
+        found = FeatureStatistics(features.shape[1])
+        for batch in features.split(BATCH):
+            found.update(batch)
+        return {"mean": found.mean, "covariance": found.covariance}
+
+    def neighbours(generated: Any, real: Any) -> Values:
+        return dict(precision_recall_density_coverage(generated, real, NEIGHBOURS, NEIGHBOURS))
+
+    def kernel(generated: Any, real: Any) -> Values:
+        found = kernel_distance(generated, real, SUBSETS, min(SUBSET_SIZE, len(real) // 2), SEED)
+        return {"mean": found.value, "std": found.subset_std}
+
+    def score(logits: Any) -> Values:
+        return dict(zip(("mean", "std"), inception_score(logits), strict=True))
+
+    @functools.cache  # so that loading is not measured
+    def extractor() -> Extractor:
+        with tempfile.TemporaryDirectory() as folder:
+            save_file(inception_weights(), f"{folder}/model.safetensors")
+            return load_extractor("inception", weights=f"{folder}/model.safetensors", batch_size=16)
+
+    def inception(images: Any) -> Values:
+        return {"features": extractor()(images)["features"]}
+
+    functions = (frechet, covariance, neighbours, kernel, score, inception)
+    return {function.__name__: function for function in functions}
 
 
-def inception_torch_fidelity(inputs: Inputs) -> Callable[[], Values]:
+def scipy() -> Library:
+    from scipy.linalg import sqrtm
+
+    def frechet(*tensors: Any) -> Values:
+        mean, first, other, second = map(np.asarray, tensors)
+        root = sqrtm(first @ second).trace().real
+        return {"distance": np.square(mean - other).sum() + first.trace() + second.trace() - 2 * root}
+
+    return {"frechet": frechet}
+
+
+def clean_fid() -> Library:
+    from cleanfid.fid import frechet_distance, kernel_distance
+
+    def frechet(*tensors: Any) -> Values:
+        return {"distance": frechet_distance(*map(np.asarray, tensors))}
+
+    def kernel(generated: Any, real: Any) -> Values:
+        np.random.seed(SEED)  # it uses the global generator, for its second argument first
+        return {"mean": kernel_distance(real.numpy(), generated.numpy(), SUBSETS, min(SUBSET_SIZE, len(real) // 2))}
+
+    return {"frechet": frechet, "kernel": kernel}
+
+
+def pytorch_fid() -> Library:
+    from pytorch_fid.fid_score import calculate_frechet_distance
+
+    def frechet(*tensors: Any) -> Values:
+        return {"distance": calculate_frechet_distance(*map(np.asarray, tensors))}
+
+    return {"frechet": frechet}
+
+
+def prdc() -> Library:
+    from prdc import compute_prdc
+
+    def neighbours(generated: Any, real: Any) -> Values:
+        return compute_prdc(real.numpy(), generated.numpy(), NEIGHBOURS)
+
+    return {"neighbours": neighbours}
+
+
+def torch_fidelity() -> Library:
+    import torch
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
 
-    # It reads weights from the network or from a pickle.
-    loader = f"{FeatureExtractorInceptionV3.__module__}.load_state_dict_from_url"
-    with patch(loader, return_value=dict(inception_weights(inputs.size.seed))):
-        model: Any = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], verbose=False)
-    images = torch.from_numpy(inputs.generated)
+    def frechet(*tensors: Any) -> Values:
+        mean, first, other, second = map(np.asarray, tensors)
+        both = {"mu": mean, "sigma": first}, {"mu": other, "sigma": second}
+        return {"distance": fid_statistics_to_metric(*both, verbose=False)["frechet_inception_distance"]}
+
+    def covariance(features: Any) -> Values:
+        found = fid_features_to_statistics(features)
+        return {"mean": found["mu"], "covariance": found["sigma"]}
+
+    def neighbours(generated: Any, real: Any) -> Values:
+        options = {"prc_neighborhood": NEIGHBOURS, "prc_batch_size": 10_000, "save_cpu_ram": False}
+        found = prc_features_to_metric(generated, real, **options, verbose=False)
+        return {name: found[name] for name in ("precision", "recall")}
+
+    def kernel(generated: Any, real: Any) -> Values:
+        options = {"kid_subsets": SUBSETS, "kid_subset_size": min(SUBSET_SIZE, len(real) // 2), "rng_seed": SEED}
+        found = kid_features_to_metric(generated, real, **options, verbose=False)
+        return {name: found[f"kernel_inception_distance_{name}"] for name in ("mean", "std")}
+
+    def score(logits: Any) -> Values:
+        found = isc_features_to_metric(logits)
+        return {name: found[f"inception_score_{name}"] for name in ("mean", "std")}
+
+    @functools.cache
+    def extractor() -> Any:
+        # By itself it takes weights from the network or from a pickle.
+        loader = f"{FeatureExtractorInceptionV3.__module__}.load_state_dict_from_url"
+        with patch(loader, return_value=inception_weights()):
+            return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], verbose=False)
 
     @torch.inference_mode()
-    def measured() -> Values:
-        return {"features": torch.cat([model(batch)[0] for batch in images.split(16)])}
+    def inception(images: Any) -> Values:
+        return {"features": torch.cat([extractor()(batch)[0] for batch in images.split(16)])}
 
-    return measured
+    functions = (frechet, covariance, neighbours, kernel, score, inception)
+    return {function.__name__: function for function in functions}
 
 
-METRICS = {
-    "frechet": Metric("Fréchet distance", (0, 0), gaussians, FRECHET),
-    "frechet_low_rank": Metric("Fréchet distance, rank D / 4", (0, 0), low_rank_gaussians, FRECHET),
-    "covariance": Metric(
-        "Mean and covariance",
-        (20_000, 50_000),
-        one_set,
-        {
-            "hfgen": covariance_hfgen,
-            "numpy (naive)": covariance_numpy,
-            "torch-fidelity": covariance_torch_fidelity,
-            "torchmetrics": covariance_torchmetrics,
-        },
-    ),
-    "neighbours": Metric(
-        f"Precision, recall, density and coverage (k = {NEIGHBOURS})",
-        (4_000, 10_000),
-        two_sets,
-        {
-            "hfgen": neighbours_hfgen,
-            "numpy (naive)": neighbours_numpy,
-            "prdc": neighbours_prdc,
-            "torch-fidelity": neighbours_torch_fidelity,
-        },
-    ),
-    "kernel_subsets": Metric(
-        "Kernel distance of subsets",
-        (4_000, 10_000),
-        two_sets,
-        {
-            "hfgen": subsets_hfgen,
-            "numpy (naive)": subsets_numpy,
-            "clean-fid": subsets_clean_fid,
-            "torch-fidelity": subsets_torch_fidelity,
-            "torchmetrics (own draws)": subsets_torchmetrics,
-        },
-    ),
-    "kernel": Metric(
-        "Kernel distance of all images",
-        (4_000, 10_000),
-        two_sets,
-        {"hfgen": kernel_hfgen, "numpy (naive)": kernel_numpy},
-    ),
-    "score": Metric(
-        "Inception Score of 1,008 logits",
-        (20_000, 50_000),
-        logits,
-        {
-            "hfgen": score_hfgen,
-            "numpy (naive)": score_numpy,
-            "torch-fidelity": score_torch_fidelity,
-            "torchmetrics (own draws)": score_torchmetrics,
-        },
-    ),
-    "inception": Metric(
-        "Inception features",
-        (32, 128),
-        pictures,
-        {
-            "hfgen": inception_hfgen,
-            "torch (naive)": inception_torch,
-            "torch-fidelity": inception_torch_fidelity,
-        },
-    ),
+def torchmetrics() -> Library:
+    import torch
+    from torchmetrics.image.fid import FrechetInceptionDistance, _compute_fid
+
+    def frechet(*tensors: Any) -> Values:
+        return {"distance": _compute_fid(*tensors)}  # its class takes features only
+
+    def covariance(features: Any) -> Values:
+        count, network = len(features), torch.nn.Identity()  # of features that are given
+        network.num_features = features.shape[1]
+        found: Any = FrechetInceptionDistance(network)
+        for batch in features.split(BATCH):
+            found.update(batch, real=False)
+        mean = found.fake_features_sum / count
+        scatter = found.fake_features_cov_sum - count * torch.outer(mean, mean)
+        return {"mean": mean, "covariance": scatter / (count - 1)}
+
+    return {"frechet": frechet, "covariance": covariance}
+
+
+PEERS = {  # by their names on PyPI
+    "scipy": scipy,
+    "clean-fid": clean_fid,
+    "pytorch-fid": pytorch_fid,
+    "prdc": prdc,
+    "torch-fidelity": torch_fidelity,
+    "torchmetrics": torchmetrics,
 }
-SUBSETS = (20, 100)
+
+
+# The measuring
 
 
 @dataclass(frozen=True)
@@ -591,160 +311,116 @@ class BenchmarkConfig:
     """Benchmark: which metrics, on how much, how often."""
 
     metrics: tuple[str, ...] = option(tuple(METRICS), "what to measure", choices=tuple(METRICS))
-    full: bool = option(False, "the sizes of published evaluations: 10,000 to 50,000 images; takes half an hour")
-    num_images: int | None = option(None, "images for all metrics (default: what suits each)")
+    num_images: int | None = option(None, "images for all metrics (default: 10,000 or 50,000; 128 for the network)")
     dim: int = option(2048, "features of an image")
-    repeats: int = option(3, "how often each implementation gets its turn")
-    threads: int = option(1, "threads of each process")
-    seed: int = option(2020, "seed of the arrays, and of subsets")
+    repeats: int = option(1, "how often each library gets its turn")
     output: str | None = option(None, "JSON file for the figures")
-    job: str | None = option(None, "METRIC/IMPLEMENTATION: measure this one once, in this process, and print JSON")
-
-    def validate(self) -> None:
-        for name, least in (("num_images", 10), ("dim", 4), ("repeats", 1), ("threads", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"--{name} {value} is out of range: use {least} or more.")
-        if not self.metrics:
-            raise UserError(f"--metrics has no value: give some of {', '.join(METRICS)}, or leave it out.")
-        if self.output and not Path(self.output).parent.is_dir():
-            raise UserError(f"--output {self.output} is in a folder that does not exist: make it first.")
-        if self.job is not None:
-            metric, _, name = self.job.partition("/")
-            if name not in getattr(METRICS.get(metric), "implementations", ()):
-                raise UserError(f"--job {self.job} is unknown: give METRIC/IMPLEMENTATION, such as kernel/hfgen.")
-
-    def size(self, metric: str) -> Size:
-        images = METRICS[metric].images[self.full]
-        return Size((self.num_images or images) if images else 0, self.dim, SUBSETS[self.full], self.seed)
 
 
 def read_options(argv: Sequence[str] | None = None) -> BenchmarkConfig:
     (config,) = parse((BenchmarkConfig,), argv, description=str(__doc__).partition("\n")[0])
-    config.validate()
+    for name, least in (("num_images", 10), ("dim", 4), ("repeats", 1)):
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value} is out of range: use {least} or more.")
+    if config.output and not Path(config.output).parent.is_dir():
+        raise UserError(f"--output {config.output} is in a folder that does not exist: make it first.")
     return config
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = read_options(argv)
-    if config.job:
-        print(json.dumps(measure(config, *config.job.split("/"))))
-        return
-    print(f"{describe(config)}\n")
-    results, absent = [], {}
+    os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
+    installed, left_out, results = {"hfgen": hfgen()}, {}, []
+    for name in PEERS:
+        try:
+            installed[name] = load(name)
+        except Exception as error:  # of any kind, where a peer does not fit what else is installed
+            left_out[name] = repr(error)
+    print("| | | CPU s | times hfgen | extra MB | difference |\n|---|---|---|---|---|---|")
     for metric in config.metrics:
-        names = []
-        for name in METRICS[metric].implementations:
-            package = PACKAGES.get(name.split()[0])
-            if package is None or importlib.util.find_spec(package):
-                names.append(name)
-            else:
-                absent[name.split()[0]] = "not installed"
-        runs = {name: [run(config, metric, name)] for name in names}
-        for name, first in list(runs.items()):
-            if "error" in first[0]:
-                absent[f"{metric}/{name}"] = runs.pop(name)[0]["error"]
-        for _ in range(config.repeats - 1):
-            for name, found in runs.items():
-                found.append(run(config, metric, name))
-        rows = [summarise(config, metric, name, found, runs) for name, found in runs.items()]
-        print(table(config, metric, rows), flush=True)
-        results += rows
-    for name, reason in absent.items():
-        print(f"{name} is left out: {reason}.")
-    if config.output:
-        report = {
-            "machine": describe(config),
-            "versions": versions(),
-            "options": dataclasses.asdict(config),
-            "results": results,
-            "left_out": absent,
+        turns: dict[str, list[dict[str, Any]]] = {
+            name: [] for name, library in installed.items() if METRICS[metric].kind in library
         }
+        for _ in range(config.repeats):
+            for name in list(turns):
+                try:
+                    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                        turn = pool.submit(measure, metric, name, config.num_images, config.dim)
+                        turns[name].append(turn.result())
+                except Exception as error:
+                    if name == "hfgen":
+                        raise
+                    left_out[f"{name} ({metric})"] = repr(error)
+                    del turns[name]
+        rows = [summary(config, metric, name, turns) for name in turns]
+        results += rows
+        for row in rows:
+            print(table_row(row, rows[0]), flush=True)
+    print("\nDifferences are relative: from the exact distance for Fréchet, from hfgen for others.")
+    print(f"Machine: {processor()}, one thread.")
+    for name, reason in left_out.items():
+        print(f"{name} is left out: {reason}")
+    if config.output:
+        measured = {row["library"] for row in results}
+        versions = {name: importlib.metadata.version(name) for name in sorted({"torch", "numpy"} | measured)}
+        report = {"machine": processor(), "versions": versions, "options": as_dict([config])}
+        report |= {"results": results, "left_out": left_out}
         Path(config.output).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def run(config: BenchmarkConfig, metric: str, name: str) -> dict[str, Any]:
-    """One measurement in a process of its own; or `{"error": the reason}`."""
-    values = {"dim": config.dim, "threads": config.threads, "seed": config.seed, "num_images": config.num_images}
-    command = [sys.executable, __file__, "--job", f"{metric}/{name}", *["--full"] * config.full]
-    command += [f"--{flag}={value}" for flag, value in values.items()]
-    limits = {f"{library}_NUM_THREADS": str(config.threads) for library in ("OMP", "MKL", "OPENBLAS")}
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | limits)
-    if result.returncode:
-        lines = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
-        return {"error": lines[-1].strip()[:200].rstrip(".")}
-    return json.loads(result.stdout.splitlines()[-1])
-
-
-def measure(config: BenchmarkConfig, metric: str, name: str) -> dict[str, Any]:
-    """What one implementation finds, its CPU seconds, and its peak of memory (Linux only)."""
-    torch.set_num_threads(config.threads)
-    if name.split()[0] in PACKAGES:
-        stand_in_for_torchvision()
-    chosen, size = METRICS[metric], config.size(metric)
-    prepare = chosen.implementations[name]
-    prepare(chosen.inputs(Size(min(16, size.images), 16, 2, size.seed)))()  # what happens once, such as imports
-    inputs = chosen.inputs(size)
-    measured = prepare(inputs)
-    gc.collect()
-    before = reset_peak()
-    start = time.process_time()
-    values = measured()
-    seconds = time.process_time() - start
-    extra = None if before is None else (status("VmHWM") - before) / 1e6
-    found = {name: np.asarray(value).tolist() for name, value in values.items()}
-    return {"values": found, "exact": inputs.exact, "seconds": seconds, "megabytes": extra}
-
-
-def stand_in_for_torchvision() -> None:
-    """Some peers import torchvision for what is not measured here, and there may be none for this torch."""
+def load(name: str) -> Library:
+    """Some peers import torchvision, for what is not measured: if there is none that fits this torch, a dummy does."""
+    if name == "hfgen":
+        return hfgen()
     try:
         import torchvision  # noqa: F401
-    except Exception:  # one that does not fit ends in errors of several kinds
-        for name in ("", ".datasets", ".models", ".transforms", ".transforms.functional"):
-            module = MagicMock(__spec__=ModuleSpec(f"torchvision{name}", None))
-            sys.modules[f"torchvision{name}"] = module
+    except Exception:
+        for module in ("", ".datasets", ".models", ".transforms", ".transforms.functional"):
+            sys.modules[f"torchvision{module}"] = MagicMock(__spec__=ModuleSpec(f"torchvision{module}", None))
+    return PEERS[name]()
 
 
-def reset_peak() -> float | None:
-    """Lets the system forget the peak of this process's memory; its memory now, in bytes, or None."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-        return min(status("VmRSS"), status("VmHWM"))
-    except OSError:
-        return None
+def measure(metric: str, name: str, num_images: int | None, dim: int) -> dict[str, Any]:
+    """One turn: what a library finds, its CPU seconds, and its peak of memory in MB above the arrays."""
+    import torch
+
+    torch.set_num_threads(1)
+    chosen = METRICS[metric]
+    with contextlib.redirect_stdout(None):  # some print
+        function = load(name)[chosen.kind]
+        function(*map(torch.from_numpy, chosen.inputs(16, 16)[0]))  # for what happens only once, such as imports
+        arrays, exact = chosen.inputs(num_images or chosen.images, dim)
+        tensors = [torch.from_numpy(array) for array in arrays]
+        before, start = peak_memory(reset=True), time.process_time()
+        values = function(*tensors)
+        seconds, after = time.process_time() - start, peak_memory()
+    megabytes = None if before is None or after is None else after - before
+    values = {key: np.asarray(value) for key, value in values.items()}
+    return {"values": values, "exact": exact, "seconds": seconds, "megabytes": megabytes}
 
 
-def status(name: str) -> float:
-    """A figure of memory from Linux, in bytes. Raises `OSError` where there is none."""
-    found = re.search(rf"{name}:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    if found is None:
-        raise OSError(f"/proc/self/status has no {name}")
-    return 1024 * float(found[1])
+def peak_memory(reset: bool = False) -> float | None:
+    """The most that this process has held, in MB, since it was last reset; None where the system does not tell."""
+    with contextlib.suppress(OSError, IndexError):
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        return 1.024e-3 * int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[0])
+    return None
 
 
-def summarise(
-    config: BenchmarkConfig, metric: str, name: str, found: list[dict[str, Any]], runs: dict[str, Any]
-) -> dict[str, Any]:
-    """What all measurements of an implementation say, beside the exact value or ours."""
-    seconds = [each["seconds"] for each in found]
-    ours = runs.get("hfgen", found)
-    reference = found[0]["exact"] or ours[0]["values"]
-    values = found[0]["values"]
-    differences = [relative_difference(values[key], reference[key]) for key in values]
-    size = config.size(metric)
+def summary(config: BenchmarkConfig, metric: str, name: str, turns: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """What all turns of a library say."""
+    chosen, found = METRICS[metric], turns[name]
+    values, reference = found[0]["values"], found[0]["exact"] or turns["hfgen"][0]["values"]
     return {
         "metric": metric,
-        "implementation": name,
-        "images": size.images,
-        "dim": size.dim,
-        "seconds": seconds,
-        "median_seconds": statistics.median(seconds),
-        "times_ours": statistics.median(seconds) / statistics.median([each["seconds"] for each in ours]),
-        "megabytes": max((each["megabytes"] for each in found if each["megabytes"] is not None), default=None),
-        "values": {key: value for key, value in values.items() if isinstance(value, float)},
-        "exact": found[0]["exact"],
-        "difference": max(differences),
+        "title": chosen.title.format(images=config.num_images or chosen.images, dim=config.dim),
+        "library": name,
+        "seconds": [turn["seconds"] for turn in found],
+        "megabytes": max((turn["megabytes"] for turn in found if turn["megabytes"] is not None), default=None),
+        "values": {key: value.item() for key, value in values.items() if value.ndim == 0},
+        "difference": max(relative_difference(value, reference[key]) for key, value in values.items()),
     }
 
 
@@ -754,43 +430,18 @@ def relative_difference(value: Any, reference: Any) -> float:
     return float(np.abs(np.subtract(value, reference)).max() / (scale or 1))
 
 
-def table(config: BenchmarkConfig, metric: str, rows: list[dict[str, Any]]) -> str:
-    """Markdown."""
-    size, chosen = config.size(metric), METRICS[metric]
-    about = [f"{size.images:,} images"] if size.images else []
-    about += [f"{size.dim:,} dimensions"] if metric not in ("score", "inception") else []
-    about += [f"{size.subsets} subsets of {min(1000, size.images // 2):,}"] if metric == "kernel_subsets" else []
-    exact = bool(rows and rows[0]["exact"])
-    lines = [f"**{chosen.title}**, {', '.join(about)}", ""]
-    lines += [
-        f"| | CPU s | range | times hfgen | extra MB | {'relative error' if exact else 'differs from hfgen by'} |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        seconds, memory = row["seconds"], row["megabytes"]
-        shown = "" if memory is None else f"{memory:,.0f}"
-        speed = f" ({size.images / row['median_seconds']:.1f} images/s)" if metric == "inception" else ""
-        lines.append(
-            f"| {row['implementation']} | {row['median_seconds']:.2f}{speed} | {min(seconds):.2f}-{max(seconds):.2f} "
-            f"| {row['times_ours']:.1f} | {shown} | {row['difference']:.1e} |"
-        )
-    return "\n".join([*lines, ""])
+def table_row(row: dict[str, Any], ours: dict[str, Any]) -> str:
+    title = row["title"] if row is ours else ""
+    seconds, times = min(row["seconds"]), min(row["seconds"]) / min(ours["seconds"])
+    megabytes = "" if row["megabytes"] is None else f"{row['megabytes']:,.0f}"
+    difference = f"{row['difference']:.0e}" if row["difference"] else "0"
+    return f"| {title} | {row['library']} | {seconds:.2f} | {times:.1f} | {megabytes} | {difference} |"
 
 
-def describe(config: BenchmarkConfig) -> str:
-    processor = platform.processor() or platform.machine()
+def processor() -> str:
     with contextlib.suppress(OSError, IndexError):
-        names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        processor = names[0]
-    return f"{processor}, {config.threads} thread{'s' * (config.threads > 1)} per process of {os.cpu_count()} cores"
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("hfgen", "numpy", "torch", *PACKAGES):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+        return re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())[0]
+    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":
