@@ -47,7 +47,7 @@ class FeatureStatistics:
         self._check_dim(features.shape[1])
         while len(features):
             part, features = features[: BUFFER_ROWS - self._pending], features[BUFFER_ROWS - self._pending :]
-            self._buffer[self._pending : self._pending + len(part)] = part.cpu().double().numpy()
+            torch.from_numpy(self._buffer)[self._pending : self._pending + len(part)] = part
             self._pending += len(part)
             if self._pending == BUFFER_ROWS:
                 self._flush()
