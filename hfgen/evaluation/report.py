@@ -1,6 +1,7 @@
 """What is made of an evaluation: the report, a table, a chart of several checkpoints, and the text for a card."""
 
 import json
+import math
 import platform
 import time
 import unicodedata
@@ -30,7 +31,8 @@ PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 ARROWS = {"lower": "↓", "higher": "↑"}
 
 # The chart, in pixels.
-WIDTH, MARGIN, NAMES, NUMBERS, BAR, GAP, FONT = 900, 16, 220, 90, 16, 8, 14
+WIDTH, MARGIN, NUMBERS, BAR, GAP, FONT = 900, 16, 90, 16, 8, 14
+TICKS, SMOOTH = 56, 4  # of a plot: room for the numbers at its side, and how many times larger its lines are drawn
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 INK, REAL = "#222222", "#888888"
 
@@ -92,7 +94,12 @@ def number(value: float | None, error: float | None = None) -> str:
     if value is None:
         return "–"
     text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return text if error is None else f"{text} ± {error:.2g}"
+    return text if error is None else f"{text} ± {f'{error:,.0f}' if error >= 100 else f'{error:.2g}'}"
+
+
+def cell(result: dict[str, Any]) -> str:
+    """A result as a table shows it: a number, or where there is none, `missing`, which may say why."""
+    return result.get("missing", "–") if result["value"] is None else number(result["value"], result["error"])
 
 
 def table(reports: Sequence[dict[str, Any]]) -> str:
@@ -101,7 +108,7 @@ def table(reports: Sequence[dict[str, Any]]) -> str:
     rows = [["", *short_names(reports), *["real images"] * same]]
     for key, (title, better) in titles(reports).items():
         found = [report["results"].get(key) for report in reports]
-        cells = [number(result["value"], result["error"]) if result else "" for result in found]
+        cells = [cell(result) if result else "" for result in found]
         rows.append([f"{title} {ARROWS.get(better or '', '')}".strip(), *cells])
         rows[-1] += [number(find_real(reports, key))] * same
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -187,49 +194,119 @@ def card_section(report: dict[str, Any], whole: dict[str, Any]) -> str:
 
 def chart(reports: Sequence[dict[str, Any]]) -> Image.Image:
     """Bars of several models, a panel with its own scale for each number; a line marks held-out real images."""
-    font = ImageFont.load_default(size=FONT)
-    row = BAR + GAP
-    panels = [
-        (key, *rest)
-        for key, rest in titles(reports).items()
+    shown, height = drawable(reports), panel_height(len(reports))
+    canvas = Image.new("RGB", (WIDTH, 2 * MARGIN + len(shown) * height), "white")
+    for place, key in enumerate(shown):
+        bars(canvas, reports, key, MARGIN, MARGIN + place * height, WIDTH - 2 * MARGIN)
+    return canvas
+
+
+def drawable(reports: Sequence[dict[str, Any]]) -> list[str]:
+    """The numbers that at least one model has."""
+    return [
+        key
+        for key in titles(reports)
         if any(report["results"].get(key, {}).get("value") is not None for report in reports)
     ]
-    panel = FONT + 3 * GAP + len(reports) * row
-    canvas = Image.new("RGB", (WIDTH, 2 * MARGIN + len(panels) * panel), "white")
+
+
+def panel_height(models: int) -> int:
+    """Of what [`bars`] draws, with the space below it."""
+    return FONT + 3 * GAP + models * (BAR + GAP)
+
+
+def write(canvas: Image.Image, x: float, y: float, text: str, colour: str = INK, anchor: str = "la") -> float:
+    """Writes a line in the one font that PIL brings along; returns its length in pixels."""
+    ascii_only = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()  # what the font has
+    font = ImageFont.load_default(size=FONT)
+    ImageDraw.Draw(canvas).text((x, y), ascii_only, fill=colour, font=font, anchor=anchor)
+    return font.getlength(ascii_only)
+
+
+def bars(canvas: Image.Image, reports: Sequence[dict[str, Any]], key: str, x: int, y: int, width: int) -> None:
+    """Draws the panel of one number, from the corner `(x, y)` on."""
     draw = ImageDraw.Draw(canvas)
+    title, better = titles(reports)[key]
+    results = [report["results"].get(key) or {"value": None} for report in reports]
+    ends = [
+        result["value"] + sign * (result["error"] or 0)
+        for result in results
+        if result["value"] is not None
+        for sign in (-1, 1)
+    ]
+    real = find_real(reports, key)
+    shown = [0.0, *ends, *([] if real is None else [real])]
+    first, row = y + FONT + GAP, BAR + GAP
+    write(canvas, x, y, f"{title} ({better} is better)" if better else title)
+    rows = enumerate(short_names(reports))
+    names = 2 * GAP + max(write(canvas, x, first + index * row, name[-28:]) for index, name in rows)
+    low, unit = min(shown), (width - names - NUMBERS) / ((max(shown) - min(shown)) or 1.0)
+    left = x + names - low * unit  # where 0 is
+    for index, result in enumerate(results):
+        top = first + index * row
+        if result["value"] is None:
+            write(canvas, x + width, top, result.get("missing", "none"), anchor="ra")
+            continue
+        write(canvas, x + width, top, number(result["value"]), anchor="ra")
+        right = left + result["value"] * unit
+        draw.rectangle((min(left, right), top, max(left, right), top + BAR), fill=COLOURS[index % len(COLOURS)])
+        if result["error"]:
+            reach = result["error"] * unit
+            draw.line((right - reach, top + BAR // 2, right + reach, top + BAR // 2), fill=INK, width=2)
+    if real is not None:
+        place = left + real * unit
+        draw.line((place, first - GAP // 2, place, first + len(reports) * row - GAP // 2), fill=REAL, width=2)
+        write(canvas, x + width, y, f"real images {number(real)}", REAL, "ra")
 
-    def write(x: int, y: int, text: str, colour: str = INK, anchor: str = "la") -> None:
-        ascii_only = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()  # what the font has
-        draw.text((x, y), ascii_only, fill=colour, font=font, anchor=anchor)
 
-    for place, (key, title, better) in enumerate(panels):
-        top = MARGIN + place * panel
-        first = top + FONT + GAP
-        results = [report["results"].get(key) or {"value": None} for report in reports]
-        ends = [
-            result["value"] + sign * (result["error"] or 0)
-            for result in results
-            if result["value"] is not None
-            for sign in (-1, 1)
-        ]
-        real = find_real(reports, key)
-        shown = [0.0, *ends, *([] if real is None else [real])]
-        low, unit = min(shown), (WIDTH - 2 * MARGIN - NAMES - NUMBERS) / ((max(shown) - min(shown)) or 1.0)
-        left = MARGIN + NAMES - low * unit  # where 0 is
-        write(MARGIN, top, f"{title} ({better} is better)" if better else title)
-        for index, (name, result) in enumerate(zip(short_names(reports), results, strict=True)):
-            y = first + index * row
-            write(MARGIN, y, name[-28:])
-            write(WIDTH - MARGIN, y, "none" if result["value"] is None else number(result["value"]), anchor="ra")
-            if result["value"] is None:
-                continue
-            right = left + result["value"] * unit
-            draw.rectangle((min(left, right), y, max(left, right), y + BAR), fill=COLOURS[index % len(COLOURS)])
-            if result["error"]:
-                reach = result["error"] * unit
-                draw.line((right - reach, y + BAR // 2, right + reach, y + BAR // 2), fill=INK, width=2)
-        if real is not None:
-            x = left + real * unit
-            draw.line((x, first - GAP // 2, x, first + len(reports) * row - GAP // 2), fill=REAL, width=2)
-            write(WIDTH - MARGIN, top, f"real images {number(real)}", REAL, "ra")
-    return canvas
+def curves(
+    canvas: Image.Image,
+    lines: Sequence[Sequence[tuple[float, float]]],
+    title: str,
+    level: float,
+    box: tuple[int, int, int, int],
+) -> None:
+    """Draws how a number, on a logarithmic scale, changes over time, one line for each model.
+
+    Args:
+        canvas (`Image`): Where to draw.
+        lines (`Sequence` of `(time, value)` pairs): Of each model; without points for one that has none.
+        title (`str`): What both axes are.
+        level (`float`): Is marked by a line across.
+        box (`tuple[int, int, int, int]`): Left, top, width and height.
+    """
+    x, y, width, height = box
+    values = [value for line in lines for _, value in line if value > 0] + [level]
+    low, high = math.log10(min(values)) - 0.03, math.log10(max(values)) + 0.03
+    end = max((time for line in lines for time, _ in line), default=0) * 1.03 or 1.0
+    left, top = x + TICKS, y + FONT + 2 * GAP
+    wide, tall = x + width - left, y + height - FONT - GAP - top
+
+    def place(time: float, value: float) -> tuple[float, float]:
+        return time / end * wide, (high - math.log10(value)) / (high - low) * tall
+
+    large = Image.new("RGB", (wide * SMOOTH, tall * SMOOTH), "white")  # PIL draws jagged lines
+    draw = ImageDraw.Draw(large)
+
+    def line(points: Sequence[tuple[float, float]], colour: str, thickness: int) -> None:
+        draw.line([(a * SMOOTH, b * SMOOTH) for a, b in points], colour, thickness * SMOOTH, joint="curve")
+
+    steps = [a * 10.0**b for b in range(math.floor(low), math.ceil(high)) for a in (1, 2, 5)]
+    ticks = [step for step in steps if low <= math.log10(step) <= high]
+    for tick in ticks if len(ticks) > 1 else (min(values), max(values)):
+        line([place(0, tick), place(end, tick)], "#dddddd", 1)
+        write(canvas, left - GAP, top + place(0, tick)[1], number(tick), anchor="rm")
+    line([place(0, level), place(end, level)], REAL, 2)
+    for index, points in enumerate(lines):
+        colour = COLOURS[index % len(COLOURS)]
+        placed = [place(time, value) for time, value in points if value > 0]
+        if placed:
+            line(placed, colour, 2)
+        for a, b in placed:
+            draw.circle((a * SMOOTH, b * SMOOTH), 3 * SMOOTH, fill=colour)
+    canvas.paste(large.reduce(SMOOTH), (left, top))
+    ImageDraw.Draw(canvas).rectangle((left, top, left + wide, top + tall), outline=REAL)
+    write(canvas, x, y, title)
+    spacing = next(step for step in (a * 10.0**b for b in range(-3, 9) for a in (1, 2, 5)) if end / step <= 6)
+    for count in range(int(end / spacing) + 1):
+        write(canvas, left + count * spacing / end * wide, top + tall + GAP // 2, number(count * spacing), anchor="ma")
