@@ -121,7 +121,7 @@ def read_options(argv: Sequence[str] | None = None) -> Options:
 
 def train_missing(config: CompareConfig, reference: ReferenceConfig, folder: Path) -> tuple[list[str], str]:
     """Trains what the folder does not hold yet; returns the folders of the models, and the extractor."""
-    names = ("dataset_name", "dataset_split", "label_column", "cache_dir")
+    names = ("dataset_name", "dataset_config_name", "dataset_split", "image_column", "label_column", "cache_dir")
     data = [f"--{name}={value}" for name in names if (value := getattr(reference, name)) is not None]
     extractor = config.extractor or str(folder / "classifier")
     if not config.extractor and not (folder / "classifier" / "config.json").exists():
@@ -135,24 +135,22 @@ def train_missing(config: CompareConfig, reference: ReferenceConfig, folder: Pat
         flags += FAMILIES[family] if reference.dataset_name not in (None, "digits") else []
         for name in ("max_train_steps", "cpu_threads"):
             flags += [f"--{name}={value}"] if (value := getattr(config, name)) is not None else []
-        run_script(f"train_{family}", flags + evaluation_flags(family, flags, extractor))
+        if config.extractor_weights is not None:
+            flags.append(f"--eval_extractor_weights={config.extractor_weights}")
+        run_script(f"train_{family}", [*flags, "--eval_extractor", extractor, *evaluation_flags(family, flags)])
     return models, extractor
 
 
-def evaluation_flags(family: str, flags: list[str], extractor: str) -> list[str]:
+def evaluation_flags(family: str, flags: list[str]) -> list[str]:
     """The options that have a training measure its own quality every now and then."""
     from hfgen.data.images import open_images
-    from hfgen.training.config import TrainingConfig
     from hfgen.training.schedules import Length
 
-    if not hasattr(TrainingConfig, "eval_every"):
-        return []
     sys.path.insert(0, str(SCRIPTS))
     data, training, _ = importlib.import_module(f"train_{family}").read_options(flags)
     length = Length(training, 1, open_images(data).info.num_images)
     every = max(1, length.total // length.batch // EVALUATIONS)
-    often = f"--eval_every {every} --eval_metrics fd --eval_num_images {EVALUATION_IMAGES}"
-    return [*often.split(), "--eval_extractor", extractor]
+    return f"--eval_every {every} --eval_metrics fd --eval_num_images {EVALUATION_IMAGES}".split()
 
 
 def run_script(name: str, flags: list[str]) -> None:
