@@ -8,6 +8,7 @@ import torch
 from tqdm.auto import tqdm
 
 from hfgen.evaluation.checks import check_features
+from hfgen.evaluation.config import GOOD_ACCURACY
 from hfgen.evaluation.diversity import birthday_support, ndb, vendi_score
 from hfgen.evaluation.features import Extractor, metric_prefix
 from hfgen.evaluation.frechet import frechet_from_features, frechet_is_biased
@@ -15,10 +16,12 @@ from hfgen.evaluation.kernels import cmmd, kernel_distance
 from hfgen.evaluation.labels import (
     class_coverage,
     conditional_accuracy,
+    confident_share,
     divergence_floor,
     inception_score,
     label_counts,
     label_divergence,
+    rarest_class,
     stacked_modes,
 )
 from hfgen.evaluation.neighbours import memorisation, precision_recall_density_coverage
@@ -28,6 +31,8 @@ NUM_SPLITS = 10  # of the Inception Score
 NUM_BINS = 100  # of NDB
 PAIRS = 10  # nearest pairs that are remembered for a picture
 CMMD_EXTRACTOR = "openai/clip-vit-large-patch14-336"
+SURE = 0.9  # probability from which a classifier is called sure
+NEEDS_JUDGE = ("confidence", "label_divergence", "conditional_accuracy", "stacked_modes")
 
 # How many images each metric needs: generated, and real ones (held-out ones for memorisation).
 LEAST = {
@@ -157,6 +162,16 @@ def birthday(images: Images, real: Images, extractor: Extractor) -> list[Result]
     ]
 
 
+def confidence(images: Images, real: Images, extractor: Extractor) -> list[Result]:
+    """How many images the classifier is sure of, which it may be of noise, too."""
+    if images.kinds is not None:
+        raise ValueError("the classifier knows what is in a channel, not these images as a whole.")
+    assert images.logits is not None
+    title = f"Images with a top probability of {SURE} or more"
+    value = confident_share(images.logits, SURE)
+    return [Result("confidence", "confident_share", title, value, "higher", details={"threshold": SURE})]
+
+
 def classes(images: Images, real: Images, extractor: Extractor) -> list[Result]:
     counts = []
     for each in (images, real):
@@ -165,12 +180,16 @@ def classes(images: Images, real: Images, extractor: Extractor) -> list[Result]:
     found = label_divergence(*counts)
     details = {"counts": counts[0].tolist(), "real_counts": counts[1].tolist()}
     floor = divergence_floor(len(counts[0]), len(images.features))
+    rarest, smallest = rarest_class(*counts)
+    assert extractor.labels is not None
     metric = "label_divergence"
     return [
         Result(metric, "label_kl", "Divergence of the classes (KL, nats)", found.kl, "lower",
                details={"floor": floor, **details}),
         Result(metric, "label_js", "Divergence of the classes (JS, nats)", found.js, "lower"),
         Result(metric, "class_coverage", "Classes that occur", class_coverage(*counts), "higher"),
+        Result(metric, "smallest_share", "Share of the rarest class", smallest, "higher",
+               details={"class": extractor.labels[rarest]}),
     ]  # fmt: skip
 
 
@@ -207,6 +226,7 @@ PAIRWISE: list[tuple[tuple[str, ...], Callable[[Images, Images, Extractor], list
     (("vendi",), vendi),
     (("ndb",), bins),
     (("birthday",), birthday),
+    (("confidence",), confidence),
     (("label_divergence",), classes),
     (("conditional_accuracy",), conditional),
     (("stacked_modes",), stacked),
@@ -218,6 +238,16 @@ def slug(extractor: Extractor) -> str:
     return metric_prefix(extractor, "kd").removeprefix("kd_")
 
 
+def weakness(metric: str, extractor: Extractor) -> str | None:
+    """Why a classifier should not judge; `None` if it may, if nothing is known of it, or if nobody asks it to."""
+    if metric in NEEDS_JUDGE and extractor.accuracy is not None and extractor.accuracy < GOOD_ACCURACY:
+        return (
+            f"the test accuracy of --extractor {extractor.id} is only {extractor.accuracy:.1%}, and a judge needs "
+            f"{GOOD_ACCURACY:.0%}: train it longer"
+        )
+    return None
+
+
 def compare(metrics: Sequence[str], images: Images, real: Images, extractor: Extractor, text: str) -> list[Result]:
     """All metrics that compare images with real ones. One that fails has a result without a value."""
     chosen = [(names, function) for names, function in PAIRWISE if set(names) & set(metrics)]
@@ -227,6 +257,9 @@ def compare(metrics: Sequence[str], images: Images, real: Images, extractor: Ext
             asked = [name for name in names if name in metrics]
             bar.set_postfix_str(" ".join(asked))
             try:
+                weak = weakness(asked[0], extractor)
+                if weak:
+                    raise ValueError(f"{weak}.")
                 found = function(images, real, extractor)
             except ValueError as error:
                 found = [Result(name, name, name, None, notes=[str(error)]) for name in asked]

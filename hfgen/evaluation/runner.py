@@ -38,7 +38,7 @@ REAL_BATCH = 256  # real images looked at together
 MOST_KINDS = 10**6  # of Stacked MNIST and its like
 LIKELIHOOD_IMAGES, LIKELIHOOD_SAMPLES, LIKELIHOOD_BATCH = 1000, 100, 50
 PATHS, PATH_BATCH = 1000, 64
-NEEDS_LOGITS = ("is", "label_divergence", "conditional_accuracy", "stacked_modes")
+NEEDS_LOGITS = ("is", "confidence", "label_divergence", "conditional_accuracy", "stacked_modes")
 NEEDS_CLASSES = ("label_divergence", "conditional_accuracy", "stacked_modes")
 
 Rows = dict[str, torch.Tensor]
