@@ -5,8 +5,9 @@ found out by counting them. The result is an ordinary folder with a parquet file
 
     python scripts/make_stacked_mnist.py --dataset_name ylecun/mnist --output_dir data/stacked-mnist
     accelerate launch scripts/train_gan.py --dataset_name data/stacked-mnist --num_epochs 10
-    python scripts/sample.py --model out/gan-stacked-mnist --num_images 26000 --batch_size 500
-    python scripts/check_mnist.py --images out/gan-stacked-mnist/images
+    python scripts/train_classifier.py --dataset_name ylecun/mnist
+    python scripts/evaluate.py --model out/gan-stacked-mnist --dataset_name data/stacked-mnist \
+        --extractor out/classifier-mnist --metrics stacked_modes --num_images 26000
 """
 
 from collections.abc import Iterator, Sequence

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 from hfgen.cli import as_dict, option, parse
 from hfgen.data.config import DataConfig
 from hfgen.errors import UserError, one_line_errors
+from hfgen.evaluation.config import GOOD_ACCURACY
 from hfgen.training.options import choose_preset
 
 if TYPE_CHECKING:  # they take seconds to import, and `--help` does not need them
@@ -46,7 +47,6 @@ SMALLEST_MAP = 4  # pixels per side, at which the network stops halving
 WIDEST = 8  # times the base channels
 WARMUP = 0.1  # of the steps
 WEIGHT_DECAY = 0.05
-GOOD_ACCURACY = 0.9  # a weaker judge says little about what it judges
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "numpy")
 
 CARD = """---

@@ -6,6 +6,7 @@ from hfgen.cli import option
 from hfgen.data.config import ImagesConfig
 from hfgen.errors import UserError
 
+GOOD_ACCURACY = 0.9  # a weaker classifier says little about what it judges
 METRICS = (
     "fd",
     "kd",
@@ -17,6 +18,7 @@ METRICS = (
     "ndb",
     "birthday",
     "memorisation",
+    "confidence",
     "label_divergence",
     "conditional_accuracy",
     "stacked_modes",

@@ -104,6 +104,7 @@ class Extractor:
         verified (`bool`): Whether the weights are known to be the published ones (Inception only).
         revision (`str`, *optional*): Commit of the repository on the Hub.
         labels (`tuple` of `str`, *optional*): Names of the classes that the logits are for.
+        accuracy (`float`, *optional*): Share of test images that it got right, if train_classifier.py wrote it.
         notes (`list` of `str`): What a reader of the numbers has to be told.
     """
 
@@ -119,6 +120,7 @@ class Extractor:
     verified: bool = False
     revision: str | None = None
     labels: tuple[str, ...] | None = None
+    accuracy: float | None = None
     notes: list[str] = field(default_factory=list)
 
     def __call__(self, images: torch.Tensor) -> Outputs:
@@ -142,15 +144,12 @@ class Extractor:
         with torch.inference_mode(), full_precision(self.device):
             for batch in images.split(self.batch_size):
                 parts.append(run(self.network, self.prepare, batch, self.device))
-        if images.shape[1] < self.preprocessing["channels"]:
-            note = f"gray images were repeated to the {self.preprocessing['channels']} channels that {self.id} takes."
-            self.notes += [note] if note not in self.notes else []
         # Outside of inference mode, so that the results are ordinary tensors.
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def describe(self) -> dict[str, Any]:
         """What a report has to say of the extractor; JSON."""
-        names = ("id", "dim", "layer", "preprocessing", "fingerprint", "verified", "revision", "notes")
+        names = ("id", "dim", "layer", "preprocessing", "fingerprint", "verified", "revision", "accuracy", "notes")
         return {name: getattr(self, name) for name in names}
 
 
@@ -307,7 +306,16 @@ def load_transformers_extractor(name: str, device: torch.device, batch_size: int
         batch_size,
         revision=getattr(config, "_commit_hash", None),
         labels=tuple(config.id2label[index] for index in sorted(config.id2label)) if classifies else None,
+        accuracy=read_accuracy(Path(source)) if classifies and is_folder else None,
     )
+
+
+def read_accuracy(folder: Path) -> float | None:
+    """The test accuracy that train_classifier.py wrote beside a classifier; `None` if it is another's."""
+    try:
+        return float(json.loads((folder / "eval.json").read_text(encoding="utf-8"))["test_accuracy"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 @contextlib.contextmanager

@@ -87,6 +87,26 @@ def _mutual_information(logits: torch.Tensor, rows: torch.Tensor) -> float:
     return max(0.0, (-torch.xlogy(mean, mean).sum() - entropies / len(rows)).item())
 
 
+def confident_share(logits: torch.Tensor, threshold: float = 0.9) -> float:
+    """Share of the images that a classifier is sure of: textbooks call them recognisable.
+
+    It cannot see whether it is right to be: a classifier may be sure of noise, of images that are all the same and of
+    digits that nobody would write. Nor are all real images clear ones: read it beside theirs, not beside 1.
+
+    Args:
+        logits (`torch.Tensor` of shape `(N, L)`): One row per image.
+        threshold (`float`, *optional*, defaults to 0.9): Least probability, from 0 to 1, of the most probable class.
+
+    Raises:
+        ValueError: For no images, for NaN or infinite logits, and for a threshold that is out of range.
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold}, but must be from 0 to 1.")
+    logits = check_features(logits, "logits", least=1)
+    sure = [part.double().softmax(1).amax(1) >= threshold for part in logits.split(BLOCK)]
+    return torch.cat(sure).double().mean().item()
+
+
 def label_counts(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
     """How often each class occurs.
 
@@ -145,6 +165,20 @@ def class_coverage(generated: torch.Tensor, reference: torch.Tensor) -> float:
     """
     p, q = _both_shares(generated, reference)
     return (p[q > 0] > 0).double().mean().item()
+
+
+def rarest_class(generated: torch.Tensor, reference: torch.Tensor) -> tuple[int, float]:
+    """The class of a reference that is rarest among generated images, and its share of them.
+
+    Args:
+        generated, reference (`torch.Tensor` of shape `(K,)`): Counts or shares of the same classes.
+
+    Raises:
+        ValueError: As [`label_divergence`].
+    """
+    p, q = _both_shares(generated, reference)
+    number = int(p.masked_fill(q == 0, math.inf).argmin())
+    return number, p[number].item()
 
 
 def conditional_accuracy(logits: torch.Tensor, labels: torch.Tensor) -> ConditionalAccuracy:

@@ -15,10 +15,12 @@ from hfgen.evaluation.kernels import cmmd, kernel_distance
 from hfgen.evaluation.labels import (
     class_coverage,
     conditional_accuracy,
+    confident_share,
     divergence_floor,
     inception_score,
     label_counts,
     label_divergence,
+    rarest_class,
     stacked_modes,
 )
 from hfgen.evaluation.neighbours import memorisation, precision_recall_density_coverage
@@ -28,6 +30,7 @@ NUM_SPLITS = 10  # of the Inception Score
 NUM_BINS = 100  # of NDB
 PAIRS = 10  # nearest pairs that are remembered for a picture
 CMMD_EXTRACTOR = "openai/clip-vit-large-patch14-336"
+SURE = 0.9  # probability from which a classifier is called sure
 
 # How many images each metric needs: generated, and real ones (held-out ones for memorisation).
 LEAST = {
@@ -157,6 +160,14 @@ def birthday(images: Images, real: Images, extractor: Extractor) -> list[Result]
     ]
 
 
+def confidence(images: Images, real: Images, extractor: Extractor) -> list[Result]:
+    """How many images the classifier is sure of, which it may be of noise, too."""
+    assert images.logits is not None
+    title = f"Images with a top probability of {SURE} or more"
+    value = confident_share(images.logits, SURE)
+    return [Result("confidence", "confident_share", title, value, "higher", details={"threshold": SURE})]
+
+
 def classes(images: Images, real: Images, extractor: Extractor) -> list[Result]:
     counts = []
     for each in (images, real):
@@ -165,12 +176,16 @@ def classes(images: Images, real: Images, extractor: Extractor) -> list[Result]:
     found = label_divergence(*counts)
     details = {"counts": counts[0].tolist(), "real_counts": counts[1].tolist()}
     floor = divergence_floor(len(counts[0]), len(images.features))
+    rarest, smallest = rarest_class(*counts)
+    assert extractor.labels is not None
     metric = "label_divergence"
     return [
         Result(metric, "label_kl", "Divergence of the classes (KL, nats)", found.kl, "lower",
                details={"floor": floor, **details}),
         Result(metric, "label_js", "Divergence of the classes (JS, nats)", found.js, "lower"),
         Result(metric, "class_coverage", "Classes that occur", class_coverage(*counts), "higher"),
+        Result(metric, "smallest_share", "Share of the rarest class", smallest, "higher",
+               details={"class": extractor.labels[rarest]}),
     ]  # fmt: skip
 
 
@@ -207,6 +222,7 @@ PAIRWISE: list[tuple[tuple[str, ...], Callable[[Images, Images, Extractor], list
     (("vendi",), vendi),
     (("ndb",), bins),
     (("birthday",), birthday),
+    (("confidence",), confidence),
     (("label_divergence",), classes),
     (("conditional_accuracy",), conditional),
     (("stacked_modes",), stacked),

@@ -111,8 +111,6 @@ def path_distances(
             f"the path length needs images that are not rounded to 8 bit, which the image processor of {extractor.id} "
             "does not take: leave ppl out, or choose another extractor."
         )
-    # Checks the channels, and leaves the notes that any use of the extractor does.
-    extractor(torch.zeros(1, *pipe.image_shape, dtype=torch.uint8))
     device = torch.device("cpu") if pipe.device.type == "mps" else pipe.device  # which has no float64
     model = copy.deepcopy(pipe.model).to(device).double().eval()
     prepare = functools.partial(prepare_unrounded, extractor.prepare)

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from hfgen.errors import UserError
-from hfgen.evaluation.config import METRICS, ReferenceConfig
+from hfgen.evaluation.config import GOOD_ACCURACY, METRICS, ReferenceConfig
 from hfgen.evaluation.features import Extractor, Preparation
 from hfgen.evaluation.likelihood import log_evidence
 from hfgen.evaluation.metrics import LEAST, Images, Result, compare, copies, slug
@@ -40,8 +40,9 @@ from hfgen.objectives.elbo import bits_per_dim
 MOST_KINDS = 10**6  # of Stacked MNIST and its like
 LIKELIHOOD_IMAGES, LIKELIHOOD_SAMPLES, LIKELIHOOD_BATCH = 1000, 100, 50
 PATHS, PATH_BATCH = 1000, 64
-NEEDS_LOGITS = ("is", "label_divergence", "conditional_accuracy", "stacked_modes")
 NEEDS_CLASSES = ("label_divergence", "conditional_accuracy", "stacked_modes")
+NEEDS_JUDGE = ("confidence", *NEEDS_CLASSES)
+NEEDS_LOGITS = ("is", *NEEDS_JUDGE)
 
 
 # Metrics that need more than features
@@ -115,7 +116,13 @@ def path_length(
 
 
 def obstacle(
-    metric: str, sampler: Sampler, extractor: Extractor, has_logits: bool, reference: Reference, num_images: int
+    metric: str,
+    sampler: Sampler,
+    extractor: Extractor,
+    has_logits: bool,
+    reference: Reference,
+    num_images: int,
+    is_stacked: bool,
 ) -> str | None:
     """Why a metric cannot be computed here, and what to do; `None` if it can."""
     generated, real = LEAST.get(metric, (1, 1))
@@ -126,6 +133,13 @@ def obstacle(
         return f"it needs at least {real} {name} images, and there are {len(part.rows)}: use more, or other data"
     if (metric in NEEDS_LOGITS and not has_logits) or (metric in NEEDS_CLASSES and not extractor.labels):
         return f"it needs a classifier, and {extractor.id} is none: choose another --extractor"
+    if metric in NEEDS_JUDGE and extractor.accuracy is not None and extractor.accuracy < GOOD_ACCURACY:
+        return (
+            f"the test accuracy of --extractor {extractor.id} is only {extractor.accuracy:.1%}, and a judge needs "
+            f"{GOOD_ACCURACY:.0%}: train it longer"
+        )
+    if is_stacked and metric in ("is", "confidence", "label_divergence"):
+        return f"{extractor.id} knows what is in a channel, not in these images as a whole: use stacked_modes"
     if metric == "conditional_accuracy":
         if not sampler.classes or sampler.grouped:
             return f"{sampler.name} cannot be asked for a class: leave it out"
@@ -218,14 +232,18 @@ class Evaluator:
         num_real = config.num_real_images or num_images
         reference = self.reference = open_reference(config, sampler.image_shape, num_real, num_images)
 
-        def why_not(metric: str) -> str | None:
-            return obstacle(metric, sampler, extractor, "logits" in probe, reference, num_images)
-
         info = reference.real.data.info
         kinds = len(extractor.labels or ()) ** info.channels
-        is_stacked = bool(extractor.labels) and len(info.class_names or ()) == kinds
+        is_stacked = info.channels > 1 and bool(extractor.labels) and len(info.class_names or ()) == kinds
+
+        def why_not(metric: str) -> str | None:
+            return obstacle(metric, sampler, extractor, "logits" in probe, reference, num_images, is_stacked)
+
         self.metrics, self.left_out = choose_metrics(metrics, why_not, is_stacked)
         self.notes = list(reference.notes)
+        if info.channels < extractor.preprocessing["channels"]:
+            wanted = extractor.preprocessing["channels"]
+            self.notes.append(f"gray images were repeated to the {wanted} channels that {extractor.id} takes")
         if len(reference.held_out.rows) < num_images and baseline:
             self.notes.append(
                 f"the held-out images are {len(reference.held_out.rows):,}, fewer than the generated ones; metrics "

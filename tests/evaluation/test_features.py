@@ -307,6 +307,23 @@ def test_other_classifiers(kind, tmp_path):
     assert found["features"].shape == (3, extractor.dim) and found["logits"].shape == (3, 7)
 
 
+def test_the_accuracy_of_a_classifier_is_known_if_it_was_measured(tmp_path):
+    folder = tmp_path / "classifier"
+    save(folder, ResNetForImageClassification(ResNetConfig(**RESNET)), VIT_PROCESSOR)
+    for text, expected in (
+        ('{"test_accuracy": 0.5, "resolution": 28}', 0.5),
+        ('{"eval_accuracy": 0.5}', None),  # what others may write
+        ('{"test_accuracy": null}', None),
+        ('["test_accuracy"]', None),
+        ("nothing", None),
+    ):
+        (folder / "eval.json").write_text(text)
+        extractor = load_extractor(str(folder))
+        assert extractor.accuracy == extractor.describe()["accuracy"] == expected
+    (folder / "eval.json").unlink()
+    assert load_extractor(str(folder)).accuracy is None
+
+
 # The extractor.
 
 
@@ -330,12 +347,10 @@ def test_the_outputs_are_ordinary_and_do_not_depend_on_the_batch(vit):
     assert extractor.notes == []
 
 
-def test_gray_images_for_a_colour_network_leave_a_note(vit):
+def test_gray_images_for_a_colour_network_are_repeated(vit):
     extractor = load_extractor(vit)
     gray = images(3, 1, 24, 24)
     torch.testing.assert_close(extractor(gray)["features"], extractor(gray.repeat(1, 3, 1, 1))["features"])
-    extractor(gray)
-    assert extractor.notes == ["gray images were repeated to the 3 channels that vit takes."]
     report = extractor.describe()
     assert json.loads(json.dumps(report)) == report and report["notes"] == extractor.notes
     with pytest.raises(UserError, match="composite them onto a background first"):

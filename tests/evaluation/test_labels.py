@@ -10,10 +10,12 @@ from hfgen.evaluation import labels
 from hfgen.evaluation.labels import (
     class_coverage,
     conditional_accuracy,
+    confident_share,
     divergence_floor,
     inception_score,
     label_counts,
     label_divergence,
+    rarest_class,
     stacked_modes,
 )
 
@@ -107,6 +109,39 @@ def test_mistakes_in_logits(logits, splits, message):
         inception_score(logits, splits)
 
 
+def test_confidence_is_its_definition(monkeypatch):
+    logits = draws(500, 4, scale=2)
+    top = [max(softmax(row)) for row in logits.tolist()]
+    for threshold in (0.25, 0.5, 0.9, 0.99):
+        expected = sum(value >= threshold for value in top) / 500
+        assert confident_share(logits, threshold) == expected
+        assert confident_share(logits + draws(500, 1, scale=1000), threshold) == expected
+    assert confident_share(logits) == confident_share(logits, 0.9)
+    monkeypatch.setattr(labels, "BLOCK", 7)
+    assert confident_share(logits, 0.5) == sum(value >= 0.5 for value in top) / 500
+
+
+def test_confidence_counts_from_the_threshold_on():
+    sure = torch.tensor([[math.log(9) + shift, 0.0] for shift in (-1e-3, 1e-3)])  # odds of 9 to 1, nearly
+    assert confident_share(sure) == 0.5
+    assert confident_share(torch.zeros(3, 2), 0.5) == 1  # both classes have exactly a half
+    assert confident_share(torch.tensor([[3e38, -3e38], [0.0, 0.0]])) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("logits", "threshold", "message"),
+    [
+        (torch.zeros(2, 3), 90, "threshold is 90, but must be from 0 to 1"),
+        (torch.zeros(2, 3), math.nan, "threshold is nan"),
+        (torch.zeros(0, 3), 0.9, "logits has 0 rows"),
+        (torch.tensor([[0.0, math.nan]]), 0.9, "NaN or infinite"),
+    ],
+)
+def test_mistakes_in_confidence(logits, threshold, message):
+    with pytest.raises(ValueError, match=message):
+        confident_share(logits, threshold)
+
+
 def test_counts():
     assert label_counts(torch.tensor([2, 0, 2, 1], dtype=torch.uint8), 5).tolist() == [1, 1, 2, 0, 0]
     assert label_counts(np.array([3, 3]), 4).tolist() == [0, 0, 0, 2]
@@ -170,7 +205,7 @@ def test_the_floor_is_what_perfect_images_have():
     assert sum(found) / len(found) == pytest.approx(divergence_floor(10, 500), rel=bound)
 
 
-@pytest.mark.parametrize("function", [label_divergence, class_coverage])
+@pytest.mark.parametrize("function", [label_divergence, class_coverage, rarest_class])
 @pytest.mark.parametrize(
     ("generated", "reference", "message"),
     [
@@ -191,6 +226,12 @@ def test_coverage():
     assert class_coverage(torch.tensor([9, 0, 1, 0, 0]), reference) == 0.5
     assert class_coverage(torch.tensor([1, 1, 1, 1, 0]), reference) == 1
     assert class_coverage(torch.tensor([1, 0, 0, 0, 8]), reference) == 0.25  # the last is none of the reference's
+
+
+def test_the_rarest_class():
+    assert rarest_class(torch.tensor([5, 2, 0, 3]), torch.tensor([1, 1, 0, 1])) == (1, 0.2)  # none should be the third
+    assert rarest_class(torch.tensor([5, 0, 5]), torch.tensor([0.2, 0.4, 0.4])) == (1, 0)
+    assert rarest_class(torch.tensor([4, 0]), torch.tensor([0, 7])) == (1, 0)
 
 
 def test_conditional_accuracy():

@@ -96,7 +96,8 @@ KEYS = {
     "ndb": {"ndb", "ndb_jsd"},
     "birthday": {"birthday_support"},
     "memorisation": {"near_duplicates", "authpct"},
-    "label_divergence": {"label_kl", "label_js", "class_coverage"},
+    "confidence": {"confident_share"},
+    "label_divergence": {"label_kl", "label_js", "class_coverage", "smallest_share"},
     "conditional_accuracy": {"conditional_accuracy"},
     "stacked_modes": {"modes", "reverse_kl"},
     "bits_per_dim": {"bits_per_dim"},
@@ -282,10 +283,11 @@ def test_what_a_model_was_trained_on(samplers, config, extractor, place, tmp_pat
     sampler = load_sampler(str(tmp_path / "gan"), SamplingConfig())
     record = {"data": {"name": "digits", "split": "train", "num_images": 1100, "fingerprint": "of groups"}}
     (tmp_path / "gan" / "run.json").write_text(json.dumps(record))
-    assert not run(sampler, config, extractor, "memorisation", num_images=120)["notes"]
+    (gray,) = run(sampler, config, extractor, "memorisation", num_images=120)["notes"]
+    assert gray == "gray images were repeated to the 3 channels that classifier takes"
     record["data"]["num_images"] = 1797
     (tmp_path / "gan" / "run.json").write_text(json.dumps(record))
-    (note,) = run(sampler, config, extractor, "memorisation", num_images=120)["notes"]
+    _, note = run(sampler, config, extractor, "memorisation", num_images=120)["notes"]
     assert "was trained on 1797 images of digits [train]" in note
 
 

@@ -257,7 +257,7 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path, script, argumen
 
 
 def test_scripts_end_with_one_line_and_exit_code_2():
-    for command in (["train_ddpm", "--resolutoin", "8"], ["sample", "--model", "absent"], ["check_mnist"]):
+    for command in (["train_ddpm", "--resolutoin", "8"], ["sample", "--model", "absent"], ["evaluate"]):
         result = run(*command, launcher=False)
         assert result.returncode == 2
         assert result.stdout == ""
