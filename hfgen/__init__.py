@@ -15,6 +15,7 @@ _PUBLIC = {
     "DDPMConfig": "hfgen.training.config",
     "DDPMRecipe": "hfgen.training.ddpm",
     "DataConfig": "hfgen.data.config",
+    "Evaluator": "hfgen.evaluation.runner",
     "GANConfig": "hfgen.training.config",
     "GANPipeline": "hfgen.pipelines.gan",
     "GANRecipe": "hfgen.training.gan",
@@ -23,9 +24,12 @@ _PUBLIC = {
     "MLPDiscriminator": "hfgen.models.mlp_gan",
     "MLPGenerator": "hfgen.models.mlp_gan",
     "Recipe": "hfgen.training.recipe",
+    "ReferenceConfig": "hfgen.evaluation.config",
     "ResidualDiscriminator": "hfgen.models.residual_gan",
     "ResidualGenerator": "hfgen.models.residual_gan",
     "ResidualVAE": "hfgen.models.residual_vae",
+    "Sampler": "hfgen.evaluation.sampling",
+    "SamplingConfig": "hfgen.evaluation.config",
     "StyleGAN2Discriminator": "hfgen.models.stylegan2",
     "StyleGAN2Generator": "hfgen.models.stylegan2",
     "Trainer": "hfgen.training.loop",
@@ -36,7 +40,10 @@ _PUBLIC = {
     "VAERecipe": "hfgen.training.vae",
     "VQVAE": "hfgen.models.vq_vae",
     "denoise": "hfgen.pipelines.ddpm_sampling",
+    "evaluate": "hfgen.evaluation.runner",
+    "load_extractor": "hfgen.evaluation.features",
     "load_pipeline": "hfgen.pipelines",
+    "load_sampler": "hfgen.evaluation.sampling",
     "open_images": "hfgen.data.images",
     "sampling_scheduler": "hfgen.pipelines.ddpm_sampling",
 }
@@ -45,6 +52,10 @@ if TYPE_CHECKING:
     from hfgen.data.config import DataConfig
     from hfgen.data.images import open_images
     from hfgen.errors import UserError
+    from hfgen.evaluation.config import ReferenceConfig, SamplingConfig
+    from hfgen.evaluation.features import load_extractor
+    from hfgen.evaluation.runner import Evaluator, evaluate
+    from hfgen.evaluation.sampling import Sampler, load_sampler
     from hfgen.models.conv_vae import ConvVAE
     from hfgen.models.dcgan import DCGANDiscriminator, DCGANGenerator
     from hfgen.models.gaussian_mixture import GaussianMixturePrior
@@ -74,6 +85,7 @@ __all__ = [
     "DDPMConfig",
     "DDPMRecipe",
     "DataConfig",
+    "Evaluator",
     "GANConfig",
     "GANPipeline",
     "GANRecipe",
@@ -82,9 +94,12 @@ __all__ = [
     "MLPDiscriminator",
     "MLPGenerator",
     "Recipe",
+    "ReferenceConfig",
     "ResidualDiscriminator",
     "ResidualGenerator",
     "ResidualVAE",
+    "Sampler",
+    "SamplingConfig",
     "StyleGAN2Discriminator",
     "StyleGAN2Generator",
     "Trainer",
@@ -95,7 +110,10 @@ __all__ = [
     "VAERecipe",
     "__version__",
     "denoise",
+    "evaluate",
+    "load_extractor",
     "load_pipeline",
+    "load_sampler",
     "open_images",
     "sampling_scheduler",
 ]

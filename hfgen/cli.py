@@ -4,6 +4,8 @@ import argparse
 import dataclasses
 import difflib
 import json
+import os
+import shlex
 import sys
 import types
 import typing
@@ -100,8 +102,9 @@ def as_dict(configs: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def command_line(configs: Sequence[type], argv: Sequence[str]) -> list[str]:
-    """The arguments as they may be written down: the values of secret flags are replaced by stars."""
+def command_line(configs: Sequence[type], argv: Sequence[str] | None = None) -> str:
+    """The command that runs this program, as it may be written down: values of secret flags are replaced by stars."""
+    argv = sys.argv[1:] if argv is None else argv
     secrets = {f"--{f.name}" for config in configs for f in dataclasses.fields(config) if f.metadata.get("secret")}
     shown = []
     for previous, argument in zip(["", *argv], argv, strict=False):
@@ -111,7 +114,13 @@ def command_line(configs: Sequence[type], argv: Sequence[str]) -> list[str]:
         elif equals and flag in secrets:
             argument = f"{flag}=***"
         shown.append(argument)
-    return shown
+    launcher = ["python"]
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:
+        launcher = ["accelerate", "launch"]
+    elif "TORCHELASTIC_RUN_ID" in os.environ:
+        launcher = ["torchrun", "--nproc_per_node", os.environ["LOCAL_WORLD_SIZE"]]
+    script = Path(sys.argv[0])
+    return shlex.join([*launcher, script.name if script.is_absolute() else str(script), *shown])
 
 
 class _HelpFormatter(argparse.HelpFormatter):

@@ -425,9 +425,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     described = extractor.describe()
     notes = [note for report in reports for note in remarks(report, described)]
     notes = [*dict.fromkeys(notes), *own_remarks(reports, config, quality)]
-    command = shlex.join(
-        ["compare.py", *command_line([type(part) for part in options], sys.argv[1:] if argv is None else argv)]
-    )
+    command = command_line([type(part) for part in options], argv)
     machine = describe(accelerator, sampling.mixed_precision)
     whole = wrap(reports, described, command, as_dict(options), machine) | {"quality": quality, "remarks": notes}
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,6 @@ The report holds what it takes to repeat it, and what held-out real images get. 
 """
 
 import os
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,8 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     for model in config.model if len(config.model) > 1 else ():
         load(model)  # a mistake in the last one should not cost the hours of the first
-    shown = command_line([type(part) for part in options], sys.argv[1:] if argv is None else argv)
-    command = shlex.join([Path(sys.argv[0]).name, *shown])
+    command = command_line([type(part) for part in options], argv)
 
     reports: list[dict[str, Any]] = []
 

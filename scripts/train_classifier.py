@@ -18,9 +18,7 @@ import itertools
 import json
 import os
 import platform
-import shlex
 import shutil
-import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -29,7 +27,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfgen.cli import as_dict, option, parse
+from hfgen.cli import as_dict, command_line, option, parse
 from hfgen.data.config import DataConfig
 from hfgen.errors import UserError, one_line_errors
 from hfgen.evaluation.config import GOOD_ACCURACY
@@ -426,7 +424,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "parameters": model.num_parameters(),
             "train_seconds": round(seconds, 1),
             "machine": machine,
-            "command": shlex.join([Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)]),
+            "command": command_line([DataConfig, ClassifierConfig], argv),
             "config": as_dict([data, config]),
             "hfgen": version("hfgen"),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},

@@ -101,8 +101,8 @@ def test_mistakes_in_the_file(tmp_path, text, message):
 
 def test_secrets_are_never_recorded():
     assert "token" not in as_dict([Options(token="hf_secret")])
-    assert command_line([Options], ["--token", "hf_secret", "--size", "4"]) == ["--token", "***", "--size", "4"]
-    assert command_line([Options], ["--token=hf_secret"]) == ["--token=***"]
+    assert command_line([Options], ["--token", "hf_secret", "--size", "4"]).endswith("--token '***' --size 4")
+    assert command_line([Options], ["--token=hf_secret"]).endswith(" '--token=***'")
 
 
 @pytest.mark.parametrize(

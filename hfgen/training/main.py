@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ def train(
         if os.environ.get("RANK", "0") == "0":  # one process asks, and takes the others down if the answer is no
             model_id = check_push(model_id, training.hub_private_repo, training.hub_token)
         training = dataclasses.replace(training, hub_model_id=model_id)
-    run = Run(family, (data, training, options), sys.argv[1:] if argv is None else argv)
+    run = Run(family, (data, training, options), argv)
     batches = open_batches(data, training.seed, training.hub_token, num_clusters)
     torch.manual_seed(training.seed)  # the initial weights
     recipe = make_recipe(batches.info)

@@ -3,9 +3,7 @@
 import dataclasses
 import json
 import platform
-import shlex
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -41,10 +39,9 @@ class Run:
         self.settings = cli.as_dict(configs)
         fields = {field.name: field for config in configs for field in dataclasses.fields(config)}
         self.fixed = {name: v for name, v in self.settings.items() if not fields[name].metadata.get("resumable")}
-        shown = cli.command_line([type(config) for config in configs], sys.argv[1:] if argv is None else argv)
         if self.settings.get("streaming") and self.training.max_train_steps is None:
             raise UserError("--streaming has no epochs: give the length with --max_train_steps.")
-        self.command = shlex.join([Path(sys.argv[0]).name, *shown])
+        self.command = cli.command_line([type(config) for config in configs], argv)
         self.file = self.folder / "run.json"
         self.resume_from = self._find_checkpoint()
 

@@ -259,7 +259,6 @@ def test_names():
     assert metric_prefix(extractor, "ppl") == "ppl_inception-abababab"
 
 
-
 def test_mistakes(tmp_path):
     pipe = tiny_stylegan()
     for options in ({"space": "x"}, {"sampling": "middle"}, {"epsilon": 0.0}, {"epsilon": math.nan}):
