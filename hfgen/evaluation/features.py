@@ -128,7 +128,7 @@ class Extractor:
 
         Args:
             images (`torch.Tensor` or `np.ndarray` of shape `(N, C, H, W)`, uint8): Images; gray ones are repeated
-                for a colour network, which leaves a note.
+                for a colour network.
 
         Returns:
             `dict`: `"features"` of shape `(N, dim)`, and for a classifier `"logits"` of shape `(N, L)`; float32. The
@@ -343,7 +343,7 @@ def load_model(source: str) -> tuple[Any, bool]:
     """The model, in float32, of the class that its configuration names, and whether it classifies."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(source)
+    config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
     architecture = (config.architectures or [""])[0]
     classifies = architecture.endswith("ForImageClassification")
     kind = transformers.AutoModelForImageClassification if classifies else transformers.AutoModel
@@ -354,7 +354,7 @@ def load_model(source: str) -> tuple[Any, bool]:
     elif architecture == "CLIPVisionModelWithProjection":
         kind = transformers.CLIPVisionModelWithProjection
     options = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
-    model, info = kind.from_pretrained(source, config=config, **options)
+    model, info = kind.from_pretrained(source, config=config, trust_remote_code=False, **options)
     missing = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
     if not classifies and config.model_type in FIRST_TOKEN:
         model.pooler = None
@@ -438,7 +438,7 @@ def load_preparation(source: str, channels: int) -> tuple[Prepare, dict[str, Any
     has_backends = importlib.util.find_spec("transformers.image_processing_backends")
     options: dict[str, Any] = {"backend": "pil"} if has_backends else {"use_fast": False}
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(source, **options)
+        processor = transformers.AutoImageProcessor.from_pretrained(source, trust_remote_code=False, **options)
     except (ImportError, OSError, ValueError) as error:
         raise UserError(
             f"the extractor {source} has no image processor, which says how images are prepared for it: "
