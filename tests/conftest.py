@@ -49,6 +49,16 @@ def hf_home(tmp_path_factory):
     return home
 
 
+@pytest.fixture
+def hub():
+    """A Hub of its own for each test: see tests/hub/server.py."""
+    from hub.server import Hub
+
+    server = Hub()
+    yield server
+    server.close()
+
+
 def load_script(name: str):
     """Imports a script as a module, to call its `main` in this process."""
     spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "scripts" / f"{name}.py")

@@ -1,21 +1,35 @@
-"""Pushing a pipeline folder to the Hub."""
+"""Pushing pipelines to the Hub, so that a failure costs nothing but time."""
 
+import contextlib
+import glob
 import json
+import logging
+import shlex
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils import get_session, validate_repo_id
 
 from hfgen.errors import UserError
 
-# What the client raises for a bad answer, and for none: the latter are errors of the HTTP library that it is built on.
-FAILURES: tuple[Any, ...] = (
-    HfHubHTTPError,
-    OSError,
-    *(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"),
-)
 BESIDE_COMPONENTS = ("model_index.json", "README.md", "samples.png", "reconstructions.png")
+MESSAGE = "Upload pipeline"
+WAITS: tuple[float, ...] = (1, 5, 20)  # seconds before each further attempt
+LONGEST_WAIT = 300.0  # seconds; a Hub that asks for more is not waited for
+PATIENCE = 120.0  # seconds without a byte until a connection counts as broken; huggingface_hub itself waits forever
+
+# Failures that may pass: no answer, an odd one, and what uploads raise in its place. Those of the HTTP library, which
+# is not the same in all versions of huggingface_hub, are found among the bases of its own error.
+MAY_PASS: tuple[Any, ...] = (
+    *(kind for kind in HfHubHTTPError.__mro__ if kind.__module__.split(".")[0] not in ("huggingface_hub", "builtins")),
+    *(ConnectionError, TimeoutError, RuntimeError, json.JSONDecodeError),
+)
 
 
 def check_push(model_id: str, private: bool = False, token: str | None = None) -> str:
@@ -23,55 +37,225 @@ def check_push(model_id: str, private: bool = False, token: str | None = None) -
 
     Args:
         model_id (`str`): `name` or `user/name`.
-        private (`bool`): Whether a new repository is private.
+        private (`bool`): Whether the repository must be private.
         token (`str`, *optional*): By default what `HF_TOKEN` or `hf auth login` say.
 
     Returns:
         `str`: The full name of the repository.
 
     Raises:
-        UserError: Without a token that the Hub accepts, or for a name that it does not.
+        UserError: Without a token that may write, for a name that the Hub does not accept, for a repository that is
+            there and public but should be private, or if the Hub cannot be reached.
     """
-    remedy = "Set HF_TOKEN, run `hf auth login`, or leave --push_to_hub out."
     try:
-        huggingface_hub.utils.validate_repo_id(model_id)
-        huggingface_hub.whoami(token=token)
-        return huggingface_hub.create_repo(model_id, private=private, exist_ok=True, token=token).repo_id
-    except HFValidationError as error:
-        raise UserError(f"--hub_model_id {model_id} is no name for a repository: {error}") from None
-    except LocalTokenNotFoundError:
-        raise UserError(f"--push_to_hub needs a token of the Hub, and there is none. {remedy}") from None
-    except FAILURES as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"--push_to_hub: the Hub does not accept the token, or cannot be reached: {reason} {remedy}"
-        ) from None
+        return open_repository(model_id, private, token, check_token=True)
+    except UserError as error:
+        raise UserError(f"--push_to_hub: {error} Mend that, or leave --push_to_hub out.") from None
 
 
-def push_folder(folder: Path, model_id: str, token: str | None = None) -> str:
-    """Uploads the pipeline of a run, and nothing else of its folder.
+def push_folder(
+    folder: Path,
+    model_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    commit_message: str = MESSAGE,
+    create_pr: bool = False,
+    token: str | None = None,
+) -> str:
+    """Uploads the pipeline that a folder holds, and nothing else of it, into a repository that is made if need be.
+
+    Failures that may pass are tried again for some minutes.
+
+    Args:
+        folder (`Path`): A pipeline folder, such as that of a run, or `best/` in it.
+        model_id (`str`): `name` or `user/name`.
+        private (`bool`): Whether the repository must be private.
+        revision (`str`, *optional*): Branch, made from `main` if need be, or `refs/pr/<number>`. By default `main`.
+        commit_message (`str`): Title of the commit.
+        create_pr (`bool`): Whether to open a pull request instead of writing to `main`.
+        token (`str`, *optional*): By default what `HF_TOKEN` or `hf auth login` say.
 
     Returns:
-        `str`: The address of the repository.
+        `str`: The address of what was pushed.
 
     Raises:
-        UserError: If the Hub cannot take it; the folder is untouched.
+        UserError: If the Hub cannot take it: says how to push later. The folder is untouched.
     """
-    index = json.loads((folder / "model_index.json").read_text())
-    components = [f"{name}/*" for name, value in index.items() if isinstance(value, list)]
+    pipeline_files(folder)
+    if create_pr and revision:
+        raise UserError(f"--create_pr and --revision {revision} exclude each other: a pull request goes into main.")
     try:
-        huggingface_hub.upload_folder(
+        model_id = open_repository(model_id, private, token)
+        if create_pr:
+            revision = _open_pull_request(model_id, commit_message, token)
+        elif revision and revision != "main" and not revision.startswith("refs/"):
+            _ask(lambda: huggingface_hub.create_branch(model_id, branch=revision, exist_ok=True, token=token), token)
+        return upload(folder, model_id, revision, commit_message, token)
+    except UserError as error:
+        command = ["python", "scripts/push_to_hub.py", "--folder", str(folder), "--hub_model_id", model_id]
+        command += ["--private"] * private
+        command += ["--revision", revision] if revision else ["--create_pr"] * create_pr
+        command += ["--commit_message", commit_message] if commit_message != MESSAGE else []
+        raise UserError(
+            f"the pipeline in {folder} is complete, but could not be pushed: {error} Push it later with: "
+            f"{shlex.join(command)}"
+        ) from None
+
+
+def pipeline_files(folder: Path) -> list[Path]:
+    """The files of a pipeline, relative to its folder: neither checkpoints, logs, caches nor other pipelines in it.
+
+    Raises:
+        UserError: If there is no pipeline.
+    """
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+        components = [name for name, value in index.items() if isinstance(value, list) and name.isidentifier()]
+    except (OSError, ValueError, AttributeError):
+        raise UserError(
+            f"{folder} holds no pipeline: give the --output_dir of a finished run, or `best` in it."
+        ) from None
+    code = index.get("_class_name")  # a pipeline that carries its code names the file, too
+    beside = [*BESIDE_COMPONENTS, *([f"{code[0]}.py"] if isinstance(code, list) else [])]
+    found = [folder / name for name in beside]
+    for name in components:
+        found += sorted((folder / name).rglob("*"))
+    files = [path.relative_to(folder) for path in found if path.is_file()]
+    return [file for file in files if not any(part.startswith((".", "__pycache__")) for part in file.parts)]
+
+
+def open_repository(model_id: str, private: bool, token: str | None, check_token: bool = False) -> str:
+    """Makes the repository unless it is there; returns its full name.
+
+    Raises:
+        UserError: See [`check_push`].
+    """
+    try:
+        validate_repo_id(model_id)
+    except HFValidationError as error:
+        raise UserError(f"--hub_model_id {model_id} is no name for a repository: {error}") from None
+    if check_token:
+        who = _ask(lambda: huggingface_hub.whoami(token=token), token)
+        if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
+            raise UserError("the token of the Hub may only read: make one that may write.")
+    options: dict[str, Any] = {"private": True} if private else {}
+    made = _ask(lambda: huggingface_hub.create_repo(model_id, exist_ok=True, token=token, **options), token)
+    if private and not _ask(lambda: huggingface_hub.model_info(made.repo_id, token=token), token).private:
+        raise UserError(f"the repository {made.repo_id} exists and is public, not private: give another name.")
+    return made.repo_id
+
+
+def upload(folder: Path, model_id: str, revision: str | None, commit_message: str, token: str | None) -> str:
+    """Uploads the pipeline in a folder into a repository and revision that exist; returns the address.
+
+    Raises:
+        UserError: If that fails, with the reason.
+    """
+
+    def call() -> Any:
+        return huggingface_hub.upload_folder(
             repo_id=model_id,
             folder_path=folder,
-            allow_patterns=[*BESIDE_COMPONENTS, *components],
-            commit_message="Upload pipeline",
+            allow_patterns=[glob.escape(file.as_posix()) for file in pipeline_files(folder)],
+            commit_message=commit_message,
+            revision=revision,
             token=token,
         )
-    except FAILURES as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        include = " ".join(f"--include '{pattern}'" for pattern in (*BESIDE_COMPONENTS, *components))
-        raise UserError(
-            f"the pipeline in {folder} is complete, but could not be pushed: {reason} "
-            f"Push it later with: hf upload {model_id} {folder} . {include}"
-        ) from None
-    return f"{huggingface_hub.constants.ENDPOINT}/{model_id}"
+
+    _ask(call, token)
+    address = f"{constants.ENDPOINT}/{model_id}"
+    if revision and revision.startswith("refs/pr/"):
+        return f"{address}/discussions/{revision.removeprefix('refs/pr/')}"
+    return f"{address}/tree/{quote(revision, safe='')}" if revision else address
+
+
+def _open_pull_request(model_id: str, title: str, token: str | None) -> str:
+    """Opens one by itself: if it came about by the commit, each further attempt would open another."""
+    opened = _ask(lambda: huggingface_hub.create_pull_request(model_id, title, token=token), token)
+    return str(opened.git_reference)
+
+
+# Asking the Hub
+
+
+def _ask(call: Callable[[], Any], token: str | None) -> Any:
+    """Calls the Hub, again after failures that may pass.
+
+    huggingface_hub itself repeats only some requests: neither `whoami` nor making a repository or a commit.
+
+    Raises:
+        UserError: With the reason in one line. No token is in it.
+    """
+    token = token or huggingface_hub.get_token()
+    if not token:
+        raise UserError("there is no token of the Hub: set HF_TOKEN, or run `hf auth login`.")
+    with _stars_in_logs(token):
+        for wait in (*WAITS, None):
+            # Of older versions, whose sessions have no such attribute, this asks nothing.
+            get_session().timeout = PATIENCE
+            try:
+                return call()
+            except Exception as error:  # of many kinds; whatever it is, what is to be pushed stays
+                asked = _asked_to_wait(error)
+                if wait is None or asked > LONGEST_WAIT or not _may_pass(error):
+                    raise UserError(hide(_reason(error), token)) from None
+                time.sleep(max(wait, asked))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _response(error: Exception) -> Any:
+    found = (getattr(cause, "response", None) for cause in _causes(error))
+    return next((response for response in found if response is not None), None)
+
+
+def _may_pass(error: Exception) -> bool:
+    response = _response(error)
+    if response is not None:
+        return response.status_code in (408, 429) or response.status_code >= 500
+    return isinstance(error, MAY_PASS) and not isinstance(error, OfflineModeIsEnabled)
+
+
+def _asked_to_wait(error: Exception) -> float:
+    """Seconds that the Hub asks for in its answer."""
+    response = _response(error)
+    text = response.headers.get("Retry-After", "") if response is not None else ""
+    return float(text) if text.isdigit() else 0.0
+
+
+def _reason(error: Exception) -> str:
+    causes = [error] if isinstance(error, HfHubHTTPError) else list(_causes(error))[:2]
+    texts = [str(cause).strip().partition("\n")[0].rstrip(".") or type(cause).__name__ for cause in causes]
+    response = _response(error)
+    said = response.headers.get("X-Error-Message", "").rstrip(".") if response is not None else ""
+    if said and said not in texts[-1]:
+        texts.append(said)
+    return ": ".join(dict.fromkeys(texts)) + "."
+
+
+def hide(text: str, token: str | None) -> str:
+    """Puts stars in place of the token."""
+    return text.replace(token, "***") if token else text
+
+
+@contextlib.contextmanager
+def _stars_in_logs(token: str | None) -> Iterator[None]:
+    """Hides the token in what huggingface_hub logs: addresses that a server made up, and its errors, may hold it."""
+
+    def mask(record: logging.LogRecord) -> bool:
+        record.msg, record.args = hide(record.getMessage(), token), None
+        return True
+
+    handlers = logging.getLogger("huggingface_hub").handlers
+    for handler in handlers:
+        handler.addFilter(mask)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(mask)

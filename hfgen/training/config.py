@@ -8,6 +8,7 @@ from hfgen.errors import UserError
 from hfgen.evaluation.config import METRICS
 
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+HUB_STRATEGIES = ("end", "every_save")
 LOGGERS = ("none", "tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab")
 
 # Flags of diffusers' training scripts that have another name, or no use, here.
@@ -19,7 +20,6 @@ MOVED = {
     "preserve_input_precision": "images are kept with 8 bits per channel; leave it out.",
     "allow_tf32": "TF32 is always on where --mixed_precision is not `no`; leave it out.",
     "local_rank": "the launcher sets it in the environment; leave it out.",
-    "hub_strategy": "--push_to_hub pushes the finished pipeline; leave it out.",
 }
 
 
@@ -83,6 +83,10 @@ class TrainingConfig:
         0.0, "epochs between two savings of the pipeline; 0 for only the last", resumable=True
     )
     push_to_hub: bool = option(False, "push the finished pipeline to the Hub", resumable=True)
+    hub_strategy: str = option(
+        "end", "when to push: at the end, or also, in the background, whenever the pipeline or the best one is saved",
+        choices=HUB_STRATEGIES, resumable=True,
+    )  # fmt: skip
     hub_model_id: str | None = option(None, "name of the repository (default: that of --output_dir)", resumable=True)
     hub_private_repo: bool = option(False, "make the repository private", resumable=True)
     hub_token: str | None = option(
@@ -104,6 +108,11 @@ class TrainingConfig:
         if best is not None and (self.eval_every is None or best not in self.eval_metrics):
             lacking = "--eval_every" if self.eval_every is None else f"{best} among --eval_metrics"
             raise UserError(f"--metric_for_best_model {best} is measured by evaluations: give {lacking}, too.")
+        if self.hub_strategy == "every_save" and not self.save_model_epochs and best is None:
+            raise UserError(
+                "--hub_strategy every_save pushes what is saved during training, which is nothing: give "
+                "--save_model_epochs or --metric_for_best_model, too."
+            )
         if self.eval_every is not None and (self.eval_num_images < 2 or not self.eval_metrics):
             raise UserError("--eval_num_images is below 2, or --eval_metrics is empty: there is nothing to measure.")
         for name in ("lr_warmup_steps", "max_grad_norm", "ema_ramp", "save_images_epochs", "save_model_epochs"):

@@ -25,6 +25,8 @@ from hfgen.data.batches import Batches, RawBatch, seed_from
 from hfgen.data.config import DataConfig
 from hfgen.errors import UserError
 from hfgen.evaluation.sampling import Sampler, in_turns
+from hfgen.hub.background import BackgroundPush
+from hfgen.hub.push import MESSAGE, push_folder
 from hfgen.training import checkpoint
 from hfgen.training.ema import EMA
 from hfgen.training.grids import make_grid, save_png, to_uint8
@@ -100,6 +102,9 @@ class Trainer:
             for path in checkpoint.set_aside(run.folder, self.images_seen):
                 self.say(f"A later checkpoint is kept as {path}")
             checkpoint.write_json(self.run.file, self._record())
+        self.pushes = None
+        if self.main and config.push_to_hub and config.hub_strategy == "every_save":
+            self.pushes = BackgroundPush(run.folder, self.model_id, config.hub_token, self.say)
         self.accelerator.wait_for_everyone()
         logs = run.folder / config.logging_dir
         self.monitor = Monitor(self.accelerator, logs / "metrics.jsonl", self.images_seen, bool(restored))
@@ -186,6 +191,8 @@ class Trainer:
             ) from None
         finally:
             signals.close()
+            if self.pushes:
+                self.pushes.close()
             self.accelerator.end_training()
 
     def _step(self) -> None:
@@ -302,6 +309,8 @@ class Trainer:
 
     def _between_steps(self) -> None:
         """Does what is due. Repeated at the same position, it changes nothing."""
+        if self.pushes:
+            self.pushes.poll()
         length = self.length
         intervals = (length.checkpointing, length.images, length.evaluation, length.model)
         checkpointing, images, evaluation, model = map(self._due, intervals)
@@ -555,6 +564,8 @@ class Trainer:
                     save_png(grid, folder / "reconstructions.png")
                 write_card(folder, record)
                 checkpoint.write_json(folder / "run.json", record)
+            if self.pushes and self.images_seen < self.length.total:  # the end has a push of its own
+                self.pushes.push(target, f"Training in progress: {self.images_seen} images")
         self.accelerator.wait_for_everyone()
 
     def _finish(self) -> None:
@@ -575,6 +586,34 @@ class Trainer:
         if (self._best / "model_index.json").exists():
             self.say(f"Best:     {self._best}")
         self.say(f"Use it:   python scripts/sample.py --model {folder} --num_images 16")
+        if self.pushes:
+            self.pushes.finish()
+
+    # Sharing
+
+    @property
+    def model_id(self) -> str:
+        """The repository of the run."""
+        return self.config.hub_model_id or self.run.folder.resolve().name
+
+    def push_to_hub(self, commit_message: str = MESSAGE, revision: str | None = None, create_pr: bool = False) -> str:
+        """Pushes the pipeline that the run has saved: see [`~hub.push.push_folder`]. For one process to call.
+
+        Returns:
+            `str`: The address.
+
+        Raises:
+            UserError: If it cannot be pushed; says how to do so later.
+        """
+        return push_folder(
+            self.run.folder,
+            self.model_id,
+            private=self.config.hub_private_repo,
+            revision=revision,
+            commit_message=commit_message,
+            create_pr=create_pr,
+            token=self.config.hub_token,
+        )
 
     def say(self, text: str) -> None:
         """Prints a line, in one process, beside the progress bar."""

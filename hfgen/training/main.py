@@ -11,7 +11,7 @@ import torch
 from hfgen.data.batches import open_batches
 from hfgen.data.config import DataConfig
 from hfgen.data.images import DataInfo
-from hfgen.hub.push import check_push, push_folder
+from hfgen.hub.push import check_push
 from hfgen.training.config import TrainingConfig
 from hfgen.training.loop import Trainer
 from hfgen.training.recipe import Recipe
@@ -55,6 +55,4 @@ def train(
     trainer = Trainer(recipe, batches, run, data)
     trainer.train()
     if training.push_to_hub and trainer.main:
-        assert training.hub_model_id is not None
-        url = push_folder(run.folder, training.hub_model_id, training.hub_token)
-        trainer.say(f"Pushed:   {url}")
+        trainer.say(f"Pushed:   {trainer.push_to_hub()}")

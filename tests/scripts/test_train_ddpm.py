@@ -229,7 +229,7 @@ def test_help_answers_without_torch():
         ("--rezolution 8", "unknown flag --rezolution. Did you mean --resolution?"),
         ("--ema_max_decay 0.9", "--ema_max_decay does not exist here: the moving average is set by its half-life"),
         ("--config CONFIG", "has the unknown key 'learning_rat'. Did you mean learning_rate?"),
-        ("--push_to_hub", "--push_to_hub needs a token of the Hub, and there is none"),
+        ("--push_to_hub", "--push_to_hub: there is no token of the Hub"),
         ("--resume_from_checkpoint absent", "--resume_from_checkpoint absent is no checkpoint"),
         ("--logger wandb", "--logger wandb is not installed"),
         ("--train_batch_size 0", "--train_batch_size 0 is out of range"),
