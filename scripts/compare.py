@@ -149,7 +149,7 @@ def evaluation_flags(family: str, flags: list[str]) -> list[str]:
     sys.path.insert(0, str(SCRIPTS))
     data, training, _ = importlib.import_module(f"train_{family}").read_options(flags)
     length = Length(training, 1, open_images(data).info.num_images)
-    every = max(1, length.total // length.batch // EVALUATIONS)
+    every = -(-length.total // length.batch // EVALUATIONS)  # rounded up: the last one comes anyway
     return f"--eval_every {every} --eval_metrics fd --eval_num_images {EVALUATION_IMAGES}".split()
 
 
