@@ -294,6 +294,8 @@ def load_transformers_extractor(name: str, device: torch.device, batch_size: int
         ) from None
     if features.ndim != 2:
         raise UserError(no_pooled_output(model))
+    if not features.isfinite().all():
+        raise UserError(f"the extractor {name} gives NaN or infinite features of a black image: give sound weights.")
     return Extractor(
         Path(source).resolve().name if is_folder else name,
         features.shape[1],
@@ -343,7 +345,7 @@ def load_model(source: str) -> tuple[Any, bool]:
     """The model, in float32, of the class that its configuration names, and whether it classifies."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(source)
+    config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
     architecture = (config.architectures or [""])[0]
     classifies = architecture.endswith("ForImageClassification")
     kind = transformers.AutoModelForImageClassification if classifies else transformers.AutoModel
@@ -354,6 +356,7 @@ def load_model(source: str) -> tuple[Any, bool]:
     elif architecture == "CLIPVisionModelWithProjection":
         kind = transformers.CLIPVisionModelWithProjection
     options = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    options["trust_remote_code"] = False  # by default a person is asked, and may say yes
     model, info = kind.from_pretrained(source, config=config, **options)
     missing = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
     if not classifies and config.model_type in FIRST_TOKEN:
@@ -438,7 +441,7 @@ def load_preparation(source: str, channels: int) -> tuple[Prepare, dict[str, Any
     has_backends = importlib.util.find_spec("transformers.image_processing_backends")
     options: dict[str, Any] = {"backend": "pil"} if has_backends else {"use_fast": False}
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(source, **options)
+        processor = transformers.AutoImageProcessor.from_pretrained(source, trust_remote_code=False, **options)
     except (ImportError, OSError, ValueError) as error:
         raise UserError(
             f"the extractor {source} has no image processor, which says how images are prepared for it: "

@@ -76,8 +76,13 @@ class Evaluation:
         best: list[dict[str, Any] | None] = [None]
         for result in results:
             if result.metric == self.config.metric_for_best_model and f"eval_{result.key}" in values:
-                found = {"metric": result.key, "value": result.value, "images_seen": images_seen}
-                before = self._before(result.key)
+                measure = {
+                    "metric": result.key,
+                    "extractor": self.evaluator.extractor.fingerprint,
+                    "num_images": self.config.eval_num_images,
+                }
+                found = measure | {"value": result.value, "images_seen": images_seen}
+                before = self._before(measure)
                 sign = 1 if result.better == "higher" else -1
                 if before is None or sign * (result.value or 0) > sign * before:
                     best = [found]
@@ -85,10 +90,10 @@ class Evaluation:
         broadcast_object_list(best)
         return values, best[0]
 
-    def _before(self, key: str) -> float | None:
-        """The value of the best pipeline so far, if there is one by the same metric."""
+    def _before(self, measure: dict[str, Any]) -> float | None:
+        """The value of the best pipeline so far, if there is one that was measured in the same way."""
         try:
             found = json.loads(self.best.read_text())["evaluation"]
-            return found["value"] if found["metric"] == key else None
-        except (OSError, ValueError, KeyError, TypeError):
+            return found["value"] if measure.items() <= found.items() else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None

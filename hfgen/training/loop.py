@@ -553,7 +553,7 @@ class Trainer:
                 if rows:
                     grid = make_grid([image for row in rows for image in to_uint8(row)], len(rows[0]))
                     save_png(grid, folder / "reconstructions.png")
-                write_card(folder, record)
+                write_card(folder, record, None if target == self.run.folder else target)
                 checkpoint.write_json(folder / "run.json", record)
         self.accelerator.wait_for_everyone()
 
