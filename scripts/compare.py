@@ -123,6 +123,7 @@ def train_missing(config: CompareConfig, reference: ReferenceConfig, folder: Pat
     """Trains what the folder does not hold yet; returns the folders of the models, and the extractor."""
     names = ("dataset_name", "dataset_config_name", "dataset_split", "image_column", "label_column", "cache_dir")
     data = [f"--{name}={value}" for name in names if (value := getattr(reference, name)) is not None]
+    data += ["--skip_corrupt_images"] if reference.skip_corrupt_images else []
     extractor = config.extractor or str(folder / "classifier")
     if not config.extractor and not (folder / "classifier" / "config.json").exists():
         run_script("train_classifier", [*data, "--output_dir", extractor])
@@ -252,8 +253,8 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     record_file = folder / "run.json"
     record = json.loads(record_file.read_text(encoding="utf-8")) if record_file.exists() else {}
     log = folder / record.get("config", {}).get("logging_dir", "logs") / "metrics.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    return record, [json.loads(line) for line in lines]
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
+    return record, [json.loads(line) for line in lines if line.endswith("\n")]  # one may be cut short
 
 
 def time_to_quality(found: Sequence[dict[str, Any]], wanted: float | None) -> float | None:
