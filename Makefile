@@ -33,5 +33,6 @@ test-end-to-end:  ## train, kill, resume and sample through the launchers
 	$(PYTHON) -m pytest tests/scripts
 
 .PHONY: benchmark
-benchmark:  ## what the training loop costs beside a bare torch loop
+benchmark:  ## what the training loop costs beside a bare one, and the metrics beside those of other libraries
 	$(PYTHON) scripts/benchmark_train.py
+	$(PYTHON) scripts/benchmark_metrics.py

@@ -123,6 +123,7 @@ def train_missing(config: CompareConfig, reference: ReferenceConfig, folder: Pat
     """Trains what the folder does not hold yet; returns the folders of the models, and the extractor."""
     names = ("dataset_name", "dataset_config_name", "dataset_split", "image_column", "label_column", "cache_dir")
     data = [f"--{name}={value}" for name in names if (value := getattr(reference, name)) is not None]
+    data += ["--skip_corrupt_images"] if reference.skip_corrupt_images else []
     extractor = config.extractor or str(folder / "classifier")
     if not config.extractor and not (folder / "classifier" / "config.json").exists():
         run_script("train_classifier", [*data, "--output_dir", extractor])
@@ -149,7 +150,7 @@ def evaluation_flags(family: str, flags: list[str]) -> list[str]:
     sys.path.insert(0, str(SCRIPTS))
     data, training, _ = importlib.import_module(f"train_{family}").read_options(flags)
     length = Length(training, 1, open_images(data).info.num_images)
-    every = max(1, length.total // length.batch // EVALUATIONS)
+    every = -(-length.total // length.batch // EVALUATIONS)  # rounded up: the last one comes anyway
     return f"--eval_every {every} --eval_metrics fd --eval_num_images {EVALUATION_IMAGES}".split()
 
 
@@ -252,8 +253,8 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     record_file = folder / "run.json"
     record = json.loads(record_file.read_text(encoding="utf-8")) if record_file.exists() else {}
     log = folder / record.get("config", {}).get("logging_dir", "logs") / "metrics.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    return record, [json.loads(line) for line in lines]
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
+    return record, [json.loads(line) for line in lines if line.endswith("\n")]  # one may be cut short
 
 
 def time_to_quality(found: Sequence[dict[str, Any]], wanted: float | None) -> float | None:

@@ -141,6 +141,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_json(output, whole)
         print(f"\n{model}: {heading(report, whole['extractor'])}\n\n{table([report])}\n")
         print(*(f"- {remark}" for remark in remarks(report, whole["extractor"])), sep="\n")
+        for metric, reason in report["left_out"].items():
+            print(f"- Without {metric}: {reason}.")
         pairs = nearest_pairs(sampler, reference, report)
         if pairs:
             number = f"-{len(reports)}" if len(config.model or ()) > 1 else ""

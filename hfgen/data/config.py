@@ -85,6 +85,7 @@ class ImagesConfig:
     dataset_split: str = option("test", "split (the digits have only train)")
     image_column: str | None = option(None, "column with the images; found by type if left out")
     label_column: str | None = option(None, "column with the classes; found by type if left out")
+    skip_corrupt_images: bool = option(False, "count and skip images that cannot be decoded instead of stopping")
     cache_dir: str | None = option(None, "where decoded images are kept (default: hfgen/ in the HF cache)")
 
     def data(self, image_shape: tuple[int, int, int], split: str) -> DataConfig:
@@ -95,6 +96,7 @@ class ImagesConfig:
             dataset_split=split,
             image_column=self.image_column,
             label_column=self.label_column,
+            skip_corrupt_images=self.skip_corrupt_images,
             resolution=image_shape[1],
             center_crop=True,
             image_mode=next(mode for mode, channels in IMAGE_MODES.items() if channels == image_shape[0]),

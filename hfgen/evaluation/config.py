@@ -27,6 +27,9 @@ METRICS = (
 )
 
 
+ONE_NUMBER = ("fd", "kd", "is", "cmmd", "vendi", "confidence", "conditional_accuracy", "bits_per_dim", "ppl")
+
+
 @dataclass(frozen=True)
 class SamplingConfig:
     """Sampling: how a checkpoint makes its images."""

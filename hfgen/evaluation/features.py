@@ -294,6 +294,8 @@ def load_transformers_extractor(name: str, device: torch.device, batch_size: int
         ) from None
     if features.ndim != 2:
         raise UserError(no_pooled_output(model))
+    if not features.isfinite().all():
+        raise UserError(f"the extractor {name} gives NaN or infinite features of a black image: give sound weights.")
     return Extractor(
         Path(source).resolve().name if is_folder else name,
         features.shape[1],
@@ -354,7 +356,8 @@ def load_model(source: str) -> tuple[Any, bool]:
     elif architecture == "CLIPVisionModelWithProjection":
         kind = transformers.CLIPVisionModelWithProjection
     options = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
-    model, info = kind.from_pretrained(source, config=config, trust_remote_code=False, **options)
+    options["trust_remote_code"] = False  # by default a person is asked, and may say yes
+    model, info = kind.from_pretrained(source, config=config, **options)
     missing = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
     if not classifies and config.model_type in FIRST_TOKEN:
         model.pooler = None

@@ -148,7 +148,7 @@ def real_images(
     and preprocessing.
 
     Raises:
-        UserError: If the cache cannot be read or written.
+        UserError: If the cache cannot be written.
     """
     info = part.data.info
     source = {
@@ -162,7 +162,8 @@ def real_images(
     }
     key = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:32]
     path = cache / f"{key}.safetensors"
-    present = [path.exists()]  # what the first process sees counts for all
+    found = read_cache(path) if accelerator.is_main_process else None
+    present = [found is not None]  # what the first process sees counts for all
     broadcast_object_list(present)
     if not present[0]:
 
@@ -172,17 +173,20 @@ def real_images(
         found = in_turns(accelerator, len(part.rows), REAL_BATCH, look, text, leave)
         if accelerator.is_main_process:
             write_cache(path, found, source | {"name": info.name})
-    if not accelerator.is_main_process:
+    if found is None or not accelerator.is_main_process:
         return None
-    if present[0]:
-        try:
-            found = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} holds no features: {error}. Delete it to have it made anew.") from None
     labels, numbers = None, class_numbers(info.class_names, extractor)
     if part.data.labels is not None and numbers is not None:
         labels = torch.tensor([*numbers, -1])[torch.from_numpy(part.data.labels[part.rows])]  # -1 stays -1
     return Images(**found, labels=labels)
+
+
+def read_cache(path: Path) -> Rows | None:
+    """The features that [`write_cache`] wrote; `None` if there are none, or none that can be read."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError):
+        return None
 
 
 def write_cache(path: Path, tensors: Rows, source: dict[str, Any]) -> None:

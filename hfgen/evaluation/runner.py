@@ -343,11 +343,10 @@ def evaluate(
     if accelerator.is_main_process:
         results = over_seeds(repeats) + once
         if all(result.value is None for result in results):
-            raise UserError(f"no metric can be computed: {results[0].notes[0]}")
-        reference, notes = evaluator.reference, list(evaluator.notes)
-        if evaluator.memorisation:
-            notes += training_notes(sampler.name, reference.train)
-        report[0] = {
+            report[0] = f"no metric can be computed: {results[0].notes[0]}"
+        reference = evaluator.reference
+        notes = evaluator.notes + training_notes(sampler.name, reference.train, evaluator.memorisation)
+        report[0] = report[0] or {
             "model": {"name": sampler.name, "family": sampler.family, "image_shape": list(sampler.image_shape)},
             "data": {
                 "name": reference.real.data.info.name,
@@ -373,6 +372,8 @@ def evaluate(
             },
         }
     broadcast_object_list(report)
+    if isinstance(report[0], str):
+        raise UserError(report[0])
     return report[0]
 
 
@@ -402,17 +403,17 @@ def as_json(result: Result) -> dict[str, Any]:
     """A result for the report, in which infinity, which JSON does not have, becomes a note."""
     values = dataclasses.asdict(result)
     del values["key"]
-    for name in ("value", "real", "error"):
+    for name, whose in (("value", ""), ("real", " of real images"), ("error", " (its error)")):
         if values[name] is not None and not math.isfinite(values[name]):
-            values["notes"].append(f"{name} is {values[name]}")
+            values["notes"].append(f"{result.title}{whose} is {values[name]}")
             values[name] = None
     return values
 
 
-def training_notes(name: str, train: Part) -> list[str]:
-    """Whether memorisation looks at all images that the model was trained on, as far as that is known."""
+def training_notes(name: str, train: Part, memorisation: bool) -> list[str]:
+    """Whether the model was trained on other images than those that it is compared with, as far as that is known."""
     notes = []
-    if len(train.rows) < len(train.data.images):
+    if memorisation and len(train.rows) < len(train.data.images):
         notes.append(
             f"memorisation sees copies of the {len(train.rows):,} images that are not held out, and no others"
         )
@@ -420,8 +421,8 @@ def training_notes(name: str, train: Part) -> list[str]:
     # Not the fingerprint, which is another one after random crops, and where groups of images were found.
     if data and (data["name"], data["split"], data["num_images"]) != (info.name, info.split, info.num_images):
         notes.append(
-            f"{name} was trained on {data['num_images']} images of {data['name']} [{data['split']}]: memorisation "
-            "sees copies of the reference, and no others"
+            f"{name} was trained on {data['num_images']} images of {data['name']} [{data['split']}], and is compared "
+            f"with {info.name} [{info.split}]" + ": memorisation sees copies of those, and no others" * memorisation
         )
     return notes
 

@@ -1,16 +1,10 @@
 """Mean and covariance of features that arrive in batches."""
 
-import contextlib
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from hfgen.errors import UserError
 from hfgen.evaluation.checks import check_features
 
 BUFFER_ROWS = 1024  # a product of fewer rows leaves most of the time to adding up D x D matrices
@@ -90,7 +84,7 @@ class FeatureStatistics:
         return torch.from_numpy(self._scatter / (self._count - 1))
 
     def state(self) -> dict[str, torch.Tensor]:
-        """A copy for files and other processes: `count`, `mean` and `scatter`, the sum of squares around the mean."""
+        """A copy for other processes: `count`, `mean` and `scatter`, the sum of squares around the mean."""
         self._flush()
         arrays = {"count": np.array(self._count), "mean": self._mean, "scatter": self._scatter}
         return {name: torch.tensor(array) for name, array in arrays.items()}
@@ -113,36 +107,6 @@ class FeatureStatistics:
         statistics._mean += mean.cpu().double().numpy()
         statistics._scatter += scatter.cpu().double().numpy()
         return statistics
-
-    def save(self, path: str | Path) -> None:
-        """Writes a safetensors file, whole or not at all.
-
-        Raises:
-            UserError: If it cannot be written.
-        """
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            save_file(self.state(), temporary)
-            os.replace(temporary, path)
-        except (OSError, SafetensorError) as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise UserError(
-                f"feature statistics cannot be written to {path}: {error}. Make room there or choose another folder."
-            ) from None
-
-    @classmethod
-    def load(cls, path: str | Path) -> "FeatureStatistics":
-        """Reads what [`save`] wrote.
-
-        Raises:
-            UserError: If it is no such file.
-        """
-        try:
-            return cls.from_state(load_file(path))
-        except (OSError, ValueError, SafetensorError) as error:
-            raise UserError(f"{path} holds no feature statistics: {error}. Delete it to have it made anew.") from None
 
     def _flush(self) -> None:
         """Joins the rows of the buffer to the rest.

@@ -21,12 +21,13 @@ def template_path(family: str) -> Path:
     return next(folder / f"{family}.md" for folder in candidates if folder.is_dir())
 
 
-def write_card(folder: Path, record: dict[str, Any]) -> None:
+def write_card(folder: Path, record: dict[str, Any], location: Path | None = None) -> None:
     """Writes `README.md` into a pipeline folder.
 
     Args:
         folder (`Path`): The pipeline folder.
         record (`dict`): What `run.json` holds.
+        location (`Path`, *optional*): What the pipeline is loaded from, if it is not the one that the run ends with.
     """
     config, data = record["config"], record["data"]
     conditional = bool(config.get("class_conditional"))
@@ -46,7 +47,7 @@ def write_card(folder: Path, record: dict[str, Any]) -> None:
         card_data,
         template_path=str(template_path(record["family"])),
         title=Path(model_id).name,
-        model_id=model_id,
+        model_id=location or model_id,
         conditional=conditional,
         groups=groups,
         record=record,

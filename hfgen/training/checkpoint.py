@@ -136,7 +136,8 @@ def sync(path: Path) -> None:
 def folder_at_once(target: Path) -> Iterator[Path]:
     """Gives a folder to write into, and moves its entries into `target` when all went well.
 
-    What `target` holds beside them stays. `model_index.json` is moved last: a folder with it has everything it names.
+    What `target` holds beside them stays. `run.json` is moved last: a folder whose record is new has all that is new.
+    `model_index.json` is moved before it: a new folder that has it has everything that it names.
     """
     temporary = target / f"{_TEMPORARY}pipeline"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -147,7 +148,8 @@ def folder_at_once(target: Path) -> Iterator[Path]:
             if path.is_file():
                 path.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
                 sync(path)
-        for path in sorted(temporary.iterdir(), key=lambda path: path.name == "model_index.json"):
+        last = ("model_index.json", "run.json")
+        for path in sorted(temporary.iterdir(), key=lambda path: last.index(path.name) if path.name in last else -1):
             old = target / path.name
             if old.is_dir():
                 shutil.rmtree(old)

@@ -5,7 +5,7 @@ from typing import Any
 
 from hfgen.cli import option
 from hfgen.errors import UserError
-from hfgen.evaluation.config import METRICS
+from hfgen.evaluation.config import METRICS, ONE_NUMBER
 
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 HUB_STRATEGIES = ("end", "every_save")
@@ -77,7 +77,7 @@ class TrainingConfig:
     eval_num_images: int = option(1000, "images to generate, and real ones, for each evaluation", resumable=True)
     metric_for_best_model: str | None = option(
         None, "one of --eval_metrics: the pipeline with the best value so far is kept in <output_dir>/best",
-        choices=METRICS, resumable=True,
+        choices=ONE_NUMBER, resumable=True,
     )  # fmt: skip
     save_model_epochs: float = option(
         0.0, "epochs between two savings of the pipeline; 0 for only the last", resumable=True

@@ -36,6 +36,7 @@ class Evaluation:
         self, config: TrainingConfig, data: DataConfig, sampler: Sampler, accelerator: Accelerator, best: Path
     ):
         self.config, self.accelerator, self.best = config, accelerator, best
+        self._told: set[str] = set()
         if data.streaming:
             raise UserError("--eval_every needs images to compare with, and --streaming keeps none: leave one out.")
         images = ReferenceConfig(
@@ -44,6 +45,7 @@ class Evaluation:
             dataset_split=data.dataset_split,
             image_column=data.image_column,
             label_column=data.label_column,
+            skip_corrupt_images=data.skip_corrupt_images,
             cache_dir=data.cache_dir,
         )
         try:
@@ -60,12 +62,14 @@ class Evaluation:
         except UserError as error:  # which speaks of the flags of evaluate.py
             raise UserError(re.sub(r"--(extractor|metrics|num_images)", r"--eval_\1", str(error))) from None
 
-    def __call__(self, sampler: Sampler, images_seen: int) -> tuple[dict[str, float], dict[str, Any] | None]:
+    def __call__(
+        self, sampler: Sampler, images_seen: int
+    ) -> tuple[dict[str, float], list[str], dict[str, Any] | None]:
         """Measures.
 
         Returns:
-            The values to log, in the first process; and, in all of them, if the model is the best one so far, what is
-            to be recorded with it.
+            The values to log and what a reader of them has to know, once, in the first process; and, in all of them,
+            if the model is the best one so far, what is to be recorded with it.
         """
         results = self.evaluator.measure(sampler, self.config.seed) + self.evaluator.likelihood(sampler)
         values = {
@@ -73,22 +77,29 @@ class Evaluation:
             for result in results
             if result.value is not None and math.isfinite(result.value)
         }
+        notes = [note for result in results for note in result.notes if note not in self._told]
+        self._told.update(notes)
         best: list[dict[str, Any] | None] = [None]
         for result in results:
             if result.metric == self.config.metric_for_best_model and f"eval_{result.key}" in values:
-                found = {"metric": result.key, "value": result.value, "images_seen": images_seen}
-                before = self._before(result.key)
+                measure = {
+                    "metric": result.key,
+                    "extractor": self.evaluator.extractor.fingerprint,
+                    "num_images": self.config.eval_num_images,
+                }
+                found = measure | {"value": result.value, "images_seen": images_seen}
+                before = self._before(measure)
                 sign = 1 if result.better == "higher" else -1
                 if before is None or sign * (result.value or 0) > sign * before:
                     best = [found]
                 break
         broadcast_object_list(best)
-        return values, best[0]
+        return values, notes, best[0]
 
-    def _before(self, key: str) -> float | None:
-        """The value of the best pipeline so far, if there is one by the same metric."""
+    def _before(self, measure: dict[str, Any]) -> float | None:
+        """The value of the best pipeline so far, if there is one that was measured in the same way."""
         try:
             found = json.loads(self.best.read_text())["evaluation"]
-            return found["value"] if found["metric"] == key else None
-        except (OSError, ValueError, KeyError, TypeError):
+            return found["value"] if measure.items() <= found.items() else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None

@@ -6,11 +6,12 @@ import signal
 import sys
 import threading
 import time
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from hfgen.errors import UserError
 from hfgen.training.config import TrainingConfig
@@ -62,7 +63,14 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
             raise UserError(f"--logger {tracker} is not installed: pip install {tracker}, or use another.")
     # Without this hint torchrun on a machine without a GPU starts runs that each believe to be alone.
     try:
-        accelerator = Accelerator(cpu=cpu, mixed_precision=precision, log_with=tracker, project_dir=config.output_dir)
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision=precision,
+            log_with=tracker,
+            project_dir=config.output_dir,
+            # The others wait while the first process computes metrics or writes files.
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=1))],
+        )
     except ValueError as error:  # for example WORLD_SIZE without MASTER_ADDR
         reason = " ".join(str(error).split())
         raise UserError(f"the processes of this run cannot be started: {reason}. Use torchrun.") from None

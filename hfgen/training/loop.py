@@ -412,10 +412,12 @@ class Trainer:
     def _evaluate(self, pipeline: DiffusionPipeline) -> None:
         """Measures what would be published, and keeps the best."""
         assert self.evaluation is not None
-        values, best = self.evaluation(self._sampler(pipeline), self.images_seen)
+        values, notes, best = self.evaluation(self._sampler(pipeline), self.images_seen)
         self.monitor.record({"images_seen": self.images_seen, "training_seconds": round(self.seconds, 1), **values})
         shown = ", ".join(f"{name.removeprefix('eval_')} {value:.4g}" for name, value in values.items())
         self.say(f"At {self.images_seen} images: {shown or 'no metric has a value'}{' (the best)' * bool(best)}")
+        for note in notes:
+            self.say(f"Note: {note}")
         if best:
             self._publish(pipeline, self._best, evaluation=best)
 
@@ -562,7 +564,7 @@ class Trainer:
                 if rows:
                     grid = make_grid([image for row in rows for image in to_uint8(row)], len(rows[0]))
                     save_png(grid, folder / "reconstructions.png")
-                write_card(folder, record)
+                write_card(folder, record, None if target == self.run.folder else target)
                 checkpoint.write_json(folder / "run.json", record)
             if self.pushes and self.images_seen < self.length.total:  # the end has a push of its own
                 self.pushes.push(target, f"Training in progress: {self.images_seen} images")

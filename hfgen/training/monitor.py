@@ -23,7 +23,7 @@ class Monitor:
         file (`Path`): The JSON-lines file.
         resumed_at (`int`): Lines of later images are dropped: the steps behind them will be taken again.
         has_sums (`bool`): Whether sums since the last line come from the checkpoint; then a line at its very position
-            was written after it, and is dropped, too. So is one of an evaluation, which is repeated.
+            was written after it, and is dropped, too.
     """
 
     def __init__(self, accelerator: Accelerator, file: Path, resumed_at: int = 0, has_sums: bool = False):
@@ -34,7 +34,7 @@ class Monitor:
         if accelerator.is_main_process:
             file.parent.mkdir(parents=True, exist_ok=True)
             lines = file.read_text().splitlines() if file.exists() else []
-            kept = [line for line in lines if _images_seen(line) <= resumed_at - (has_sums or '"eval_' in line)]
+            kept = [line for line in lines if _images_seen(line) <= resumed_at - (has_sums and not _evaluates(line))]
             temporary = file.with_name(file.name + ".tmp")
             temporary.write_text("".join(f"{line}\n" for line in kept))
             os.replace(temporary, file)
@@ -82,10 +82,13 @@ class Monitor:
         return line
 
     def record(self, line: dict[str, Any]) -> None:
-        """Writes a line as it is, in one process."""
+        """Writes a line as it is, in one process; an evaluation that is repeated is not written twice."""
         if self.accelerator.is_main_process:
+            new, lines = json.dumps(line), self.file.read_text().splitlines() if self.file.exists() else []
+            if _evaluates(new) and any(_evaluates(old) and _images_seen(old) == line["images_seen"] for old in lines):
+                return
             with self.file.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(new + "\n")
         if self.accelerator.trackers:
             values = {key: value for key, value in line.items() if key != "images_seen"}
             self.accelerator.log(values, step=line["images_seen"])
@@ -112,6 +115,10 @@ class Monitor:
         """Goes on from the sums of a checkpoint; one process holds them, the others begin at zero."""
         share = 1.0 if self.accelerator.is_main_process else 0.0
         self._sums = {name: value.to(self.accelerator.device) * share for name, value in state.items()}
+
+
+def _evaluates(line: str) -> bool:
+    return '"eval_' in line
 
 
 def _images_seen(line: str) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -443,6 +444,29 @@ def test_models_that_give_no_features(vit, tmp_path):
     wrong = save(tmp_path / "wrong", ViTModel(vit_config()), VIT_PROCESSOR | {"size": {"height": 20, "width": 20}})
     with pytest.raises(UserError, match=r"wrong does not work: ViTModel given an image .*20\*20"):
         load_extractor(wrong)
+
+
+def test_code_from_a_repository_is_never_run(vit, tmp_path, monkeypatch):
+    """Left to itself, transformers asks the person at the terminal, who may say yes."""
+    monkeypatch.setattr("builtins.input", lambda prompt="": "y")
+    ran = tmp_path / "ran"
+    folder = Path(save(tmp_path / "foreign", ViTModel.from_pretrained(vit), VIT_PROCESSOR))
+    (folder / "code.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+    for file, key in (("config.json", "AutoConfig"), ("preprocessor_config.json", "AutoImageProcessor")):
+        config = json.loads((folder / file).read_text())
+        foreign = {"model_type": "foreign"} if key == "AutoConfig" else {"image_processor_type": "Foreign"}
+        (folder / file).write_text(json.dumps(config | foreign | {"auto_map": {key: "code.Foreign"}}))
+        with pytest.raises(UserError, match="foreign "):
+            load_extractor(str(folder))
+        assert not ran.exists()
+        (folder / file).write_text(json.dumps(config))
+
+
+def test_nan_weights_are_seen_at_once(vit, tmp_path):
+    model = ViTModel.from_pretrained(vit)
+    model.layernorm.bias.data[3] = float("nan")
+    with pytest.raises(UserError, match="broken gives NaN or infinite features"):
+        load_extractor(save(tmp_path / "broken", model, VIT_PROCESSOR))
 
 
 def test_weights_that_lack_or_are_pickled(vit, tmp_path):

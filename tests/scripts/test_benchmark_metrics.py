@@ -63,13 +63,21 @@ def test_the_arrays_are_what_is_said():
 
 
 def test_memory_is_the_peak():
-    before = BENCHMARK.peak_memory(reset=True)
-    if before is None:
+    if BENCHMARK.peak_memory() is None:
         pytest.skip("not Linux")
-    np.ones(8_000_000).sum()  # 64 MB, freed at once
-    assert 60 < BENCHMARK.peak_memory() - before < 80
-    before = BENCHMARK.peak_memory(reset=True)
-    assert BENCHMARK.peak_memory() - before < 10
+    code = """
+import numpy as np
+from benchmark_metrics import peak_memory
+before = peak_memory(reset=True)
+np.ones(8_000_000).sum()  # 64 MB, freed at once
+print(peak_memory() - before)
+before = peak_memory(reset=True)
+print(peak_memory() - before)
+"""
+    # In a process of its own: this one may have memory to spare.
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "scripts", capture_output=True, check=True)
+    first, second = map(float, found.stdout.split())
+    assert 60 < first < 80 and second < 10
 
 
 def test_a_run(tmp_path):

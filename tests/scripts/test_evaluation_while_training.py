@@ -71,6 +71,10 @@ def test_metrics_are_logged_and_the_best_pipeline_is_kept(script, evaluated, tmp
     assert (folder / "best" / "samples.png").read_bytes() == (
         folder / "samples" / f"{best['images_seen']:012d}.png"
     ).read_bytes()
+    cards = [(place / "README.md").read_text() for place in (folder, folder / "best")]
+    assert f'from_pretrained("{folder}")' in cards[0] and "had the best" not in cards[0]
+    assert f'from_pretrained("{folder / "best"}")' in cards[1] and "it had the best `fd_" in cards[1]
+    assert "measured neither" not in cards[0] + cards[1]
     first, last = weights_in(folder / "best"), weights_in(folder)
     assert first.keys() == last.keys()
     same = all(torch.equal(first[name], last[name]) for name in last)
@@ -116,6 +120,16 @@ def test_killed_and_resumed(evaluated, tmp_path):
         torch.equal(tensor, weights_in(tmp_path / "killed" / "best")[name])
         for name, tensor in weights_in(whole / "best").items()
     )
+
+
+def test_values_that_were_measured_otherwise_are_not_compared(classifier, tmp_path):
+    """Fewer images make a distance larger: an old value of more of them would never be reached again."""
+    options = [*TINY_GAN, "--eval_every", "2", "--eval_extractor", classifier, *BEST, "--learning_rate", "1e-9"]
+    folder = trained(tmp_path / "run", *options, "--eval_num_images", "200", script="train_gan")
+    more = ["--max_train_steps", "14", "--resume_from_checkpoint", "latest"]
+    trained(folder, *options, "--eval_num_images", "10", *more, script="train_gan")
+    record = json.loads((folder / "best" / "run.json").read_text())["evaluation"]
+    assert record["num_images"] == 10 and record["images_seen"] > 128
 
 
 def test_two_processes(evaluated, tmp_path):

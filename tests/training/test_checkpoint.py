@@ -73,6 +73,17 @@ def test_what_is_no_checkpoint(tmp_path):
         checkpoint.load(path)
 
 
+def test_the_record_of_a_folder_comes_last(tmp_path, monkeypatch):
+    """A run that is killed before must not take the new pipeline for kept."""
+    moved = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: moved.append(new.name) or replace(old, new))
+    with checkpoint.folder_at_once(tmp_path) as folder:
+        for name in ("run.json", "model_index.json", "README.md", "samples.png"):
+            (folder / name).write_text("{}")
+    assert moved[2:] == ["model_index.json", "run.json"]
+
+
 def test_a_folder_is_filled_at_once(tmp_path):
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "old.txt").write_text("old")
