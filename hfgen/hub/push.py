@@ -15,7 +15,7 @@ FAILURES: tuple[Any, ...] = (
     OSError,
     *(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"),
 )
-BESIDE_COMPONENTS = ("model_index.json", "README.md", "samples.png", "reconstructions.png")
+BESIDE_COMPONENTS = ("model_index.json", "pipeline_hfgen_*.py", "README.md", "samples.png", "reconstructions.png")
 
 
 def check_push(model_id: str, private: bool = False, token: str | None = None) -> str:
@@ -58,7 +58,7 @@ def push_folder(folder: Path, model_id: str, token: str | None = None) -> str:
         UserError: If the Hub cannot take it; the folder is untouched.
     """
     index = json.loads((folder / "model_index.json").read_text())
-    components = [f"{name}/*" for name, value in index.items() if isinstance(value, list)]
+    components = [f"{name}/*" for name, value in index.items() if isinstance(value, list) and name != "_class_name"]
     try:
         huggingface_hub.upload_folder(
             repo_id=model_id,
