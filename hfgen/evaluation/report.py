@@ -75,13 +75,18 @@ def describe_model(model: str, revision: str | None = None, token: str | None = 
 
     folder, commit = Path(model), None
     if not folder.is_dir():
-        folder = Path(snapshot_download(model, revision=revision, token=token, local_files_only=True))
+        # A pipeline is downloaded without its code: of the copy no more is asked than this.
+        needed = "model_index.json"
+        folder = Path(
+            snapshot_download(model, revision=revision, token=token, local_files_only=True, allow_patterns=needed)
+        )
         commit = folder.name
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    name = index.pop("_class_name")
     components = [name for name, value in index.items() if isinstance(value, list)]
     files = [path for name in components for path in sorted((folder / name).glob("*.safetensors"))]
     return {
-        "pipeline": index["_class_name"],
+        "pipeline": name[-1] if isinstance(name, list) else name,
         "revision": revision,
         "commit": commit,
         "weights": {path.relative_to(folder).as_posix(): sha256_of(path) for path in files},

@@ -18,7 +18,7 @@ from huggingface_hub.utils import get_session, validate_repo_id
 
 from hfgen.errors import UserError
 
-BESIDE_COMPONENTS = ("model_index.json", "README.md", "samples.png", "reconstructions.png")
+BESIDE_COMPONENTS = ("model_index.json", "pipeline_hfgen_*.py", "README.md", "samples.png", "reconstructions.png")
 MESSAGE = "Upload pipeline"
 WAITS: tuple[float, ...] = (1, 5, 20)  # seconds before each further attempt
 LONGEST_WAIT = 300.0  # seconds; a Hub that asks for more is not waited for
@@ -116,9 +116,7 @@ def pipeline_files(folder: Path) -> list[Path]:
         raise UserError(
             f"{folder} holds no pipeline: give the --output_dir of a finished run, or `best` in it."
         ) from None
-    code = index.get("_class_name")  # a pipeline that carries its code names the file, too
-    beside = [*BESIDE_COMPONENTS, *([f"{code[0]}.py"] if isinstance(code, list) else [])]
-    found = [folder / name for name in beside]
+    found = [path for name in BESIDE_COMPONENTS for path in sorted(folder.glob(name))]
     for name in components:
         found += sorted((folder / name).rglob("*"))
     files = [path.relative_to(folder) for path in found if path.is_file()]

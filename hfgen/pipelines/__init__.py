@@ -1,6 +1,7 @@
 """Inference: one self-contained file per family."""
 
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,13 +18,14 @@ def load_pipeline(path: str, **kwargs: Any) -> "DiffusionPipeline":
         kwargs: Passed to `from_pretrained`: `revision`, `dtype`, `token`, ...
 
     Raises:
-        UserError: If there is no such checkpoint or its class is none that we know.
+        UserError: If there is no such checkpoint, its class is none that we know, or it cannot be loaded.
     """
     import diffusers
 
     from hfgen.errors import UserError
     from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline
     from hfgen.pipelines.gan import GANPipeline
+    from hfgen.pipelines.self_contained import SelfContained
     from hfgen.pipelines.vae import VAEPipeline
 
     ours = {
@@ -42,9 +44,16 @@ def load_pipeline(path: str, **kwargs: Any) -> "DiffusionPipeline":
         raise UserError(
             f"{path} holds no pipeline: {reason[:300]} Give the --output_dir of a finished run, or a Hub id."
         ) from None
-    name = str(index.get("_class_name"))
+    name = index.get("_class_name")
+    name = str(name[-1] if isinstance(name, list) and name else name)  # a file and a class, or a class
     if name not in ours:
         raise UserError(
             f"{path} holds a {name}, which hfgen does not sample from. It knows: {', '.join(sorted(ours))}."
         )
-    return ours[name].from_pretrained(path, **{"use_safetensors": True, **kwargs})
+    try:
+        if name == "DDPMPipeline":  # ours look at the files before they make networks of them, diffusers' does not
+            path = path if Path(path).is_dir() else SelfContained.download(path, **kwargs)
+            SelfContained.load_config(path)
+        return ours[name].from_pretrained(path, **kwargs | {"use_safetensors": True, "trust_remote_code": False})
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be loaded: {' '.join(str(error).split())[:500]}") from None

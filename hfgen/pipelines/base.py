@@ -1,6 +1,5 @@
-"""What pipelines with networks of our own share: finding these networks, classes, and images in and out."""
+"""What pipelines with networks of our own share: classes, running the network, and images in and out."""
 
-import importlib
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -10,22 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
-# diffusers takes a component's class from a module only if that is imported already.
-MODEL_MODULES = (
-    "conv_vae",
-    "dcgan",
-    "gaussian_mixture",
-    "hierarchical_vae",
-    "mlp_gan",
-    "residual_gan",
-    "residual_vae",
-    "stylegan2",
-    "vq_vae",
-)
+from hfgen.pipelines.self_contained import SelfContained
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -33,28 +20,8 @@ AT_ONCE = 64  # images in one pass of the methods that make many
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
-class Pipeline(DiffusionPipeline):
-    """A pipeline around one network, `model`, which may be one of hfgen's. No code is run from the checkpoint."""
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """See [`DiffusionPipeline.from_pretrained`]."""
-        for name in MODEL_MODULES:
-            importlib.import_module(f"hfgen.models.{name}")
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-
-    @classmethod
-    def download(cls, pretrained_model_name: Any, **kwargs: Any) -> Any:
-        """Downloads a checkpoint as it is, without its code.
-
-        diffusers' own method would look for the code of our networks in the checkpoint, and end without it.
-        """
-        from huggingface_hub import snapshot_download
-
-        known = ("cache_dir", "force_download", "local_files_only", "token", "revision")
-        options = {name: kwargs[name] for name in known if name in kwargs}
-        patterns = ["*.py", "*.bin", "*.pt", "*.ckpt", "*.msgpack", "*.onnx", "*.h5"]
-        return snapshot_download(pretrained_model_name, ignore_patterns=patterns, **options)
+class Pipeline(SelfContained):
+    """A pipeline around one network, `model`."""
 
     # Classes
 

@@ -11,7 +11,6 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
-    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
     ImagePipelineOutput,
@@ -19,6 +18,8 @@ from diffusers import (
     UNet2DModel,
 )
 from diffusers.utils.torch_utils import randn_tensor
+
+from hfgen.pipelines.self_contained import SelfContained
 
 FEW_STEPS = 20  # the default of every sampler but DDPM, which takes all the steps of its training
 
@@ -166,7 +167,7 @@ def denoise(
     return (sample / 2 + 0.5).clamp(0, 1)
 
 
-class ClassConditionalDDPMPipeline(DiffusionPipeline):
+class ClassConditionalDDPMPipeline(SelfContained):
     r"""
     Pipeline for class-conditional image generation with classifier-free guidance.
 

@@ -124,7 +124,8 @@ class Run:
         for name in ("samples", "best", self.training.logging_dir):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         for name in (*BESIDE_COMPONENTS, "run.json"):
-            (self.folder / name).unlink(missing_ok=True)
+            for path in self.folder.glob(name):
+                path.unlink()
 
     def record(self, **progress: Any) -> dict[str, Any]:
         """What `run.json` holds."""

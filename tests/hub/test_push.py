@@ -83,14 +83,14 @@ def test_only_the_pipeline_goes_up(hub, finished):
 
 
 def test_code_that_a_pipeline_carries_goes_up(tmp_path):
-    index = {"_class_name": ["pipeline_ours", "Ours"], "model": ["modeling_ours", "Model"], "../other": ["a", "B"]}
+    index = {"_class_name": ["pipeline_hfgen_ours", "Ours"], "model": ["modeling_ours", "Model"], "../other": ["a", "B"]}
     (tmp_path / "it" / "model").mkdir(parents=True)
     (tmp_path / "it" / "model_index.json").write_text(json.dumps(index))
-    for name in ("it/pipeline_ours.py", "it/model/modeling_ours.py", "it/notes.py", "other/secret.txt"):
+    for name in ("it/pipeline_hfgen_ours.py", "it/model/modeling_ours.py", "it/notes.py", "other/secret.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
     found = {file.as_posix() for file in pipeline_files(tmp_path / "it")}
-    assert found == {"model_index.json", "pipeline_ours.py", "model/modeling_ours.py"}
+    assert found == {"model_index.json", "pipeline_hfgen_ours.py", "model/modeling_ours.py"}
 
 
 def test_branches_and_pull_requests(hub, finished):

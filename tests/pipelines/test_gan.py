@@ -561,7 +561,7 @@ def test_save_and_load(kind, classes, tmp_path):
     torch.testing.assert_close(loaded(2, generator=seeded(), output_type="pt").images, before, rtol=0, atol=1e-6)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert {key: value for key, value in index.items() if not key.startswith("_diff")} == {
-        "_class_name": "GANPipeline",
+        "_class_name": ["pipeline_hfgen_gan", "GANPipeline"],
         "class_shares": None,
         "id2label": {"0": "cat", "1": "dog", "2": "eel"} if classes else None,
         "model": [kind.__module__, kind.__name__],

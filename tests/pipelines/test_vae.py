@@ -601,11 +601,11 @@ def test_save_and_load(kind, classes, prior, tmp_path):
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert {key: value for key, value in index.items() if not key.startswith("_diff")} == {
-        "_class_name": "VAEPipeline",
+        "_class_name": ["pipeline_hfgen_vae", "VAEPipeline"],
         "class_shares": None,
         "id2label": {"0": "cat", "1": "dog", "2": "eel"} if classes else None,
-        "model": [type(pipe.model).__module__, type(pipe.model).__name__],
-        "prior": ["hfgen.models.gaussian_mixture", "GaussianMixturePrior"] if prior else [None, None],
+        "model": [type(pipe.model).__module__.replace("hfgen.models.", "modeling_hfgen_"), type(pipe.model).__name__],
+        "prior": ["modeling_hfgen_gaussian_mixture", "GaussianMixturePrior"] if prior else [None, None],
         "task": "denoise",
         "task_level": 0.2,
     }

@@ -1,0 +1,231 @@
+"""Checkpoints that carry their code: plain diffusers runs it if it is told to, and hfgen never does.
+
+A folder holds copies of the files that define its pipeline and networks, under names that no other project uses, since
+diffusers runs all such code in one shared namespace:
+
+    model_index.json            names the two files below and the classes in them
+    pipeline_hfgen_gan.py       what hfgen/pipelines/gan.py is
+    pipeline_hfgen_base.py      what it imports
+    model/modeling_hfgen_dcgan.py, config.json, diffusion_pytorch_model.safetensors
+
+Without hfgen, `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` runs these files, and refuses to
+without the flag. With hfgen, `from_pretrained` of our pipelines takes the classes that are installed.
+
+diffusers runs a file that others import only once: without hfgen, checkpoints that different versions of it wrote are
+best loaded in different processes. What a pipeline loaded without hfgen saves lacks the code, and loads with hfgen.
+"""
+
+import importlib
+import json
+import os
+import re
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from hfgen.errors import UserError
+
+FILE_NAMES = {"hfgen.models.": "modeling_hfgen_", "hfgen.pipelines.": "pipeline_hfgen_"}
+
+# A network's module: as it is called here, in a folder, or by a diffusers that ran the folder's code.
+MODEL_MODULE = re.compile(r"(?:hfgen\.models\.|(?:diffusers_modules\.(?:\S+\.)?)?modeling_hfgen_)([a-z0-9_]+)")
+
+# How the imports of our files read in a folder, where this file does not go.
+BASE = "from .pipeline_hfgen_base import"
+IMPORTS = {
+    "from hfgen.pipelines.base import": BASE,
+    "from hfgen.pipelines.self_contained import": "from diffusers import DiffusionPipeline as",
+}
+
+DOWNLOADED = ["*.json", "*.safetensors"]  # no code, no pickles
+MOST_STEPS = 100_000  # of a scheduler, which makes tables of that length
+
+
+class SelfContained(DiffusionPipeline):
+    """A pipeline whose checkpoints carry their code, and that runs none of it."""
+
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
+        """Writes `model_index.json`, which [`DiffusionPipeline.save_pretrained`] does last, and the code it names."""
+        folder = Path(json_file_path).parent
+        index = json.loads(self.to_json_string())
+        index.pop("_name_or_path", None)  # where this pipeline came from is nobody's business
+        for name, value in index.items():
+            if isinstance(value, list) and value[0]:
+                index[name] = [ship(value[0], folder / name), value[1]]
+                forget_origin(folder / name / "config.json")
+        if is_ours(type(self).__module__):
+            index["_class_name"] = [ship(type(self).__module__, folder), type(self).__name__]
+        Path(json_file_path).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """See [`DiffusionPipeline.from_pretrained`]. Runs no code of the checkpoint and reads no pickles.
+
+        Raises:
+            UserError: For a checkpoint whose parts are none that we load, or whose sizes its weights do not fill.
+        """
+        if kwargs.get("use_safetensors") is False:
+            raise UserError("use_safetensors is False, but weights are read from safetensors alone: leave it out.")
+        kwargs |= {"use_safetensors": True, "trust_remote_code": False}
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Reads `model_index.json`, with the classes that are installed in place of those that the folder holds.
+
+        Raises:
+            UserError: For a component that is no network or scheduler, or that does not fit the files in its folder.
+        """
+        loaded = super().load_config(pretrained_model_name_or_path, **kwargs)
+        index = loaded[0] if isinstance(loaded, tuple) else loaded
+        index["_class_name"] = cls.__name__
+        for name, value in index.items():
+            if isinstance(value, list) and value != [None, None]:
+                index[name], kind = installed(name, value)
+                check_files(kind, Path(pretrained_model_name_or_path) / name)
+        return loaded
+
+    @classmethod
+    def download(cls, pretrained_model_name: Any, **kwargs: Any) -> Any:
+        """Downloads a checkpoint without its code.
+
+        diffusers' own method would run the code, or refuse to.
+        """
+        from huggingface_hub import snapshot_download
+
+        known = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+        options = {name: kwargs[name] for name in known if name in kwargs}
+        return snapshot_download(pretrained_model_name, allow_patterns=DOWNLOADED, **options)
+
+
+# Saving
+
+
+def is_ours(module: str) -> bool:
+    """Whether a module may travel with a checkpoint."""
+    return module.startswith(tuple(FILE_NAMES))
+
+
+def ship(module: str, folder: Path) -> str:
+    """Copies a module of ours into a folder.
+
+    Returns:
+        `str`: What it is called there. Modules of others stay where they are and keep their names.
+    """
+    if not is_ours(module):
+        return module
+    text = Path(str(sys.modules[module].__file__)).read_text(encoding="utf-8")
+    for here, there in IMPORTS.items():
+        text = text.replace(here, there)
+    if BASE in text:
+        ship("hfgen.pipelines.base", folder)
+    prefix = next(prefix for prefix in FILE_NAMES if module.startswith(prefix))
+    name = FILE_NAMES[prefix] + module.removeprefix(prefix)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.py").write_text(text, encoding="utf-8")
+    return name
+
+
+def forget_origin(file: Path) -> None:
+    """Takes out of a network's configuration from which folder it was loaded."""
+    config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if config.pop("_name_or_path", None) is not None:
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+# Loading
+
+
+def installed(name: str, value: list) -> tuple[list[str], type]:
+    """The class that an entry of `model_index.json` stands for, without running code of the checkpoint.
+
+    Args:
+        name (`str`): The component.
+        value (`list`): Its entry: a module and a class.
+
+    Returns:
+        The entry with the module where that class is, and the class: a network of ours, a network or scheduler of
+        diffusers, or one from a module that was imported already.
+
+    Raises:
+        UserError: If it is none of these.
+    """
+    if not name.isidentifier() or len(value) != 2 or not all(isinstance(part, str) for part in value):
+        raise UserError(f"model_index.json says that {name} is {value}, which is no module and class.")
+    module, kind = value
+    match = MODEL_MODULE.fullmatch(module)
+    if match:
+        module = f"hfgen.models.{match[1]}"
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError:
+            raise UserError(
+                f"model_index.json says that {name} is a {kind} from {value[0]}.py, which this version of hfgen does "
+                "not have: update hfgen."
+            ) from None
+    found = getattr(sys.modules.get(module), kind, None)
+    if not (isinstance(found, type) and issubclass(found, (ModelMixin, SchedulerMixin))):
+        raise UserError(
+            f"model_index.json says that {name} is {kind} of {module}, which is no network or scheduler of "
+            f"hfgen, diffusers or a module that was imported before: if it is yours, import {module} first."
+        )
+    return [module, kind], found
+
+
+def check_files(kind: Any, folder: Path) -> None:
+    """Looks at a component's files before anything of their size is made.
+
+    Args:
+        kind (`type`): The class of the component.
+        folder (`Path`): Its folder.
+
+    Raises:
+        UserError: If an index names files elsewhere, a network has more numbers than its files have bytes, or a
+            scheduler more than `MOST_STEPS`.
+    """
+    for index in folder.glob("*.index*.json"):
+        for shard in set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()):
+            if Path(shard).name != shard:
+                raise UserError(f"{index} names {shard}, which is no file of its folder: the checkpoint is broken.")
+    file = folder / kind.config_name
+    if not file.exists():
+        return  # diffusers says so
+    config = kind.load_config(folder)
+    if issubclass(kind, SchedulerMixin):
+        if config.get("num_train_timesteps", 0) > MOST_STEPS:
+            raise UserError(
+                f"{file} has num_train_timesteps {config['num_train_timesteps']}, more than {MOST_STEPS}: the "
+                "checkpoint is broken."
+            )
+        return
+    size, made, thread = sum(file.stat().st_size for file in folder.glob("*.safetensors")), 0, threading.get_ident()
+    if not size or not kind.__module__.startswith(("hfgen.", "diffusers.")):
+        return  # diffusers says that there are no weights; others may make networks that cannot be tried like this
+
+    def count(module: torch.nn.Module, name: str, tensor: torch.Tensor | None) -> None:
+        nonlocal made
+        if tensor is not None and threading.get_ident() == thread:
+            made += tensor.numel()
+        if made > size:
+            raise UserError(
+                f"{file} describes a network with more numbers than its weights have bytes, {size}: the checkpoint is "
+                "broken."
+            )
+
+    hooks = register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)
+    try:
+        with torch.device("meta"):  # no memory is touched
+            kind.from_config(config)
+    except (ArithmeticError, RuntimeError, TypeError) as error:
+        raise UserError(f"{file} describes no network: {error}") from None
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,427 @@
+"""Checkpoints that carry their code: the same images without hfgen, no code run with it, nothing evil read."""
+
+import ast
+import filecmp
+import json
+import os
+import pickle
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, ModelMixin
+
+from hfgen import (
+    VQVAE,
+    ClassConditionalDDPMPipeline,
+    ConvVAE,
+    DCGANGenerator,
+    GANPipeline,
+    GaussianMixturePrior,
+    HierarchicalVAE,
+    MLPGenerator,
+    ResidualGenerator,
+    ResidualVAE,
+    StyleGAN2Generator,
+    UserError,
+    VAEPipeline,
+    load_pipeline,
+)
+from hfgen.models.unet2d import build_unet
+
+SMALL = {"sample_size": 8, "num_class_embeds": 3}
+BLOCKS = {"block_out_channels": (8, 8)}
+
+
+def vae(kind, **config):
+    model = kind(**SMALL, **config)
+    return VAEPipeline(model, GaussianMixturePrior(latent_shape=model.latent_shape, num_components=2))
+
+
+def unet(**config):
+    return build_unet(8, 1, (8, 8), norm_num_groups=4, attention_head_dim=8, **config)
+
+
+PIPELINES = {
+    "dcgan": lambda: GANPipeline(DCGANGenerator(**SMALL, latent_dim=8, base_channels=8)),
+    "mlp_gan": lambda: GANPipeline(MLPGenerator(**SMALL, latent_dim=8)),
+    "residual_gan": lambda: GANPipeline(ResidualGenerator(**SMALL, latent_dim=8, **BLOCKS)),
+    "stylegan2": lambda: GANPipeline(
+        StyleGAN2Generator(**SMALL, latent_dim=8, style_dim=8, channel_base=64, channel_max=8)
+    ),
+    "conv_vae": lambda: vae(ConvVAE, latent_channels=4, **BLOCKS),
+    "residual_vae": lambda: vae(ResidualVAE, latent_channels=4, **BLOCKS, norm_num_groups=4),
+    "hierarchical_vae": lambda: vae(
+        HierarchicalVAE, latent_channels=2, block_out_channels=(8,), layers_per_block=(1,)
+    ),
+    "vq_vae": lambda: vae(VQVAE, latent_channels=4, num_vq_embeddings=16, **BLOCKS, norm_num_groups=4),
+    "unet": lambda: ClassConditionalDDPMPipeline(unet(num_class_embeds=3), DDPMScheduler(num_train_timesteps=4)),
+}
+every = pytest.mark.parametrize("kind", PIPELINES)
+
+
+def images_of(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    return pipe(class_labels=[0, 2], generator=generators, output_type="np").images
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A checkpoint of each kind, with weights that make no two images alike; not to be changed."""
+    folder = tmp_path_factory.mktemp("saved")
+    torch.manual_seed(0)
+    for name, make in PIPELINES.items():
+        pipe = make()
+        with torch.no_grad():
+            for component in pipe.components.values():
+                for parameter in component.parameters() if isinstance(component, torch.nn.Module) else ():
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        pipe.save_pretrained(folder / name)
+    DDPMPipeline(unet(), DDPMScheduler(num_train_timesteps=4)).save_pretrained(folder / "stock")
+    return folder
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    def make(kind):
+        return Path(shutil.copytree(saved / kind, tmp_path / kind))
+
+    return make
+
+
+def change(file, **values):
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def code_in(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))
+
+
+@every
+def test_the_code_is_in_the_folder(saved, kind):
+    family, folder = type(load_pipeline(str(saved / kind))), saved / kind
+    expected = {
+        GANPipeline: ["pipeline_hfgen_base.py", "pipeline_hfgen_gan.py", f"model/modeling_hfgen_{kind}.py"],
+        VAEPipeline: [
+            "pipeline_hfgen_base.py",
+            "pipeline_hfgen_vae.py",
+            f"model/modeling_hfgen_{kind}.py",
+            "prior/modeling_hfgen_gaussian_mixture.py",
+        ],
+        ClassConditionalDDPMPipeline: ["pipeline_hfgen_ddpm_sampling.py"],
+    }[family]
+    assert code_in(folder) == sorted(expected)
+    for name in code_in(folder):
+        for node in ast.walk(ast.parse((folder / name).read_text())):
+            if isinstance(node, ast.Import):
+                imported = {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported = {f".{node.module}" if node.level else node.module.split(".")[0]}
+            else:
+                continue
+            allowed = {"torch", "numpy", "diffusers", "PIL", ".pipeline_hfgen_base"} | sys.stdlib_module_names
+            assert imported <= allowed, f"{name} imports {imported}"
+
+
+WITHOUT_HFGEN = """
+import sys
+
+class Nowhere:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "hfgen":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Nowhere())
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+saved, written, *kinds = sys.argv[1:]
+
+def images_of(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    return pipe(class_labels=[0, 2], generator=generators, output_type="np").images
+
+first = {}
+for kind in kinds:
+    try:
+        DiffusionPipeline.from_pretrained(f"{saved}/{kind}")
+        raise SystemExit(f"{kind} was loaded without the flag")
+    except ValueError as error:
+        assert "Pass `trust_remote_code=True`" in str(error), error
+    assert not any("hfgen" in name for name in sys.modules if not first), sys.modules
+    first[kind] = DiffusionPipeline.from_pretrained(f"{saved}/{kind}", trust_remote_code=True)
+    np.save(f"{written}/{kind}.npy", images_of(first[kind]))
+for kind in kinds:  # again: the same files are run a second time, and what they made before still works
+    options = {"trust_remote_code": True, "device_map": "cpu", "dtype": torch.float32}
+    again = DiffusionPipeline.from_pretrained(f"{saved}/{kind}", **options)
+    assert np.array_equal(images_of(again), images_of(first[kind])), kind
+half = DiffusionPipeline.from_pretrained(f"{saved}/dcgan", trust_remote_code=True, dtype=torch.bfloat16)
+assert half.model.dtype == torch.bfloat16 and images_of(half).dtype == np.float32
+first["conv_vae"].save_pretrained(f"{written}/conv_vae")
+"""
+
+
+def test_plain_diffusers_makes_the_same_images(saved, tmp_path):
+    command = [sys.executable, "-I", "-W", "ignore", "-c", WITHOUT_HFGEN, saved, tmp_path, *PIPELINES]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    for kind in PIPELINES:
+        expected = images_of(load_pipeline(str(saved / kind)))
+        assert expected.std() > 0.01 and not np.array_equal(expected[0], expected[1])
+        assert np.array_equal(np.load(tmp_path / f"{kind}.npy"), expected), kind
+    # What diffusers writes without hfgen lacks the code, which hfgen does not need.
+    again = VAEPipeline.from_pretrained(tmp_path / "conv_vae")
+    assert np.array_equal(images_of(again), np.load(tmp_path / "conv_vae.npy"))
+
+
+@every
+def test_with_hfgen_no_code_of_the_folder_is_run(copy, saved, kind):
+    folder = copy(kind)
+    assert code_in(folder)
+    for name in code_in(folder):
+        (folder / name).write_text("raise SystemExit('run')\n")
+    expected = images_of(load_pipeline(str(saved / kind)))
+    family = type(load_pipeline(str(saved / kind)))
+    for options in ({}, {"trust_remote_code": True}):
+        assert type(family.from_pretrained(folder, **options)) is family
+        assert np.array_equal(images_of(load_pipeline(str(folder), **options)), expected)
+    with pytest.raises(SystemExit, match="run"):  # the code does what is feared
+        DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+
+
+@every
+def test_folders_without_code_load_as_before(copy, saved, kind):
+    folder = copy(kind)
+    for name in code_in(folder):
+        (folder / name).unlink()
+    index = json.loads((folder / "model_index.json").read_text())
+    index["_class_name"] = index["_class_name"][1]
+    for value in index.values():
+        if isinstance(value, list):
+            value[0] = value[0].replace("modeling_hfgen_", "hfgen.models.")
+    (folder / "model_index.json").write_text(json.dumps(index))
+    expected = images_of(load_pipeline(str(saved / kind)))
+    assert np.array_equal(images_of(load_pipeline(str(folder))), expected)
+
+
+@every
+def test_what_is_loaded_and_saved_again_is_the_same(saved, kind, tmp_path):
+    load_pipeline(str(saved / kind)).save_pretrained(tmp_path)
+    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(saved / kind) for path in (saved / kind).rglob("*") if path.is_file())
+    same, other, broken = filecmp.cmpfiles(tmp_path, saved / kind, files, shallow=False)
+    assert not other and not broken
+
+
+@pytest.mark.parametrize("kind", ["stylegan2", "conv_vae", "unet"])
+def test_variants_shards_precision_and_devices(saved, kind, tmp_path):
+    pipe = load_pipeline(str(saved / kind))
+    expected = images_of(pipe)
+    family = type(pipe)
+    pipe.save_pretrained(tmp_path / "shards", max_shard_size="4KB")
+    assert list(tmp_path.rglob("*.index.json"))
+    assert np.array_equal(images_of(family.from_pretrained(tmp_path / "shards")), expected)
+    assert np.array_equal(images_of(family.from_pretrained(saved / kind, device_map="cpu")), expected)
+    for option in ("dtype", "torch_dtype"):
+        half = family.from_pretrained(saved / kind, **{option: torch.float16})
+        network = half.unet if kind == "unet" else half.model
+        assert network.dtype == torch.float16
+    half.save_pretrained(tmp_path / "variant", variant="fp16")
+    with pytest.raises(OSError, match="diffusion_pytorch_model"):
+        family.from_pretrained(tmp_path / "variant")
+    loaded = family.from_pretrained(tmp_path / "variant", variant="fp16")
+    np.testing.assert_allclose(images_of(loaded), expected, atol=0.02)
+
+
+def test_a_network_loads_alone(saved):
+    network = DCGANGenerator.from_pretrained(saved / "dcgan", subfolder="model")
+    pipe = GANPipeline(network)
+    assert np.array_equal(images_of(pipe), images_of(load_pipeline(str(saved / "dcgan"))))
+
+
+def test_a_pipeline_may_have_a_network_of_the_users(saved, tmp_path):
+    """It does not travel: the folder loads where its module was imported."""
+    GANPipeline(Mine(**SMALL, latent_dim=8, base_channels=8)).save_pretrained(tmp_path)
+    assert code_in(tmp_path) == ["pipeline_hfgen_base.py", "pipeline_hfgen_gan.py"]
+    assert type(GANPipeline.from_pretrained(tmp_path).model) is Mine
+
+
+class Mine(DCGANGenerator, ModelMixin):  # diffusers looks for the name ModelMixin in this file
+    pass
+
+
+def test_from_the_cache_without_a_network(saved, tmp_path):
+    """What one download leaves, with two revisions; HF_HUB_OFFLINE is set for all tests."""
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    repository = tmp_path / "models--ada--digits"
+    (repository / "refs").mkdir(parents=True)
+    for revision, kind, commit in (("main", "dcgan", "a" * 40), ("v1", "mlp_gan", "b" * 40)):
+        (repository / "refs" / revision).write_text(commit)
+        # The code stays where it is.
+        shutil.copytree(saved / kind, repository / "snapshots" / commit, ignore=shutil.ignore_patterns("*.py"))
+    for load in (load_pipeline, GANPipeline.from_pretrained):
+        for options, kind in (({}, "dcgan"), ({"revision": "v1"}, "mlp_gan"), ({"revision": "b" * 40}, "mlp_gan")):
+            pipe = load("ada/digits", cache_dir=tmp_path, **options)
+            assert np.array_equal(images_of(pipe), images_of(load_pipeline(str(saved / kind))))
+        with pytest.raises((UserError, OSError), match="ada/digits|Cannot find an appropriate cached snapshot"):
+            load("ada/digits", cache_dir=tmp_path, revision="v2")
+
+
+# Malicious checkpoints
+
+
+class Evil:
+    """Pickled, it writes a file when it is read."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (Path.touch, (self.mark,))
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.pt"])
+def test_pickles_are_not_read(copy, tmp_path, name):
+    folder, mark = copy("dcgan"), tmp_path / "mark"
+    (folder / "model" / "diffusion_pytorch_model.safetensors").unlink()
+    (folder / "model" / name).write_bytes(pickle.dumps(Evil(mark)) + bytes(100_000))
+    with pytest.raises(OSError, match="no file named diffusion_pytorch_model.safetensors"):
+        GANPipeline.from_pretrained(folder)
+    with pytest.raises(UserError, match="no file named diffusion_pytorch_model.safetensors"):
+        load_pipeline(str(folder), use_safetensors=False)
+    with pytest.raises(UserError, match="use_safetensors is False"):
+        GANPipeline.from_pretrained(folder, use_safetensors=False)
+    (folder / "model" / name).rename(folder / "model" / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(OSError, match="safetensors"):
+        GANPipeline.from_pretrained(folder)
+    assert not mark.exists()
+
+
+ELSEWHERE = [
+    ["subprocess", "Popen"],
+    ["os", "system"],
+    ["torch.nn", "Linear"],
+    ["evil", "Evil"],
+    ["../../evil", "Evil"],
+    ["hfgen.models.dcgan", "nn"],
+    ["hfgen.models.dcgan", "Evil"],
+    ["hfgen.models.evil", "Evil"],
+    ["hfgen.models...evil", "Evil"],
+    ["modeling_hfgen_evil", "Evil"],
+    ["modeling_hfgen_dcgan", "../Evil"],
+    ["diffusers", "AutoModel"],
+    ["diffusers", "DiffusionPipeline"],
+    ["transformers", "AutoModel"],
+    ["evil"],
+    ["evil", 7],
+    [["evil"], "Evil"],
+]
+
+
+@pytest.mark.parametrize("entry", ELSEWHERE, ids=str)
+def test_classes_elsewhere_are_refused(copy, tmp_path, entry):
+    folder, mark = copy("dcgan"), tmp_path / "mark"
+    evil = f"open({str(mark)!r}, 'w')\nfrom diffusers import ModelMixin\n\n\nclass Evil(ModelMixin):\n    pass\n"
+    for place in (tmp_path, folder, folder / "model"):
+        for name in ("evil", "modeling_hfgen_evil", "modeling_hfgen_dcgan", "hfgen.models.dcgan", "hfgen.models.evil"):
+            (place / f"{name}.py").write_text(evil)
+    change(folder / "model_index.json", model=entry)
+    for load in (GANPipeline.from_pretrained, load_pipeline):
+        with pytest.raises(UserError, match="model_index.json says that model is"):
+            load(str(folder), trust_remote_code=True)
+    assert not mark.exists()
+
+
+def test_stock_pipelines_are_read_with_the_same_care(copy, tmp_path):
+    folder, mark = copy("stock"), tmp_path / "mark"
+    assert type(load_pipeline(str(folder))) is DDPMPipeline
+    (folder / "unet" / "evil.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    change(folder / "model_index.json", unet=["evil", "Evil"])
+    with pytest.raises(UserError, match="model_index.json says that unet is"):
+        load_pipeline(str(folder), trust_remote_code=True)
+    change(folder / "model_index.json", unet=["diffusers", "UNet2DModel"])
+    (folder / "None.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    with pytest.raises(UserError, match="None.py"):
+        load_pipeline(str(folder), trust_remote_code=True)
+    assert not mark.exists()
+
+
+def test_more_components_than_there_are(copy):
+    folder = copy("dcgan")
+    for name, entry in (
+        ("more", ["subprocess", "Popen"]),
+        ("../dcgan/model", ["hfgen.models.dcgan", "DCGANGenerator"]),
+    ):
+        file = folder / "model_index.json"
+        before = file.read_text()
+        change(file, **{name: entry})
+        with pytest.raises(UserError, match="model_index.json says"):
+            GANPipeline.from_pretrained(folder)
+        file.write_text(before)
+
+
+@pytest.mark.parametrize("name", [["evil", "Evil"], ["os", "system"], "StableDiffusionPipeline", None, []], ids=str)
+def test_pipelines_that_we_do_not_know_are_refused(copy, tmp_path, name):
+    folder, mark = copy("dcgan"), tmp_path / "mark"
+    for file in ("evil", "None", "os"):
+        (folder / f"{file}.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    change(folder / "model_index.json", _class_name=name)
+    with pytest.raises(UserError, match="which hfgen does not sample from"):
+        load_pipeline(str(folder))
+    with pytest.raises(ValueError, match="None.py"):  # diffusers itself looks for this one
+        GANPipeline.from_pretrained(folder)
+    (folder / "None.py").unlink()
+    assert type(GANPipeline.from_pretrained(folder)) is GANPipeline
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("target", ["../diffusion_pytorch_model.safetensors", "/tmp/x.safetensors", "a/b.safetensors"])
+def test_shards_stay_in_their_folder(copy, target):
+    folder = copy("dcgan") / "model"
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    names = json.loads(weights.read_bytes()[8 : 8 + int.from_bytes(weights.read_bytes()[:8], "little")])
+    index = {"metadata": {}, "weight_map": {name: target for name in names if name != "__metadata__"}}
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    weights.rename(folder.parent / weights.name)
+    with pytest.raises(UserError, match="is no file of its folder"):
+        GANPipeline.from_pretrained(folder.parent)
+
+
+@pytest.mark.parametrize(
+    "kind, component, values",
+    [
+        ("dcgan", "model", {"latent_dim": 10**10}),
+        ("dcgan", "model", {"latent_dim": 10**30}),
+        ("dcgan", "model", {"base_channels": 10**6}),
+        ("mlp_gan", "model", {"latent_dim": 10**10}),
+        ("residual_gan", "model", {"block_out_channels": [10**6, 10**6]}),
+        ("stylegan2", "model", {"num_class_embeds": 10**10}),
+        ("conv_vae", "model", {"latent_channels": 10**10}),
+        ("residual_vae", "model", {"layers_per_block": 10**9}),
+        ("hierarchical_vae", "model", {"block_out_channels": [10**7]}),
+        ("vq_vae", "model", {"num_vq_embeddings": 10**10}),
+        ("conv_vae", "prior", {"num_components": 10**10}),
+        ("unet", "unet", {"layers_per_block": 10**9}),
+        ("unet", "scheduler", {"num_train_timesteps": 10**10}),
+        ("stock", "unet", {"layers_per_block": 10**9}),
+    ],
+)
+def test_absurd_sizes_end_at_once(copy, kind, component, values):
+    folder = copy(kind)
+    (file,) = (folder / component).glob("*config.json")
+    assert set(values) <= set(json.loads(file.read_text()))
+    change(file, **values)
+    start, memory = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match="the checkpoint is broken|describes no network"):
+        load_pipeline(str(folder))
+    assert time.monotonic() - start < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 500_000  # KB
