@@ -83,7 +83,8 @@ def test_only_the_pipeline_goes_up(hub, finished):
 
 
 def test_code_that_a_pipeline_carries_goes_up(tmp_path):
-    index = {"_class_name": ["pipeline_hfgen_ours", "Ours"], "model": ["modeling_ours", "Model"], "../other": ["a", "B"]}
+    index = {"_class_name": ["pipeline_hfgen_ours", "Ours"], "model": ["modeling_ours", "Model"]}
+    index["../other"] = ["a", "B"]
     (tmp_path / "it" / "model").mkdir(parents=True)
     (tmp_path / "it" / "model_index.json").write_text(json.dumps(index))
     for name in ("it/pipeline_hfgen_ours.py", "it/model/modeling_ours.py", "it/notes.py", "other/secret.txt"):
