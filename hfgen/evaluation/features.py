@@ -70,22 +70,31 @@ class Preparation:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         pixels = as_channels(images, self.channels)
-        height, width = pixels.shape[2:]
-        size = self.size
-        if isinstance(size, int):
-            size = (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
+        size = self.size_for(*pixels.shape[2:])
         if size is not None and self.resample == "tf1":
             pixels = resize_tf1(pixels, size)
         elif size is not None:
             pixels = resize_pil(pixels, size, self.resample, self.rounded)
-        if self.crop is not None:
-            top, left = ((have - keep) // 2 for have, keep in zip(pixels.shape[2:], self.crop, strict=True))
-            pixels = pixels[:, :, top : top + self.crop[0], left : left + self.crop[1]]
+        pixels = self.middle(pixels)
         if not self.rounded:
             pixels = pixels.clamp(0, 255)
         pixels = (pixels.double() * self.scale).float()
         mean, std = (torch.tensor(part, device=pixels.device).view(-1, 1, 1) for part in (self.mean, self.std))
         return (pixels - mean) / std
+
+    def size_for(self, height: int, width: int) -> tuple[int, int] | None:
+        """What an image of that size is resized to, if at all."""
+        if isinstance(self.size, int):
+            short = self.size
+            return (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
+        return self.size
+
+    def middle(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The part of images that is kept."""
+        if self.crop is None:
+            return pixels
+        top, left = ((have - keep) // 2 for have, keep in zip(pixels.shape[2:], self.crop, strict=True))
+        return pixels[:, :, top : top + self.crop[0], left : left + self.crop[1]]
 
 
 @dataclass

@@ -146,17 +146,13 @@ def prepare_unrounded(preparation: Preparation, pixels: torch.Tensor) -> torch.T
     """
     pixels = as_channels(pixels, preparation.channels)
     height, width = pixels.shape[2:]
-    size = preparation.size
-    if isinstance(size, int):
-        size = (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
+    size = preparation.size_for(height, width)
     if size is not None:
         pixels = pixels @ _weights(preparation.resample, width, size[1]).to(pixels.device).T
         if preparation.rounded:  # 8-bit images have no levels to go beyond, from one pass to the next
             pixels = pixels.clamp(0, 255)
         pixels = (_weights(preparation.resample, height, size[0]).to(pixels.device) @ pixels).clamp(0, 255)
-    if preparation.crop is not None:
-        top, left = ((have - keep) // 2 for have, keep in zip(pixels.shape[2:], preparation.crop, strict=True))
-        pixels = pixels[:, :, top : top + preparation.crop[0], left : left + preparation.crop[1]]
+    pixels = preparation.middle(pixels)
     mean, std = (pixels.new_tensor(part).view(-1, 1, 1) for part in (preparation.mean, preparation.std))
     return ((pixels * preparation.scale - mean) / std).float()
 

@@ -130,7 +130,8 @@ def obstacle(
     if num_images < generated:
         return f"it needs at least {generated} generated images, and --num_images is {num_images}"
     if len(part.rows) < real:
-        return f"it needs at least {real} {name} images, and there are {len(part.rows)}: use more, or other data"
+        few = f"it needs at least {real} {name} images, and there are {len(part.rows)}"
+        return f"{few}: raise --num_images, or use more data"
     if (metric in NEEDS_LOGITS and not has_logits) or (metric in NEEDS_CLASSES and not extractor.labels):
         return f"it needs a classifier, and {extractor.id} is none: choose another --extractor"
     if metric in NEEDS_JUDGE and extractor.accuracy is not None and extractor.accuracy < GOOD_ACCURACY:

@@ -35,6 +35,7 @@ class Monitor:
             file.parent.mkdir(parents=True, exist_ok=True)
             lines = file.read_text().splitlines() if file.exists() else []
             kept = [line for line in lines if _images_seen(line) <= resumed_at - (has_sums and not _evaluates(line))]
+            self._evaluated_at = max((_images_seen(line) for line in kept if _evaluates(line)), default=None)
             temporary = file.with_name(file.name + ".tmp")
             temporary.write_text("".join(f"{line}\n" for line in kept))
             os.replace(temporary, file)
@@ -84,11 +85,11 @@ class Monitor:
     def record(self, line: dict[str, Any]) -> None:
         """Writes a line as it is, in one process; an evaluation that is repeated is not written twice."""
         if self.accelerator.is_main_process:
-            new, lines = json.dumps(line), self.file.read_text().splitlines() if self.file.exists() else []
-            if _evaluates(new) and any(_evaluates(old) and _images_seen(old) == line["images_seen"] for old in lines):
+            text = json.dumps(line)
+            if _evaluates(text) and line["images_seen"] == self._evaluated_at:
                 return
             with self.file.open("a") as file:
-                file.write(new + "\n")
+                file.write(text + "\n")
         if self.accelerator.trackers:
             values = {key: value for key, value in line.items() if key != "images_seen"}
             self.accelerator.log(values, step=line["images_seen"])

@@ -232,7 +232,7 @@ class VAERecipe(Recipe):
         given = degrade(batch, self.config.task, self.config.level)
         again = modules["vae"](given, labels).sample
         rows = [given, again] if self.config.task is None else [given, again, batch.images]
-        return [row[shown].float() / 2 + 0.5 for row in rows]
+        return [(row[shown].float() / 2 + 0.5).clamp(0, 1) for row in rows]
 
     @torch.no_grad()
     def _fit_prior(self, vae: Any, batches: Iterator[Batch]) -> GaussianMixturePrior:

@@ -73,6 +73,7 @@ def test_from_nothing_to_the_picture(place, tmp_path):
     assert Image.open(folder / "compare.png").width > 900
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_trained(place, tmp_path, script, capfd):
     for family in ("gan", "vae"):
         save_model(tmp_path / family, family)

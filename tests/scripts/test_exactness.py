@@ -70,7 +70,7 @@ def kill_and_resume(folder, options, rng, script="train_ddpm", **kwargs):
         ("--train_batch_size 16", 1),
         ("--train_batch_size 8 --gradient_accumulation_steps 2 --mixed_precision bf16", 1),
         ("--train_batch_size 4 --gradient_accumulation_steps 2", 2),
-        ("--train_batch_size 16 --no_class_conditional --num_clusters 5", 1),
+        pytest.param("--train_batch_size 16 --no_class_conditional --num_clusters 5", 1, marks=pytest.mark.slow),
     ],
     ids=["plain", "accumulation, bf16", "two processes, accumulation", "groups"],
 )
@@ -103,7 +103,11 @@ def test_a_killed_gan_ends_like_an_uninterrupted_one(tmp_path, extra, processes)
     [
         ("--class_conditional --train_batch_size 8 --gradient_accumulation_steps 2 --mixed_precision bf16", 1),
         ("--architecture vq --train_batch_size 8", 2),
-        ("--architecture hierarchical --likelihood logistic_mixture --kl_warmup 0.5 --prior_components 0", 1),
+        pytest.param(
+            "--architecture hierarchical --likelihood logistic_mixture --kl_warmup 0.5 --prior_components 0",
+            1,
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["residual, accumulation, bf16", "vq, two processes", "hierarchical"],
 )
@@ -211,7 +215,9 @@ def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, number, processes):
     assert "is now" in result.stdout  # the length was changed, and it says so
 
 
-@pytest.mark.parametrize("architecture", ["residual", "hierarchical", "vq"])
+@pytest.mark.parametrize(
+    "architecture", ["residual", *(pytest.param(name, marks=pytest.mark.slow) for name in ("hierarchical", "vq"))]
+)
 def test_however_the_batch_of_a_vae_is_split_the_same_is_learnt(tmp_path, architecture):
     options = [*TINY_VAE, *f"--architecture {architecture} --max_train_steps 8 --logging_steps 1".split()]
     options += "--prior_components 0 --ema_ramp 0 --ema_half_life 100 --learning_rate 1e-3".split()

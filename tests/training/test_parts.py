@@ -142,6 +142,18 @@ def test_lines_after_the_checkpoint_are_dropped(tmp_path):
     assert [json.loads(line)["images_seen"] for line in file.read_text().splitlines()] == [10, 20]
 
 
+def test_an_evaluation_that_is_repeated_is_written_once(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    first = Monitor(Accelerator(cpu=True), file)
+    for images in (10, 20, 30):
+        first.record({"images_seen": images, "eval_fd": 1.0})
+    resumed = Monitor(Accelerator(cpu=True), file, resumed_at=20, has_sums=True)
+    for images in (20, 30):
+        resumed.record({"images_seen": images, "eval_fd": 2.0})
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(line["images_seen"], line["eval_fd"]) for line in lines] == [(10, 1.0), (20, 1.0), (30, 2.0)]
+
+
 def test_the_first_bad_step_is_remembered(tmp_path):
     monitor = Monitor(Accelerator(cpu=True), tmp_path / "metrics.jsonl")
     for images, loss in [(0, 1.0), (64, math.nan), (128, 1.0), (192, math.inf)]:
