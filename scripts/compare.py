@@ -9,7 +9,10 @@ interrupted goes on. Examples:
     python scripts/compare.py --model out/gan-mnist user/ddpm-mnist --dataset_name ylecun/mnist \
         --extractor out/classifier-mnist
 
-The folder then holds `compare.json`, with what it takes to repeat it, and `compare.png`.
+The folder then holds `compare.json`, with what it takes to repeat it, and `compare.png`. With --update_card the
+results go into the cards of the checkpoints, which are then ready to be pushed. Ours were made by
+
+    python scripts/compare.py --dataset_name ylecun/mnist --metrics all --update_card
 """
 
 import dataclasses
@@ -82,6 +85,7 @@ class CompareConfig:
     max_train_steps: int | None = option(None, "length of each training in updates (default: that of its preset)")
     cpu_threads: int | None = option(None, "threads on a CPU (default: all cores)")
     overwrite_report: bool = option(False, "replace the report that --output_dir holds")
+    update_card: bool = option(False, "write the results into the cards in the checkpoints' folders")
 
     def validate(self) -> None:
         if self.model is not None and not self.model:
@@ -112,8 +116,12 @@ def read_options(argv: Sequence[str] | None = None) -> Options:
     config, reference, sampling = parse(kinds, argv, description=str(__doc__).partition("\n")[0])
     for part in (config, reference, sampling):
         part.validate()
-    folder = config.output_dir or f"out/compare-{Path(reference.dataset_name or 'digits').resolve().name}"
+    folder = config.output_dir or f"out/compare-{data_name(reference)}"
     return dataclasses.replace(config, output_dir=folder), reference, sampling
+
+
+def data_name(reference: ReferenceConfig) -> str:
+    return Path(reference.dataset_name or "digits").resolve().name
 
 
 # Training
@@ -127,7 +135,7 @@ def train_missing(config: CompareConfig, reference: ReferenceConfig, folder: Pat
     extractor = config.extractor or str(folder / "classifier")
     if not config.extractor and not (folder / "classifier" / "config.json").exists():
         run_script("train_classifier", [*data, "--output_dir", extractor])
-    models = [str(folder / family) for family in FAMILIES]
+    models = [str(folder / f"{family}-{data_name(reference)}") for family in FAMILIES]
     for family, model in zip(FAMILIES, models, strict=True):
         if (Path(model) / "model_index.json").exists():
             print(f"{model} is there already", flush=True)
@@ -366,10 +374,13 @@ def picture(
     return canvas
 
 
-def check_output(folder: Path, overwrite: bool) -> Path:
-    """The file of the report. Raises [`UserError`] if it is not to be written."""
+def check_output(folder: Path, config: CompareConfig) -> Path:
+    """The file of the report. Raises [`UserError`] if it cannot be written, or a card that is to have the results."""
+    for model in (config.model or ()) if config.update_card else ():
+        if not (Path(model) / "README.md").is_file():
+            raise UserError(f"--update_card: {model} is no folder with a README.md: leave it out, or give one.")
     path = folder / "compare.json"
-    if path.exists() and not overwrite:
+    if path.exists() and not config.overwrite_report:
         raise UserError(f"{path} is another report: add --overwrite_report or give another --output_dir.")
     parent = next(parent for parent in path.absolute().parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
@@ -381,7 +392,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = read_options(argv)
     config, reference, sampling = options
     folder = Path(str(config.output_dir))
-    output = check_output(folder, config.overwrite_report)
+    output = check_output(folder, config)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("speeds are compared in one process: start this script with python.")
 
@@ -389,8 +400,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from hfgen.evaluation.features import load_extractor, metric_prefix
     from hfgen.evaluation.reference import open_reference
-    from hfgen.evaluation.report import describe_model, heading, remarks, short_names, table, wrap
+    from hfgen.evaluation.report import card_section, describe_model, heading, remarks, short_names, table, wrap
     from hfgen.evaluation.runner import evaluate
+    from hfgen.hub.card import add_results
     from hfgen.training.checkpoint import write_json
     from hfgen.training.config import TrainingConfig
     from hfgen.training.grids import save_png
@@ -431,6 +443,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     whole = wrap(reports, described, command, as_dict(options), machine) | {"quality": quality, "remarks": notes}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(output, whole)
+    for report, sampler in zip(reports, samplers, strict=True) if config.update_card else ():
+        add_results(Path(sampler.name), report, described, card_section(report, whole))
 
     some = np.linspace(0, len(parts.real.rows) - 1, COLUMNS * ROWS).astype(int).tolist()
     images = [parts.real.images(some)] + [sampler(list(range(COLUMNS * ROWS)), config.seed) for sampler in samplers]

@@ -3,11 +3,13 @@
 import json
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import load_script, run, start
 from evaluation.tiny import save_classifier, save_data, save_model
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from hfgen.errors import UserError
@@ -61,12 +63,18 @@ def as_trained(folder, key, values):
 @pytest.mark.slow
 def test_from_nothing_to_the_picture(place, tmp_path):
     folder = tmp_path / "all"
-    result = run("compare", *options(place, folder, extractor=None, max_train_steps=3), launcher=False)
+    arguments = options(place, folder, extractor=None, max_train_steps=3)
+    result = run("compare", *arguments, "--update_card", launcher=False)
     assert result.returncode == 0, result.stderr
     for name in ("train_classifier", *(f"train_{family}" for family in FAMILIES)):
         assert result.stdout.count(f"python scripts/{name}.py") == 1
     report = json.loads((folder / "compare.json").read_text())
-    assert [model["model"]["name"] for model in report["models"]] == [str(folder / family) for family in FAMILIES]
+    models = [str(folder / f"{family}-digits") for family in FAMILIES]
+    assert [model["model"]["name"] for model in report["models"]] == models
+    for model, family in zip(models, FAMILIES, strict=True):
+        card = ModelCard.load(Path(model) / "README.md")
+        assert card.text.startswith(f"\n# {family}-digits\n") and card.text.count("## Results") == 1
+        assert "40 images against 40 of digits" in card.text and len(card.data.eval_results) == 5
     for model in report["models"]:
         assert model["cost"]["training_images_seen"] == 3 * 64
         assert model["cost"]["training_seconds"] is not None  # it may be 0.0, as it is rounded
@@ -76,7 +84,7 @@ def test_from_nothing_to_the_picture(place, tmp_path):
 @pytest.mark.slow
 def test_what_is_missing_is_trained(place, tmp_path, script, capfd):
     for family in ("gan", "vae"):
-        save_model(tmp_path / family, family)
+        save_model(tmp_path / f"{family}-digits", family)
     arguments = options(place, tmp_path, extractor=None, max_train_steps=3)
     script.main(arguments)
     shown = capfd.readouterr().out
@@ -176,13 +184,13 @@ def test_curves():
 
 def test_a_signal_is_handed_on(place, tmp_path):
     process = start("compare", *options(place, tmp_path), "--max_train_steps=100000", launcher=False)
-    log = tmp_path / "gan" / "logs" / "metrics.jsonl"
+    log = tmp_path / "gan-digits" / "logs" / "metrics.jsonl"
     while not (log.exists() and log.read_text()) and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2 and "train_gan.py" in err and "ended with exit code 143" in err
-    assert list((tmp_path / "gan").glob("checkpoint-*"))
+    assert list((tmp_path / "gan-digits").glob("checkpoint-*"))
 
 
 @pytest.mark.parametrize(
@@ -202,6 +210,7 @@ def test_a_signal_is_handed_on(place, tmp_path):
         ("--model {gan} --temperature 0.5", "--temperature 0.5: there is no VAE here"),
         ("--model {gan} --truncation 0.5", "has no mean latent"),
         ("--model {gan} --extractor {gan}/absent", "absent"),
+        ("--model {gan} {gan}/model --update_card", "is no folder with a README.md"),
         ("--model {gan} --output_dir {gan}/README.md", "cannot be written to"),
         ("--extractor {gan}/absent", "absent"),
     ],
