@@ -120,7 +120,9 @@ def command_line(configs: Sequence[type], argv: Sequence[str] | None = None) -> 
     elif "TORCHELASTIC_RUN_ID" in os.environ:
         launcher = ["torchrun", "--nproc_per_node", os.environ["LOCAL_WORLD_SIZE"]]
     script = Path(sys.argv[0])
-    return shlex.join([*launcher, script.name if script.is_absolute() else str(script), *shown])
+    if script.is_absolute():  # where on this machine is nobody's business
+        script = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else Path(script.name)
+    return shlex.join([*launcher, str(script), *shown])
 
 
 class _HelpFormatter(argparse.HelpFormatter):

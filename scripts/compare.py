@@ -450,7 +450,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = [parts.real.images(some)] + [sampler(list(range(COLUMNS * ROWS)), config.seed) for sampler in samplers]
     blocks = [block.permute(0, 2, 3, 1).cpu().numpy() for block in images]
     title = heading(reports[0], described)
-    save_png(picture(reports, shown, blocks, title, quality), output.with_suffix(".png"))
+    origin = {"model": ", ".join(short_names(reports)), "seed": config.seed} if sampling.provenance else None
+    save_png(picture(reports, shown, blocks, title, quality), output.with_suffix(".png"), origin, composite=True)
     print(f"\n{', '.join(short_names(reports))}: {title}\n\n{table(shown)}\n")
     print(*(f"- {note}" for note in notes), sep="\n")
     print(f"\nPicture: {output.with_suffix('.png')}\nReport:  {output}")

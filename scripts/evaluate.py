@@ -110,7 +110,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = report_path(config)
 
     from hfgen.evaluation.features import load_extractor
-    from hfgen.evaluation.report import card_section, chart, comparable, describe_model, heading, remarks, table, wrap
+    from hfgen.evaluation.report import (
+        card_section,
+        chart,
+        comparable,
+        describe_model,
+        heading,
+        origin_of,
+        remarks,
+        table,
+        wrap,
+    )
     from hfgen.evaluation.runner import evaluate, nearest_pairs
     from hfgen.evaluation.sampling import Sampler, load_sampler
     from hfgen.hub.card import add_results
@@ -147,7 +157,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if pairs:
             number = f"-{len(reports)}" if len(config.model or ()) > 1 else ""
             picture = output.with_name(f"{output.stem}-nearest{number}.png")
-            save_png(make_grid([image for side in zip(*pairs, strict=True) for image in side], len(pairs)), picture)
+            grid = make_grid([image for side in zip(*pairs, strict=True) for image in side], len(pairs))
+            origin = (
+                origin_of(model, config.revision, config.hub_token, **sampler.how) if sampling.provenance else None
+            )
+            save_png(grid, picture, origin, composite=True)
             print(f"\n{picture}: the generated images that are nearest to training images, and these below them")
         if config.update_card:
             add_results(Path(model), report, whole["extractor"], card_section(report, whole))

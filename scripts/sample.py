@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from accelerate.utils import gather_object
     from tqdm.auto import tqdm
 
+    from hfgen.evaluation.report import origin_of
     from hfgen.evaluation.sampling import load_sampler
     from hfgen.training.config import TrainingConfig
     from hfgen.training.grids import chunks, make_grid, save_png, to_pil
@@ -71,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     accelerator = make_accelerator(TrainingConfig(mixed_precision="no"))
     sampler = load_sampler(config.model, sampling, accelerator.device, config.revision, config.hub_token)
+    origin = None
+    if sampling.provenance:
+        how = {**sampler.how, "precision": sampling.mixed_precision}
+        origin = origin_of(config.model, config.revision, config.hub_token, **how)
 
     # The processes take batches in turn, the same ones whatever their number.
     size = config.batch_size or min(64, config.num_images)
@@ -86,10 +91,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             path.unlink()
     accelerator.wait_for_everyone()
     for index, image in images.items():
-        save_png(to_pil(image), output / names[index])
+        own = {"seed": config.seed + index, "class_label": sampler.class_of(index)}
+        save_png(to_pil(image), output / names[index], origin and origin | own)
     shown = dict(gather_object([(index, image) for index, image in images.items() if index < 100]))
     if accelerator.is_main_process:
-        save_png(make_grid([shown[index] for index in sorted(shown)]), output / "grid.png")
+        grid = make_grid([shown[index] for index in sorted(shown)])
+        save_png(grid, output / "grid.png", origin and origin | {"seed": config.seed, "num_images": len(shown)})
         record = {
             "model": config.model,
             "revision": config.revision,

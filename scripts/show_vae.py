@@ -31,6 +31,7 @@ class ShowConfig:
     factor: int = option(2, "how many times smaller the images to enlarge are (a model for a task knows its own)")
     steps: int = option(200, "steps of the search, where the model was not trained for the task")
     output_dir: str | None = option(None, "folder for the grids (default: <model>/shown, or shown-<model>)")
+    provenance: bool = option(True, "write into PNG files which model made them")
 
 
 def read_options(argv: Sequence[str] | None = None) -> tuple[ShowConfig, ImagesConfig]:
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from accelerate import PartialState
 
     from hfgen.data.images import pick_images
+    from hfgen.evaluation.report import origin_of
     from hfgen.pipelines import load_pipeline
     from hfgen.pipelines.vae import VAEPipeline, enlarge, shrink
     from hfgen.training.grids import make_grid, save_png, to_uint8
@@ -74,13 +76,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.output_dir is None and not Path(str(config.model)).is_dir():
         output = Path(f"shown-{Path(str(config.model)).name}")
     generator = torch.Generator().manual_seed(config.seed)
+    origin = origin_of(str(config.model), seed=config.seed) if config.provenance else None
     how: dict[str, Any] = {"class_labels": classes, "output_type": "pt"}
     search: dict[str, Any] = how | {"steps": config.steps, "generator": generator}
 
     def save(name: str, what: str, rows: Sequence[torch.Tensor]) -> None:
         """A grid of rows `(N, C, H, W)`."""
         path = output / f"{name}.png"
-        save_png(make_grid(list(to_uint8(torch.cat([row.cpu() for row in rows]))), columns=len(rows[0])), path)
+        grid = make_grid(list(to_uint8(torch.cat([row.cpu() for row in rows]))), columns=len(rows[0]))
+        save_png(grid, path, origin, composite=True)
         print(f"{path}: {what}")
 
     if task is None:

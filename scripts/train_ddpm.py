@@ -39,7 +39,7 @@ def mnist() -> dict[str, Any]:
         "train_batch_size": 64,
         "num_epochs": 2.1,
         "num_clusters": 100,
-        "guidance_scale": 3.0,
+        "guidance_scale": 1.5,
         "lr_warmup_steps": 100,
         "save_images_epochs": 0.5,
     }

@@ -50,6 +50,7 @@ class SamplingConfig:
     )
     num_inference_steps: int | None = option(None, "sampling steps (default: 20, with --sampler ddpm all)")
     mixed_precision: str = option("no", "no, or bf16 or fp16 weights", choices=("no", "bf16", "fp16"))
+    provenance: bool = option(True, "write into PNG files which model made them, and how")
 
     def validate(self) -> None:
         """Checks what can be checked without the checkpoint.

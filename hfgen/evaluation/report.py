@@ -94,6 +94,13 @@ def describe_model(model: str, revision: str | None = None, token: str | None = 
     }
 
 
+def origin_of(model: str, revision: str | None = None, token: str | None = None, **how: Any) -> dict[str, Any]:
+    """What a PNG file says of the model that made it: of a folder its name, not where on this machine it is."""
+    about = describe_model(model, revision, token)
+    name = Path(model).resolve().name if Path(model).is_dir() else model
+    return {"model": name, "commit": about["commit"], "weights": about["weights"], **how}
+
+
 def number(value: float | None, error: float | None = None) -> str:
     """Rounded for people."""
     if value is None:

@@ -6,28 +6,46 @@ import re
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
+import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hfgen.errors import UserError
 
 RESULTS = "## Results"
+AFTER_RESULTS = "## Intended use and limits"
+UNMEASURED = "Nothing was measured yet. `scripts/evaluate.py --update_card` does so, and writes it here."
 
 
-def template_path(family: str) -> Path:
-    """The card template of a family, in an installed wheel or in a checkout."""
+def render(template: str, **values: Any) -> str:
+    """Fills a template of `model_cards/templates`, in an installed wheel or in a checkout."""
     here = Path(__file__).parent
-    candidates = (here / "templates", here.parent.parent / "model_cards" / "templates")
-    return next(folder / f"{family}.md" for folder in candidates if folder.is_dir())
+    folders = (here / "templates", here.parent.parent / "model_cards" / "templates")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folders), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(f"{template}.md").render(values)
 
 
-def write_card(folder: Path, record: dict[str, Any], location: Path | None = None) -> None:
+def license_of_data(name: str, token: str | None = None) -> str | None:
+    """The licence that the page of a data set on the Hub names, if it can be had."""
+    try:
+        file = huggingface_hub.hf_hub_download(name, "README.md", repo_type="dataset", token=token)
+        found = huggingface_hub.DatasetCard.load(file).data.license
+    except Exception:  # without a page, a connection or readable YAML it is not known, which is no reason to stop
+        return None
+    return found if isinstance(found, str) else None
+
+
+def write_card(folder: Path, record: dict[str, Any], location: Path | None = None, token: str | None = None) -> None:
     """Writes `README.md` into a pipeline folder.
 
     Args:
         folder (`Path`): The pipeline folder.
         record (`dict`): What `run.json` holds.
         location (`Path`, *optional*): What the pipeline is loaded from, if it is not the one that the run ends with.
+        token (`str`, *optional*): For the page of the data.
     """
     config, data = record["config"], record["data"]
     conditional = bool(config.get("class_conditional"))
@@ -40,12 +58,13 @@ def write_card(folder: Path, record: dict[str, Any], location: Path | None = Non
     card_data = ModelCardData(
         library_name="diffusers",
         pipeline_tag="unconditional-image-generation",
+        license=config["hub_license"],
         tags=["hfgen", record["family"], "class-conditional" if conditional else "unconditional"],
         datasets=[name] if on_hub else None,
     )
-    card = ModelCard.from_template(
-        card_data,
-        template_path=str(template_path(record["family"])),
+    card = render(
+        record["family"],
+        card_data=card_data.to_yaml(),
         title=Path(model_id).name,
         model_id=location or model_id,
         conditional=conditional,
@@ -53,19 +72,42 @@ def write_card(folder: Path, record: dict[str, Any], location: Path | None = Non
         record=record,
         config=config,
         data=data,
+        on_hub=on_hub,
+        data_license=license_of_data(name, token) if on_hub else None,
         channels={"L": "gray", "RGB": "colour (RGB)", "RGBA": "colour with transparency (RGBA)"}[data["mode"]],
         parameters=sum(record["parameters"].values()) / 1e6,
         has_samples=(folder / "samples.png").exists(),
         has_reconstructions=(folder / "reconstructions.png").exists(),
+        unmeasured=UNMEASURED,
     )
-    card.save(folder / "README.md")
+    ModelCard(card).save(folder / "README.md")
+
+
+def write_short_card(folder: Path, pipeline: str, model_id: str) -> None:
+    """Writes `README.md` for a pipeline of which nothing but its class is known."""
+    data = ModelCardData(library_name="diffusers", pipeline_tag="unconditional-image-generation", tags=["hfgen"])
+    title = Path(model_id).name
+    card = render("short", card_data=data.to_yaml(), title=title, model_id=model_id, pipeline=pipeline)
+    ModelCard(card).save(folder / "README.md")
+
+
+def with_location(text: str, location: str) -> str:
+    """A card of ours whose snippets load the model from another place: that where it is pushed to.
+
+    The place that it names is what its first snippet loads.
+    """
+    found = re.search(r'from_pretrained\("([^"\n]+)"', text)
+    if not found:
+        return text
+    text = text.replace(f'from_pretrained("{found[1]}"', f'from_pretrained("{location}"')
+    return text.replace(f"scripts/sample.py --model {found[1]} ", f"scripts/sample.py --model {location} ")
 
 
 def add_results(folder: Path, report: dict[str, Any], extractor: dict[str, Any], section: str) -> None:
     """Writes the results of an evaluation into the card of a pipeline folder; the rest of the card stays as it is.
 
     They go into the `model-index` of its head, where those of the same name on the same data are replaced, and into a
-    section "Results", where the part with the same heading is.
+    section "Results", where the part with the same heading is replaced.
 
     Args:
         folder (`Path`): The pipeline folder.
@@ -128,16 +170,17 @@ def differ(first: EvalResult, second: EvalResult) -> bool:
 
 def insert_section(text: str, section: str) -> str:
     """Puts a `### ` section into the `## Results` of a card, in place of one with the same heading; a new `## Results`
-    goes before `## Limits`, or to the end."""
+    goes before `## Intended use and limits`, or to the end."""
     parts = re.split(r"(?m)^(?=## )", text)
     starts = [part.partition("\n")[0].strip() for part in parts]
     if RESULTS not in starts:
-        place = starts.index("## Limits") if "## Limits" in starts else len(parts)
+        place = starts.index(AFTER_RESULTS) if AFTER_RESULTS in starts else len(parts)
         if place == len(parts):
             parts[-1] = parts[-1].rstrip("\n") + "\n\n"
         parts.insert(place, f"{RESULTS}\n\n")
         starts.insert(place, RESULTS)
     place = starts.index(RESULTS)
+    parts[place] = parts[place].replace(f"{UNMEASURED}\n\n", "")
     sections = re.split(r"(?m)^(?=### )", parts[place])
     headings = [part.partition("\n")[0].strip() for part in sections]
     heading = section.partition("\n")[0].strip()

@@ -1,10 +1,11 @@
 """Pushing pipelines to the Hub, so that a failure costs nothing but time."""
 
 import contextlib
-import glob
 import json
 import logging
 import shlex
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -87,10 +88,7 @@ def push_folder(
         raise UserError(f"--create_pr and --revision {revision} exclude each other: a pull request goes into main.")
     try:
         model_id = open_repository(model_id, private, token)
-        if create_pr:
-            revision = _open_pull_request(model_id, commit_message, token)
-        elif revision and revision != "main" and not revision.startswith("refs/"):
-            _ask(lambda: huggingface_hub.create_branch(model_id, branch=revision, exist_ok=True, token=token), token)
+        revision = open_revision(model_id, revision, create_pr, commit_message, token)
         return upload(folder, model_id, revision, commit_message, token)
     except UserError as error:
         command = ["python", "scripts/push_to_hub.py", "--folder", str(folder), "--hub_model_id", model_id]
@@ -145,20 +143,23 @@ def open_repository(model_id: str, private: bool, token: str | None, check_token
 
 
 def upload(folder: Path, model_id: str, revision: str | None, commit_message: str, token: str | None) -> str:
-    """Uploads the pipeline in a folder into a repository and revision that exist; returns the address.
+    """Uploads the pipeline in a folder into a repository and revision that exist, in one commit; returns the address.
+
+    Its card then says to load it from there.
 
     Raises:
         UserError: If that fails, with the reason.
     """
+    from hfgen.hub.card import with_location
+
+    contents: dict[str, Any] = {file.as_posix(): folder / file for file in pipeline_files(folder)}
+    if "README.md" in contents:
+        contents["README.md"] = with_location(contents["README.md"].read_text(encoding="utf-8"), model_id).encode()
 
     def call() -> Any:
-        return huggingface_hub.upload_folder(
-            repo_id=model_id,
-            folder_path=folder,
-            allow_patterns=[glob.escape(file.as_posix()) for file in pipeline_files(folder)],
-            commit_message=commit_message,
-            revision=revision,
-            token=token,
+        operations = [huggingface_hub.CommitOperationAdd(*item) for item in contents.items()]
+        return huggingface_hub.create_commit(
+            model_id, operations, commit_message=commit_message, revision=revision, token=token
         )
 
     _ask(call, token)
@@ -168,10 +169,39 @@ def upload(folder: Path, model_id: str, revision: str | None, commit_message: st
     return f"{address}/tree/{quote(revision, safe='')}" if revision else address
 
 
-def _open_pull_request(model_id: str, title: str, token: str | None) -> str:
-    """Opens one by itself: if it came about by the commit, each further attempt would open another."""
-    opened = _ask(lambda: huggingface_hub.create_pull_request(model_id, title, token=token), token)
-    return str(opened.git_reference)
+def push_pipeline(pipeline: Any, model_id: str, revision: str | None, create_pr: bool, title: str, **more: Any) -> str:
+    """Saves a pipeline and uploads it, with the card of the folder that it was loaded from.
+
+    Without such a card, that of the repository stays; if that has none either, it gets a short one.
+
+    Raises:
+        UserError: If the Hub cannot take it.
+    """
+    from hfgen.hub.card import write_short_card
+
+    private, token = bool(more["private"]), more["token"]
+    with tempfile.TemporaryDirectory() as name:
+        folder, source = Path(name), Path(pipeline.config.get("_name_or_path") or name)
+        pipeline.save_pretrained(folder, variant=more["variant"])
+        model_id = open_repository(model_id, private, token)
+        for file in BESIDE_COMPONENTS if (source / "README.md").exists() else ():
+            if not (folder / file).exists() and (source / file).exists():
+                shutil.copy(source / file, folder / file)
+        there = (folder / "README.md").exists()
+        if not there and not _ask(lambda: huggingface_hub.file_exists(model_id, "README.md", token=token), token):
+            write_short_card(folder, type(pipeline).__name__, model_id)
+        revision = open_revision(model_id, revision, create_pr, title, token)
+        return upload(folder, model_id, revision, title, token)
+
+
+def open_revision(model_id: str, revision: str | None, create_pr: bool, title: str, token: str | None) -> str | None:
+    """Makes the branch or the pull request that is pushed to, and returns its name."""
+    if create_pr:  # by itself: if it came about by the commit, each further attempt would open another
+        opened = _ask(lambda: huggingface_hub.create_pull_request(model_id, title, token=token), token)
+        return str(opened.git_reference)
+    if revision and revision != "main" and not revision.startswith("refs/"):
+        _ask(lambda: huggingface_hub.create_branch(model_id, branch=revision, exist_ok=True, token=token), token)
+    return revision
 
 
 # Asking the Hub

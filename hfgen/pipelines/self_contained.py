@@ -65,6 +65,63 @@ class SelfContained(DiffusionPipeline):
             index["_class_name"] = [ship(type(self).__module__, folder), type(self).__name__]
         Path(json_file_path).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """See [`DiffusionPipeline.save_pretrained`]. Writes no pickles.
+
+        Raises:
+            UserError: If it is asked for pickles, or if the push fails.
+        """
+        if not safe_serialization:
+            raise UserError("safe_serialization is False, but weights are written as safetensors alone: leave it out.")
+        super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size)
+        if push_to_hub:
+            repo_id = kwargs.pop("repo_id", None) or Path(save_directory).resolve().name
+            self.push_to_hub(repo_id, variant=variant, **kwargs)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        revision: str | None = None,
+    ) -> str:
+        """Uploads the pipeline to the Hub, with the card of the folder that it was loaded from.
+
+        Args:
+            repo_id (`str`): `name` or `user/name`. The repository is made if need be.
+            commit_message (`str`, *optional*, defaults to `"Upload <class>"`): Title of the commit.
+            private (`bool`, *optional*): Whether the repository must be private.
+            token (`str`, *optional*): By default what `HF_TOKEN` or `hf auth login` say.
+            create_pr (`bool`, *optional*, defaults to `False`): Whether to open a pull request.
+            safe_serialization (`bool`, *optional*, defaults to `True`): Nothing else is written.
+            variant (`str`, *optional*): Part of the name of the weights' files.
+            revision (`str`, *optional*): Branch, made if need be. By default `main`.
+
+        Returns:
+            `str`: The address.
+
+        Raises:
+            UserError: If the Hub cannot take it.
+        """
+        from hfgen.hub.push import push_pipeline
+
+        if not safe_serialization:
+            raise UserError("safe_serialization is False, but weights are written as safetensors alone: leave it out.")
+        title = commit_message or f"Upload {type(self).__name__}"
+        return push_pipeline(self, repo_id, revision, create_pr, title, private=private, token=token, variant=variant)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """See [`DiffusionPipeline.from_pretrained`]. Runs no code of the checkpoint and reads no pickles.

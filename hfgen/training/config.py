@@ -64,6 +64,7 @@ class TrainingConfig:
     )
     save_images_steps: int | None = option(None, "updates between two sample grids; wins over epochs", resumable=True)
     eval_batch_size: int = option(64, "images in a sample grid", resumable=True)
+    provenance: bool = option(True, "write into PNG files which model made them, and how", resumable=True)
     eval_every: int | None = option(
         None, "updates between two evaluations of what is published; there is one after the last, too", resumable=True
     )
@@ -89,6 +90,9 @@ class TrainingConfig:
     )  # fmt: skip
     hub_model_id: str | None = option(None, "name of the repository (default: that of --output_dir)", resumable=True)
     hub_private_repo: bool = option(False, "make the repository private", resumable=True)
+    hub_license: str | None = option(
+        None, "licence of the model for its card, as the Hub calls it: apache-2.0, cc-by-4.0, ...", resumable=True
+    )
     hub_token: str | None = option(
         None, "token for the Hub (default: HF_TOKEN, or what `hf auth login` stored)", resumable=True, secret=True
     )

@@ -1,11 +1,22 @@
-"""Grids of images, and who makes which of them."""
+"""Grids of images, who makes which of them, and PNG files that say what made them."""
 
+import json
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+# The mark of IPTC for media that a trained model made, or had a part in.
+XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" Iptc4xmpExt:DigitalSourceType='
+    '"http://cv.iptc.org/newscodes/digitalsourcetype/{}"/></rdf:RDF></x:xmpmeta>'
+)
 
 
 def chunks(count: int, size: int, rank: int = 0, world_size: int = 1) -> list[list[int]]:
@@ -41,9 +52,25 @@ def make_grid(images: Sequence[np.ndarray], columns: int | None = None, cell: in
     return to_pil(canvas)
 
 
-def save_png(image: Image.Image, path: Path) -> None:
-    """Writes a PNG file at once or not at all."""
+def save_png(image: Image.Image, path: Path, origin: dict[str, Any] | None = None, composite: bool = False) -> None:
+    """Writes a PNG file at once or not at all.
+
+    Args:
+        image (`PIL.Image.Image`): The image.
+        path (`Path`): The file.
+        origin (`dict`, *optional*): What made the image: `model`, and whatever else can be written as JSON. The file
+            then says so, as the texts `Source` (the model), `Software` and `Comment` (all of it) and with IPTC's mark
+            for synthetic media.
+        composite (`bool`, *optional*, defaults to `False`): Whether real images are in it, too.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    image.save(temporary, format="PNG")
+    notes = PngInfo()
+    if origin is not None:
+        notes.add_text("Source", str(origin["model"]))
+        notes.add_text("Software", f"hfgen {version('hfgen')}")
+        notes.add_text("Comment", json.dumps(origin))
+        kind = "compositeWithTrainedAlgorithmicMedia" if composite else "trainedAlgorithmicMedia"
+        notes.add_itxt("XML:com.adobe.xmp", XMP.format(kind))
+    image.save(temporary, format="PNG", pnginfo=notes)
     temporary.replace(path)

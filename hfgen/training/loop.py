@@ -399,8 +399,14 @@ class Trainer:
         )
         if self.main:
             images = made["images"].permute(0, 2, 3, 1).numpy()
-            save_png(make_grid(list(images), self.recipe.grid_columns), self._grid_file)
+            save_png(make_grid(list(images), self.recipe.grid_columns), self._grid_file, self._origin())
         self._grid_at = self.images_seen
+
+    def _origin(self) -> dict[str, Any] | None:
+        """What PNG files say of the model that made them."""
+        if not self.config.provenance:
+            return None
+        return {"model": self.model_id, "images_seen": self.images_seen, "seed": self.config.seed}
 
     def _make_evaluation(self) -> "Evaluation":
         from hfgen.training.evaluation import Evaluation
@@ -563,8 +569,8 @@ class Trainer:
                 (folder / "samples.png").write_bytes(self._grid_file.read_bytes())
                 if rows:
                     grid = make_grid([image for row in rows for image in to_uint8(row)], len(rows[0]))
-                    save_png(grid, folder / "reconstructions.png")
-                write_card(folder, record, None if target == self.run.folder else target)
+                    save_png(grid, folder / "reconstructions.png", self._origin(), composite=True)
+                write_card(folder, record, None if target == self.run.folder else target, self.config.hub_token)
                 checkpoint.write_json(folder / "run.json", record)
             if self.pushes and self.images_seen < self.length.total:  # the end has a push of its own
                 self.pushes.push(target, f"Training in progress: {self.images_seen} images")

@@ -29,7 +29,7 @@ license: apache-2.0
 
 Written by hand.
 
-## Limits
+## Intended use and limits
 
 None that are known.
 """

@@ -16,6 +16,7 @@ from hfgen.errors import UserError
 from hfgen.evaluation.config import METRICS
 from hfgen.evaluation.inception import sha256_of
 from hfgen.evaluation.report import chart, comparable, number, table
+from hfgen.hub.card import UNMEASURED, insert_section
 
 
 @pytest.fixture(scope="module")
@@ -187,10 +188,10 @@ def test_card(place, tmp_path, evaluate):
     assert card.data.model_name == "gan" and card.data.license == "apache-2.0" and card.data.tags == ["hfgen"]
 
     # The rest of the card is as it was, and a second time changes nothing.
-    before, _, after = README.partition("---\n\n# A card")[2].partition("## Limits")
+    before, _, after = README.partition("---\n\n# A card")[2].partition("## Intended use and limits")
     text = path.read_text()
-    assert before in text and text.endswith(f"## Limits{after}")
-    assert text.index("## Results") < text.index("## Limits") and text.count("## Results") == 1
+    assert before in text and text.endswith(f"## Intended use and limits{after}")
+    assert text.index("## Results") < text.index("## Intended use and limits") and text.count("## Results") == 1
     assert text.count("\n### ") == 1 and "they are no FID or KID" in text
     evaluate([*arguments, "--update_card", "--overwrite_report"])
     commands = [line for line in path.read_text().splitlines() if line not in text.splitlines()]
@@ -235,15 +236,15 @@ def test_card_says_fid_only_of_the_published_network():
     ("text", "expected"),
     [
         ("# A\n", "# A\n\n## Results\n\n### New\n\nrow\n"),
-        ("# A\n\n## Limits\n\nb\n", "# A\n\n## Results\n\n### New\n\nrow\n\n## Limits\n\nb\n"),
+        ("# A\n\n## Intended use and limits\n\nb\n",
+         "# A\n\n## Results\n\n### New\n\nrow\n\n## Intended use and limits\n\nb\n"),
+        (f"## Results\n\n{UNMEASURED}\n\n## Z\n", "## Results\n\n### New\n\nrow\n\n## Z\n"),
         ("## Results\n\nmine\n\n### New\n\nold\n\n### Other\n\nc\n\n## Z\n",
          "## Results\n\nmine\n\n### New\n\nrow\n\n### Other\n\nc\n\n## Z\n"),
         ("## Results\n\n### Other\n\nc\n", "## Results\n\n### Other\n\nc\n\n### New\n\nrow\n"),
     ],
 )  # fmt: skip
 def test_sections(text, expected):
-    from hfgen.hub.card import insert_section
-
     assert insert_section(text, "### New\n\nrow\n") == expected
     assert insert_section(expected, "### New\n\nrow\n") == expected
 
