@@ -1,0 +1,210 @@
+"""Cards of every kind of run: what they say is true, their snippets run, with hfgen and without, pushes keep them."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY, TINY_GAN, TINY_VAE, load_script, run
+from hub.server import ADA, File
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from hfgen import GANPipeline
+from hfgen.hub.card import UNMEASURED, license_of_data, render, with_location
+
+RUNS = {
+    "gan": ("train_gan", TINY_GAN, []),
+    "gan-class": ("train_gan", [*TINY_GAN, "--preset", "conditional"], ["0", "9"]),
+    "vae": ("train_vae", TINY_VAE, []),
+    "vae-class": ("train_vae", [*TINY_VAE, "--preset", "conditional"], ["0", "9"]),
+    "vae-denoise": ("train_vae", [*TINY_VAE, "--preset", "denoise"], []),
+    "vae-large": ("train_vae", [*TINY_VAE, "--preset", "super_resolve", "--hub_license", "apache-2.0"], []),
+    "ddpm": ("train_ddpm", TINY, []),
+    "ddpm-class": ("train_ddpm", [*TINY, "--class_conditional"], ["0", "9"]),
+    "ddpm-groups": ("train_ddpm", [*TINY, "--num_clusters", "4", "--no_provenance"], []),
+}
+WITHOUT_HFGEN = """
+import json, sys
+
+class Nowhere:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "hfgen":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Nowhere())
+for name, code in json.load(sys.stdin).items():
+    namespace = {}
+    exec(code, namespace)
+    print(name, len(namespace["images"]))
+"""
+
+
+@pytest.fixture(scope="module")
+def cards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cards")
+    for name, (script, options, _) in RUNS.items():
+        short = ["--max_train_steps", "2", "--checkpointing_steps", "100"]
+        load_script(script).main([*options, *short, "--output_dir", str(folder / name)])
+    return {name: folder / name for name in RUNS}
+
+
+def snippets(folder):
+    return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_what_cards_say(cards, name):
+    folder = cards[name]
+    card = ModelCard.load(folder / "README.md")
+    record = json.loads((folder / "run.json").read_text())
+    assert card.data.library_name == "diffusers" and card.data.pipeline_tag == "unconditional-image-generation"
+    assert card.data.tags[:2] == ["hfgen", name.partition("-")[0]]
+    assert card.data.license == ("apache-2.0" if name == "vae-large" else None)
+    assert card.data.datasets is None  # the digits come with the installation
+    text = card.text
+    assert text.startswith(f"\n# {name}\n") and record["command"] in text and record["data"]["fingerprint"] in text
+    assert not re.search(r"\{\{|\{%|\bNone\b|\n\n\n|[^\n]\n#|[^\n]\n```(python|bash|bibtex)", text)
+    order = ["## Use", "## Training", "## Results", "## Intended use and limits", "## Citation"]
+    assert re.findall("(?m)^## .*$", text) == order
+    assert f"## Results\n\n{UNMEASURED}\n" in text
+    for word in RUNS[name][2]:
+        assert word in re.search(r"[Cc]lasses.*?: (.*)", text)[1]
+    (row,) = [line for line in text.splitlines() if line.startswith("| Data |")]
+    assert "1797 images" in row and "licence" not in row
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_snippets_run_with_hfgen(cards, name):
+    first, *_ = snippets(cards[name])
+    assert ("from hfgen import" in first) == (name != "ddpm")
+    namespace = {}
+    exec(first.replace("num_inference_steps=50", "num_inference_steps=4"), namespace)
+    assert len(namespace["images"]) == (2 if name == "ddpm-class" else 4)
+    for other in ("same", "clean", "large"):
+        assert len(namespace.get(other, "four")) == 4
+
+
+def test_snippets_run_without_hfgen(cards):
+    code = {name: snippets(folder)[-1] for name, folder in cards.items()}
+    assert all("hfgen" not in text.replace(str(cards[name]), "") for name, text in code.items())
+    code["ddpm"] = code["ddpm"].replace("num_inference_steps=50", "num_inference_steps=4")
+    command = [sys.executable, "-I", "-W", "ignore", "-c", WITHOUT_HFGEN]
+    result = subprocess.run(command, input=json.dumps(code), capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    counts = {name: 1 if name.endswith("class") else 4 for name in RUNS}
+    assert result.stdout.splitlines() == [f"{name} {count}" for name, count in counts.items()]
+
+
+def test_pictures_say_what_made_them(cards, tmp_path):
+    """Source, software and IPTC's mark; not where on this machine the model is; nothing if that is not wanted."""
+    for name in ("samples.png", "reconstructions.png"):
+        info = Image.open(cards["vae"] / name).info
+        assert info["Source"] == "vae" and info["Software"].startswith("hfgen ")
+        assert json.loads(info["Comment"]) == {"model": "vae", "images_seen": 32, "seed": 0}
+        kind = "trainedAlgorithmicMedia" if name == "samples.png" else "compositeWithTrainedAlgorithmicMedia"
+        assert f'/digitalsourcetype/{kind}"' in info["XML:com.adobe.xmp"]
+    assert not Image.open(cards["ddpm-groups"] / "samples.png").info
+
+    sample = load_script("sample")
+    options = ["--num_images", "3", "--seed", "5", "--output_dir"]
+    sample.main(["--model", str(cards["gan-class"]), *options, str(tmp_path / "images")])
+    sample.main(["--model", str(cards["gan-class"]), *options, str(tmp_path / "bare"), "--no_provenance"])
+    for number in (5, 6, 7):
+        image, bare = (Image.open(tmp_path / place / f"{number:06d}.png") for place in ("images", "bare"))
+        comment = json.loads(image.info["Comment"])
+        assert comment["model"] == "gan-class" and comment["seed"] == number and comment["class_label"] == number - 5
+        assert comment["truncation"] == 1.0 and comment["commit"] is None
+        assert [len(digest) for digest in comment["weights"].values()] == [64]
+        assert str(tmp_path.parent) not in str(image.info)
+        assert not bare.info and bare.tobytes() == image.tobytes()
+    assert json.loads(Image.open(tmp_path / "images" / "grid.png").info["Comment"])["num_images"] == 3
+
+
+def test_images_from_the_hub_name_the_commit(hub, cards, tmp_path):
+    files = {path.relative_to(cards["gan"]).as_posix(): File(path.read_bytes()) for path in cards["gan"].rglob("*.*")}
+    commit = hub.create("ada/gan").add("main", "it", files, "ada")
+    options = ["--model", "ada/gan", "--num_images", "1", "--output_dir", tmp_path / "images"]
+    result = run("sample", *options, env=hub.environment(HF_HOME=str(tmp_path)), launcher=False)
+    assert result.returncode == 0, result.stderr
+    info = Image.open(tmp_path / "images" / "000000.png").info
+    assert info["Source"] == "ada/gan" and json.loads(info["Comment"])["commit"] == commit
+
+
+def test_a_pushed_card_says_where_it_is(hub, cards, tmp_path):
+    """The snippets load from the Hub; what was run stays as it was run; the card on disk stays, too."""
+    folder = cards["ddpm"]
+    before = (folder / "README.md").read_text()
+    options = ["--folder", folder, "--hub_model_id", "ada/digits"]
+    result = run("push_to_hub", *options, env=hub.environment(ADA), launcher=False)
+    assert result.returncode == 0, result.stderr
+    after = hub["ada/digits"].files()["README.md"].decode()
+    assert (folder / "README.md").read_text() == before
+    assert 'from_pretrained("ada/digits")' in after and "scripts/sample.py --model ada/digits " in after
+    assert json.loads((folder / "run.json").read_text())["command"] in after
+    assert [line for line in before.splitlines() if line not in after.splitlines()] == [
+        line for line in before.splitlines() if "from_pretrained(" in line or "scripts/sample.py --model" in line
+    ]
+    assert with_location("# Mine\n\nNo code.\n", "ada/digits") == "# Mine\n\nNo code.\n"
+
+
+PUSH = """
+import sys
+from hfgen import GANPipeline
+pipe = GANPipeline.from_pretrained(sys.argv[1])
+print(pipe.push_to_hub("ada/with-card", revision="try"))
+pipe.save_pretrained(sys.argv[2], push_to_hub=True, repo_id="ada/saved", private=True, commit_message="Saved")
+made = GANPipeline(pipe.model, class_shares=pipe.config.class_shares)
+print(made.push_to_hub("ada/made"))
+made.push_to_hub("ada/with-card")
+"""
+
+
+def test_pipelines_push_cards_that_are_true(hub, cards, tmp_path):
+    printed = hub.python(PUSH, cards["gan"], tmp_path / "saved", token=ADA).splitlines()
+    assert printed == [f"{hub.url}/ada/with-card/tree/try", f"{hub.url}/ada/made"]
+    ours = (cards["gan"] / "README.md").read_text().replace(str(cards["gan"]), "ada/with-card", 1)
+    found = hub["ada/with-card"].files("try")
+    card = found["README.md"].decode()
+    assert card.splitlines()[:20] == ours.splitlines()[:20] and 'from_pretrained("ada/with-card")' in card
+    assert {"samples.png", "pipeline_hfgen_gan.py", "model/modeling_hfgen_dcgan.py"} <= found.keys()
+    assert hub["ada/saved"].private and hub["ada/saved"].history()[0] == "Saved"
+    assert (tmp_path / "saved" / "model_index.json").exists()
+    short = hub["ada/made"].files()["README.md"].decode()
+    assert "how, is not known here" in short and "More Information Needed" not in short
+    namespace = {}
+    code = re.search(r"```python\n(.*?)```", short, re.DOTALL)[1].replace("ada/made", str(tmp_path / "saved"))
+    exec(code, namespace)
+    assert len(namespace["images"]) == 4
+
+    hub.fail("POST /api/models/ada/with-card/commit", times=9, status=403)
+    failed = 'import sys, hfgen\nhfgen.GANPipeline.from_pretrained(sys.argv[1]).push_to_hub("ada/with-card")'
+    with pytest.raises(AssertionError, match="UserError") as error:
+        hub.python(failed, cards["gan"], token=ADA)
+    assert "403" in str(error.value) and ADA not in str(error.value)
+
+
+def test_no_pickles_are_written(cards, tmp_path):
+    pipe = GANPipeline.from_pretrained(cards["gan"])
+    for save in (pipe.save_pretrained, pipe.push_to_hub):
+        with pytest.raises(ValueError, match="safetensors alone"):
+            save(str(tmp_path / "it"), safe_serialization=False)
+    assert not (tmp_path / "it").exists()
+
+
+def test_licence_of_the_data(hub):
+    hub.create("ada/free", kind="datasets").add("main", "it", {"README.md": File(b"---\nlicense: mit\n---\n")}, "ada")
+    hub.create("ada/odd", kind="datasets").add("main", "it", {"README.md": File(b"---\nlicense: [\n---\n")}, "ada")
+    hub.create("ada/bare", kind="datasets")
+    code = "import sys\nfrom hfgen.hub.card import license_of_data\nprint(*map(license_of_data, sys.argv[1:]))"
+    printed = hub.python(code, "ada/free", "ada/odd", "ada/bare", "ada/absent")
+    assert printed.split() == ["mit", "None", "None", "None"]
+    assert license_of_data("no/such/name") is None
+
+
+def test_templates_travel_in_the_wheel():
+    folder = Path(__file__).parent.parent.parent / "model_cards" / "templates"
+    assert sorted(path.stem for path in folder.iterdir()) == ["base", "ddpm", "gan", "short", "vae"]
+    assert "# it\n" in render("short", card_data="", title="it", model_id="user/it", pipeline="GANPipeline")
