@@ -93,7 +93,7 @@ def test_the_record_and_the_card(trained):
     assert record["family"] == "ddpm"
     assert record["config"]["train_batch_size"] == 16
     assert record["images_seen"] == record["images_total"] == 96
-    assert record["command"].startswith("accelerate launch train_ddpm.py --dataset_name digits")
+    assert record["command"].startswith("accelerate launch scripts/train_ddpm.py --dataset_name digits")
     assert "hub_token" not in record["config"]
     card = (folder / "README.md").read_text()
     from huggingface_hub import ModelCard
