@@ -2,11 +2,14 @@
 
 import ctypes
 import os
+import platform
+import re
 import signal
 import sys
 import threading
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -104,13 +107,24 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cpu_name() -> str:
+    """What the processor calls itself, or nothing."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # no Linux
+        return platform.processor()
+    found = re.search(r"(?m)^model name\s*: (.*)$", text)
+    return found[1].strip() if found else platform.processor()
+
+
 def describe(accelerator: Accelerator, precision: str) -> str:
     """The machine, in words, for the first line of a run."""
     many = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
     if accelerator.device.type == "cpu":
         threads = torch.get_num_threads()
         each = " each" if accelerator.num_processes > 1 else ""
-        return f"CPU{many}, {threads} thread{'s' * (threads > 1)}{each} of {cores()} cores, precision {precision}"
+        name = f"CPU ({cpu_name()})" if cpu_name() else "CPU"
+        return f"{name}{many}, {threads} thread{'s' * (threads > 1)}{each} of {cores()} cores, precision {precision}"
     name = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else accelerator.device.type
     return f"{name}{many}, precision {precision}"
 
