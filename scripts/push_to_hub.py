@@ -5,6 +5,7 @@ Examples:
     python scripts/push_to_hub.py --folder out/ddpm-digits --hub_model_id user/ddpm-digits
     python scripts/push_to_hub.py --folder out/gan-mnist/best --hub_model_id gan-mnist --private
     python scripts/push_to_hub.py --folder out/vae-mnist --hub_model_id user/vae-mnist --create_pr
+    python scripts/push_to_hub.py --folder out/space --hub_model_id user/demo --repo_type space
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,9 @@ class PushConfig:
     """Push: what, and where to."""
 
     folder: str | None = option(None, "the pipeline folder: --output_dir of a training run, or `best` in it")
+    repo_type: str = option(
+        "model", "what the folder holds: a pipeline, or the Space that demo.py wrote", choices=("model", "space")
+    )
     hub_model_id: str | None = option(None, "name of the repository, which is made if need be")
     private: bool = option(False, "make the repository private")
     revision: str | None = option(None, "branch to push to, made if need be, or refs/pr/<number> (default: main)")
@@ -48,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     url = push_folder(
         Path(config.folder),
         config.hub_model_id,
+        repo_type=config.repo_type,
         private=config.private,
         revision=config.revision,
         commit_message=config.commit_message,

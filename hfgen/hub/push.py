@@ -58,19 +58,22 @@ def push_folder(
     folder: Path,
     model_id: str,
     *,
+    repo_type: str = "model",
     private: bool = False,
     revision: str | None = None,
     commit_message: str = MESSAGE,
     create_pr: bool = False,
     token: str | None = None,
 ) -> str:
-    """Uploads the pipeline that a folder holds, and nothing else of it, into a repository that is made if need be.
+    """Uploads the pipeline or the Space that a folder holds, and nothing else of it, into a repository that is made
+    if need be.
 
     Failures that may pass are tried again for some minutes.
 
     Args:
-        folder (`Path`): A pipeline folder, such as that of a run, or `best/` in it.
+        folder (`Path`): A pipeline folder, such as that of a run, or `best/` in it; or what `write_space` wrote.
         model_id (`str`): `name` or `user/name`.
+        repo_type (`str`): `"model"` or `"space"`.
         private (`bool`): Whether the repository must be private.
         revision (`str`, *optional*): Branch, made from `main` if need be, or `refs/pr/<number>`. By default `main`.
         commit_message (`str`): Title of the commit.
@@ -83,22 +86,37 @@ def push_folder(
     Raises:
         UserError: If the Hub cannot take it: says how to push later. The folder is untouched.
     """
-    pipeline_files(folder)
+    pushed_files(folder, repo_type)
     if create_pr and revision:
         raise UserError(f"--create_pr and --revision {revision} exclude each other: a pull request goes into main.")
     try:
-        model_id = open_repository(model_id, private, token)
-        revision = open_revision(model_id, revision, create_pr, commit_message, token)
-        return upload(folder, model_id, revision, commit_message, token)
+        model_id = open_repository(model_id, private, token, repo_type=repo_type)
+        revision = open_revision(model_id, revision, create_pr, commit_message, token, repo_type)
+        return upload(folder, model_id, revision, commit_message, token, repo_type)
     except UserError as error:
         command = ["python", "scripts/push_to_hub.py", "--folder", str(folder), "--hub_model_id", model_id]
+        command += ["--repo_type", repo_type] if repo_type != "model" else []
         command += ["--private"] * private
         command += ["--revision", revision] if revision else ["--create_pr"] * create_pr
         command += ["--commit_message", commit_message] if commit_message != MESSAGE else []
+        what = "Space" if repo_type == "space" else "pipeline"
         raise UserError(
-            f"the pipeline in {folder} is complete, but could not be pushed: {error} Push it later with: "
+            f"the {what} in {folder} is complete, but could not be pushed: {error} Push it later with: "
             f"{shlex.join(command)}"
         ) from None
+
+
+def pushed_files(folder: Path, repo_type: str = "model") -> list[Path]:
+    """The files that go up, relative to the folder: those of the pipeline, or all of a Space.
+
+    Raises:
+        UserError: If the folder holds no such thing.
+    """
+    if repo_type == "model":
+        return pipeline_files(folder)
+    if not (folder / "app.py").is_file():
+        raise UserError(f"{folder} holds no Space: give the --space_dir that scripts/demo.py wrote.")
+    return _without_caches(folder, sorted(folder.rglob("*")))
 
 
 def pipeline_files(folder: Path) -> list[Path]:
@@ -117,11 +135,17 @@ def pipeline_files(folder: Path) -> list[Path]:
     found = [path for name in BESIDE_COMPONENTS for path in sorted(folder.glob(name))]
     for name in components:
         found += sorted((folder / name).rglob("*"))
+    return _without_caches(folder, found)
+
+
+def _without_caches(folder: Path, found: list[Path]) -> list[Path]:
     files = [path.relative_to(folder) for path in found if path.is_file()]
     return [file for file in files if not any(part.startswith((".", "__pycache__")) for part in file.parts)]
 
 
-def open_repository(model_id: str, private: bool, token: str | None, check_token: bool = False) -> str:
+def open_repository(
+    model_id: str, private: bool, token: str | None, check_token: bool = False, repo_type: str = "model"
+) -> str:
     """Makes the repository unless it is there; returns its full name.
 
     Raises:
@@ -135,35 +159,49 @@ def open_repository(model_id: str, private: bool, token: str | None, check_token
         who = _ask(lambda: huggingface_hub.whoami(token=token), token)
         if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise UserError("the token of the Hub may only read: make one that may write.")
+    where: dict[str, Any] = {"repo_type": repo_type, "token": token}
     options: dict[str, Any] = {"private": True} if private else {}
-    made = _ask(lambda: huggingface_hub.create_repo(model_id, exist_ok=True, token=token, **options), token)
-    if private and not _ask(lambda: huggingface_hub.model_info(made.repo_id, token=token), token).private:
+    options |= {"space_sdk": "gradio"} if repo_type == "space" else {}
+    made = _ask(lambda: huggingface_hub.create_repo(model_id, exist_ok=True, **where, **options), token)
+    if private and not _ask(lambda: huggingface_hub.repo_info(made.repo_id, **where), token).private:
         raise UserError(f"the repository {made.repo_id} exists and is public, not private: give another name.")
     return made.repo_id
 
 
-def upload(folder: Path, model_id: str, revision: str | None, commit_message: str, token: str | None) -> str:
-    """Uploads the pipeline in a folder into a repository and revision that exist, in one commit; returns the address.
+def upload(
+    folder: Path,
+    model_id: str,
+    revision: str | None,
+    commit_message: str,
+    token: str | None,
+    repo_type: str = "model",
+) -> str:
+    """Uploads what a folder holds into a repository and revision that exist, in one commit; returns the address.
 
-    Its card then says to load it from there.
+    A card then says to load the pipeline from there.
 
     Raises:
         UserError: If that fails, with the reason.
     """
     from hfgen.hub.card import with_location
 
-    contents: dict[str, Any] = {file.as_posix(): folder / file for file in pipeline_files(folder)}
-    if "README.md" in contents:
+    contents: dict[str, Any] = {file.as_posix(): folder / file for file in pushed_files(folder, repo_type)}
+    if repo_type == "model" and "README.md" in contents:
         contents["README.md"] = with_location(contents["README.md"].read_text(encoding="utf-8"), model_id).encode()
 
     def call() -> Any:
         operations = [huggingface_hub.CommitOperationAdd(*item) for item in contents.items()]
         return huggingface_hub.create_commit(
-            model_id, operations, commit_message=commit_message, revision=revision, token=token
+            model_id,
+            operations,
+            commit_message=commit_message,
+            revision=revision,
+            token=token,
+            repo_type=repo_type,
         )
 
     _ask(call, token)
-    address = f"{constants.ENDPOINT}/{model_id}"
+    address = f"{constants.ENDPOINT}/{'spaces/' if repo_type == 'space' else ''}{model_id}"
     if revision and revision.startswith("refs/pr/"):
         return f"{address}/discussions/{revision.removeprefix('refs/pr/')}"
     return f"{address}/tree/{quote(revision, safe='')}" if revision else address
@@ -194,13 +232,16 @@ def push_pipeline(pipeline: Any, model_id: str, revision: str | None, create_pr:
         return upload(folder, model_id, revision, title, token)
 
 
-def open_revision(model_id: str, revision: str | None, create_pr: bool, title: str, token: str | None) -> str | None:
+def open_revision(
+    model_id: str, revision: str | None, create_pr: bool, title: str, token: str | None, repo_type: str = "model"
+) -> str | None:
     """Makes the branch or the pull request that is pushed to, and returns its name."""
+    where: dict[str, Any] = {"repo_type": repo_type, "token": token}
     if create_pr:  # by itself: if it came about by the commit, each further attempt would open another
-        opened = _ask(lambda: huggingface_hub.create_pull_request(model_id, title, token=token), token)
+        opened = _ask(lambda: huggingface_hub.create_pull_request(model_id, title, **where), token)
         return str(opened.git_reference)
     if revision and revision != "main" and not revision.startswith("refs/"):
-        _ask(lambda: huggingface_hub.create_branch(model_id, branch=revision, exist_ok=True, token=token), token)
+        _ask(lambda: huggingface_hub.create_branch(model_id, branch=revision, exist_ok=True, **where), token)
     return revision
 
 

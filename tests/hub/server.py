@@ -330,6 +330,8 @@ class Handler(BaseHTTPRequestHandler):
         name, role = self.user()
         owner, kind = self.json.get("organization") or name, self.json.get("type", "model") + "s"
         id = f"{owner}/{self.json['name']}"
+        if kind == "spaces" and self.json.get("sdk") not in ("gradio", "docker", "static"):
+            raise Answer(400, {"error": "a Space needs an sdk"})
         if role != "write" or owner != name:
             raise Answer(403, {"error": f"You don't have the rights to create a {kind[:-1]} under {owner}"})
         url = f"{self.hub.url}/{'' if kind == 'models' else kind + '/'}{id}"

@@ -94,6 +94,28 @@ def test_code_that_a_pipeline_carries_goes_up(tmp_path):
     assert found == {"model_index.json", "pipeline_hfgen_ours.py", "model/modeling_ours.py"}
 
 
+def test_a_space_goes_up_without_its_caches(hub, tmp_path):
+    kept = {"app.py", "README.md", "hfgen/errors.py", "model/unet/diffusion_pytorch_model.safetensors"}
+    for name in (*kept, "__pycache__/app.pyc", "hfgen/__pycache__/errors.pyc", ".gradio/certificate.pem"):
+        (tmp_path / "it" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "it" / name).write_text(name)
+    space = ["--repo_type", "space", "--private"]
+    hub.fail("/commit/", status=500, times=99)
+    result = push(hub, tmp_path / "it", *space)
+    assert "the Space in" in result.stderr and "ada/digits --repo_type space --private" in result.stderr
+    hub.failures.clear()
+    result = push(hub, tmp_path / "it", *space)
+    assert result.stdout == f"Pushed:   {hub.url}/spaces/ada/digits\n", result.stderr
+    repo = hub.repos["spaces", "ada/digits"]
+    assert repo.private and set(repo.files()) == kept | {".gitattributes"} and not hub.count("/models/")
+    result = push(hub, tmp_path / "it", *space, "--create_pr")
+    assert result.stdout == f"Pushed:   {hub.url}/spaces/ada/digits/discussions/1\n", result.stderr
+    result = push(hub, tmp_path / "it" / "model", *space)
+    assert result.returncode == 2 and "holds no Space" in result.stderr
+    result = push(hub, tmp_path / "it")
+    assert result.returncode == 2 and "holds no pipeline" in result.stderr
+
+
 def test_branches_and_pull_requests(hub, finished):
     result = push(hub, finished, "--revision", "try/1")
     assert result.stdout == f"Pushed:   {hub.url}/ada/digits/tree/try%2F1\n", result.stderr
