@@ -1,6 +1,6 @@
 """Shows a checkpoint in the browser: samples, walks, and what a VAE makes of your images. Or writes that as a Space.
 
-Needs gradio: `pip install "gradio>=6.31"`. Examples:
+Needs gradio: `pip install -c constraints.txt -e ".[demo]"`. Examples:
 
     python scripts/demo.py --model out/gan-mnist
     python scripts/demo.py --model user/ddpm-mnist --host 0.0.0.0 --port 8000
