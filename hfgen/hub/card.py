@@ -13,12 +13,32 @@ from hfgen.errors import UserError
 
 RESULTS = "## Results"
 
+# What would make Markdown of a name: tags, links, cells of tables, code.
+MARKUP = str.maketrans({"<": "&lt;", "[": "&#91;", "]": "&#93;", "|": "&#124;", "`": "'"})
+
 
 def template_path(family: str) -> Path:
     """The card template of a family, in an installed wheel or in a checkout."""
     here = Path(__file__).parent
     candidates = (here / "templates", here.parent.parent / "model_cards" / "templates")
     return next(folder / f"{family}.md" for folder in candidates if folder.is_dir())
+
+
+def plain(value: Any) -> Any:
+    """Makes all strings in JSON-like values text that Markdown shows as it is, each in one line.
+
+    Names of classes are whatever the authors of a data set wrote: they must not run, link or look like part of a card.
+    """
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return " ".join(value.split()).translate(MARKUP) if isinstance(value, str) else value
+
+
+def code(text: str) -> str:
+    """Makes a text one that does not end the code block or span that it is in."""
+    return " ".join(text.splitlines()).replace("`", "'")
 
 
 def write_card(folder: Path, record: dict[str, Any], location: Path | None = None) -> None:
@@ -43,16 +63,17 @@ def write_card(folder: Path, record: dict[str, Any], location: Path | None = Non
         tags=["hfgen", record["family"], "class-conditional" if conditional else "unconditional"],
         datasets=[name] if on_hub else None,
     )
+    shown = plain(record) | {"command": code(record["command"])}
     card = ModelCard.from_template(
         card_data,
         template_path=str(template_path(record["family"])),
-        title=Path(model_id).name,
-        model_id=location or model_id,
+        title=plain(Path(model_id).name),
+        model_id=code(str(location or model_id)),
         conditional=conditional,
         groups=groups,
-        record=record,
-        config=config,
-        data=data,
+        record=shown,
+        config=shown["config"],
+        data=shown["data"],
         channels={"L": "gray", "RGB": "colour (RGB)", "RGBA": "colour with transparency (RGBA)"}[data["mode"]],
         parameters=sum(record["parameters"].values()) / 1e6,
         has_samples=(folder / "samples.png").exists(),
