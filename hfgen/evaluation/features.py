@@ -21,6 +21,7 @@ from torch.nn.functional import interpolate
 from hfgen.errors import UserError
 from hfgen.evaluation.inception import DIM, SIDE, load_inception
 from hfgen.evaluation.resize import as_channels, check_images, resize_pil, resize_tf1
+from hfgen.pipelines.self_contained import check_json, limited
 
 Outputs = dict[str, torch.Tensor]
 Prepare = Callable[[torch.Tensor], torch.Tensor]
@@ -40,6 +41,7 @@ DINOV2 = {  # the distances of https://huggingface.co/papers/2306.04675; the nam
 DINOV2_SIDE = 224
 RESAMPLE = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 FIRST_TOKEN = ("deit", "vit", "vit_msn")  # a pooler, if any, is a layer that classifiers are saved without
+MOST_PIXELS = 2048  # height or width that a network may ask for
 PROBE_SIDES = (48, 320)  # one to enlarge and one to reduce, for most networks
 
 
@@ -353,7 +355,11 @@ def readable_errors(name: str, is_folder: bool) -> Iterator[None]:
 def load_model(source: str) -> tuple[Any, bool]:
     """The model, in float32, of the class that its configuration names, and whether it classifies."""
     import transformers
+    from transformers.utils import cached_file
 
+    file = cached_file(source, "config.json", _raise_exceptions_for_missing_entries=False)
+    if file is not None:  # AutoConfig says so
+        check_json(Path(file).parent)
     config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
     architecture = (config.architectures or [""])[0]
     classifies = architecture.endswith("ForImageClassification")
@@ -366,7 +372,9 @@ def load_model(source: str) -> tuple[Any, bool]:
         kind = transformers.CLIPVisionModelWithProjection
     options = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
     options["trust_remote_code"] = False  # by default a person is asked, and may say yes
-    model, info = kind.from_pretrained(source, config=config, **options)
+    # Each weight is counted twice, as a place and when it comes there.
+    with limited(f"config.json of the extractor {source}", 2 * weight_bytes(source)):
+        model, info = kind.from_pretrained(source, config=config, **options)
     missing = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
     if not classifies and config.model_type in FIRST_TOKEN:
         model.pooler = None
@@ -377,6 +385,24 @@ def load_model(source: str) -> tuple[Any, bool]:
             f"{min(missing)!r}, or has them in another shape: give a whole checkpoint, as they would be random."
         )
     return model.float().eval().requires_grad_(False), classifies
+
+
+def weight_bytes(source: str) -> int:
+    """The size of the weights of a model, which are downloaded if need be.
+
+    Raises:
+        UserError: If their index names a file elsewhere.
+    """
+    from transformers.utils import cached_file
+
+    index = cached_file(source, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
+    names = {"model.safetensors"}
+    if index is not None:
+        names = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
+    for name in names:
+        if Path(name).name != name:
+            raise UserError(f"{index} names {name}, which is no file of its folder: the extractor is broken.")
+    return sum(Path(cached_file(source, name)).stat().st_size for name in names)
 
 
 def classifier(model: Any) -> tuple[Callable[[torch.Tensor], Outputs], str]:
@@ -456,6 +482,14 @@ def load_preparation(source: str, channels: int) -> tuple[Prepare, dict[str, Any
             f"the extractor {source} has no image processor, which says how images are prepared for it: "
             f"{one_line(error)}. Save one beside the model, as preprocessor_config.json."
         ) from None
+
+    for option in ("size", "crop_size", "pad_size"):
+        for name, side in dict(getattr(processor, option, None) or {}).items():
+            if side is not None and not side <= MOST_PIXELS:
+                raise UserError(
+                    f"the extractor {source} has {option} {name} {side} in preprocessor_config.json, but at most "
+                    f"{MOST_PIXELS} is possible: give another."
+                )
 
     def slow(images: torch.Tensor) -> torch.Tensor:
         arrays = list(as_channels(images, channels).cpu().numpy())

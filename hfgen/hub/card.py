@@ -17,6 +17,9 @@ RESULTS = "## Results"
 AFTER_RESULTS = "## Intended use and limits"
 UNMEASURED = "Nothing was measured yet. `scripts/evaluate.py --update_card` does so, and writes it here."
 
+# What would make Markdown of a name: tags, links, cells of tables, code.
+MARKUP = str.maketrans({"<": "&lt;", "[": "&#91;", "]": "&#93;", "|": "&#124;", "`": "'"})
+
 
 def render(template: str, **values: Any) -> str:
     """Fills a template of `model_cards/templates`, in an installed wheel or in a checkout."""
@@ -26,6 +29,23 @@ def render(template: str, **values: Any) -> str:
         loader=jinja2.FileSystemLoader(folders), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template(f"{template}.md").render(values)
+
+
+def plain(value: Any) -> Any:
+    """Makes all strings in JSON-like values text that Markdown shows as it is, each in one line.
+
+    Names of classes are whatever the authors of a data set wrote: they must not run, link or look like part of a card.
+    """
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return " ".join(value.split()).translate(MARKUP) if isinstance(value, str) else value
+
+
+def code(text: str) -> str:
+    """Makes a text one that does not end the code block or span that it is in."""
+    return " ".join(text.splitlines()).replace("`", "'")
 
 
 def license_of_data(name: str, token: str | None = None) -> str | None:
@@ -62,18 +82,19 @@ def write_card(folder: Path, record: dict[str, Any], location: Path | None = Non
         tags=["hfgen", record["family"], "class-conditional" if conditional else "unconditional"],
         datasets=[name] if on_hub else None,
     )
+    shown = plain(record) | {"command": code(record["command"])}
     card = render(
         record["family"],
         card_data=card_data.to_yaml(),
-        title=Path(model_id).name,
-        model_id=location or model_id,
+        title=plain(Path(model_id).name),
+        model_id=code(str(location or model_id)),
         conditional=conditional,
         groups=groups,
-        record=record,
-        config=config,
-        data=data,
+        record=shown,
+        config=shown["config"],
+        data=shown["data"],
         on_hub=on_hub,
-        data_license=license_of_data(name, token) if on_hub else None,
+        data_license=plain(license_of_data(name, token)) if on_hub else None,
         channels={"L": "gray", "RGB": "colour (RGB)", "RGBA": "colour with transparency (RGBA)"}[data["mode"]],
         parameters=sum(record["parameters"].values()) / 1e6,
         has_samples=(folder / "samples.png").exists(),

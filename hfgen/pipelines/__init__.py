@@ -25,7 +25,7 @@ def load_pipeline(path: str, **kwargs: Any) -> "DiffusionPipeline":
     from hfgen.errors import UserError
     from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline
     from hfgen.pipelines.gan import GANPipeline
-    from hfgen.pipelines.self_contained import SelfContained
+    from hfgen.pipelines.self_contained import SelfContained, index_folder
     from hfgen.pipelines.vae import VAEPipeline
 
     ours = {
@@ -38,13 +38,12 @@ def load_pipeline(path: str, **kwargs: Any) -> "DiffusionPipeline":
     # diffusers passes an argument that huggingface_hub calls deprecated.
     warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
     try:
-        index = diffusers.DiffusionPipeline.load_config(path, **hub)
-    except (OSError, ValueError) as error:
+        name = diffusers.DiffusionPipeline.load_config(index_folder(path, **hub)).get("_class_name")
+    except Exception as error:  # of many kinds, as the files may be anything
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path} holds no pipeline: {reason[:300]} Give the --output_dir of a finished run, or a Hub id."
         ) from None
-    name = index.get("_class_name")
     name = str(name[-1] if isinstance(name, list) and name else name)  # a file and a class, or a class
     if name not in ours:
         raise UserError(
@@ -55,5 +54,5 @@ def load_pipeline(path: str, **kwargs: Any) -> "DiffusionPipeline":
             path = path if Path(path).is_dir() else SelfContained.download(path, **kwargs)
             SelfContained.load_config(path)
         return ours[name].from_pretrained(path, **kwargs | {"use_safetensors": True, "trust_remote_code": False})
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise UserError(f"{path} cannot be loaded: {' '.join(str(error).split())[:500]}") from None

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
@@ -22,6 +23,12 @@ PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 class Pipeline(SelfContained):
     """A pipeline around one network, `model`."""
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
+        """See [`DiffusionPipeline.from_pipe`], which by itself takes over only networks of the very class that
+        `__init__` names: here that is the base of all."""
+        return super().from_pipe(pipeline, **{**pipeline.components, **kwargs})
 
     # Classes
 

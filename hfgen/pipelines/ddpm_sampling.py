@@ -4,7 +4,7 @@ An unconditional network is published as a stock `diffusers.DDPMPipeline`; [`den
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -119,6 +119,7 @@ def denoise(
     guidance_scale: float = 1.0,
     progress_bar: Callable[[Any], Any] = iter,
     device: torch.device | None = None,
+    on_step_end: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Turns noise into images.
 
@@ -135,6 +136,8 @@ def denoise(
             (https://huggingface.co/papers/2207.12598): 1 is none, more follows the class more closely.
         progress_bar (*optional*): Wraps the timesteps.
         device (`torch.device`, *optional*): Where to sample; by default where the network is.
+        on_step_end (`Callable`, *optional*): Given a step's number, its timestep and the images after it, noisy and
+            `(B, C, H, W)`, returns those to go on with.
 
     Returns:
         `torch.Tensor` of shape `(B, C, H, W)`: Images, float32 in [0, 1].
@@ -155,7 +158,7 @@ def denoise(
         labels = torch.cat([labels, torch.full_like(labels, null_class)])
 
     sample = noise * scheduler.init_noise_sigma
-    for timestep in progress_bar(scheduler.timesteps):
+    for step, timestep in enumerate(progress_bar(scheduler.timesteps)):
         scaled = scheduler.scale_model_input(sample, timestep)
         if guided:
             scaled = torch.cat([scaled, scaled])
@@ -164,6 +167,8 @@ def denoise(
             conditional, unconditional = output.chunk(2)
             output = unconditional + guidance_scale * (conditional - unconditional)
         sample = scheduler.step(output, timestep, sample, **extra).prev_sample
+        if on_step_end is not None:
+            sample = on_step_end(step, timestep, sample)
     return (sample / 2 + 0.5).clamp(0, 1)
 
 
@@ -190,6 +195,7 @@ class ClassConditionalDDPMPipeline(SelfContained):
     """
 
     model_cpu_offload_seq = "unet"
+    _callback_tensor_inputs = ["latents"]
 
     def __init__(
         self,
@@ -252,6 +258,18 @@ class ClassConditionalDDPMPipeline(SelfContained):
         numbers = [names.index(label) if isinstance(label, str) else int(label) for label in labels]
         return torch.tensor(numbers, device=self._execution_device)
 
+    def _until_interrupted(self, timesteps: torch.Tensor) -> Iterator[torch.Tensor]:
+        self._interrupt = False
+        for timestep in self.progress_bar(timesteps):
+            yield timestep
+            if self._interrupt:
+                return
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback has stopped the sampling."""
+        return self._interrupt
+
     @torch.no_grad()
     def __call__(
         self,
@@ -262,6 +280,8 @@ class ClassConditionalDDPMPipeline(SelfContained):
         num_inference_steps: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        callback_on_step_end: Callable[["ClassConditionalDDPMPipeline", int, torch.Tensor, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImagePipelineOutput | tuple:
         r"""
         The call function to the pipeline for generation.
@@ -283,10 +303,16 @@ class ClassConditionalDDPMPipeline(SelfContained):
                 `"pil"`, `"np"` (float32 in [0, 1], `(B, H, W, C)`) or `"pt"` (float32 in [0, 1], `(B, C, H, W)`).
             return_dict (`bool`, *optional*, defaults to `True`):
                 Whether to return an [`ImagePipelineOutput`] instead of a tuple.
+            callback_on_step_end (`Callable`, *optional*):
+                Called as `callback_on_step_end(pipe, step, timestep, callback_kwargs)` after each step. It returns
+                `callback_kwargs`, whose tensors may be others than those given; the images are made of them. If it
+                sets `pipe._interrupt = True`, the step was the last.
+            callback_on_step_end_tensor_inputs (`list[str]`, *optional*, defaults to `("latents",)`):
+                What `callback_kwargs` holds: `"latents"` are the noisy images, float32 `(B, C, H, W)`.
 
         Raises:
-            ValueError: For classes that the network does not know, guidance that it was not trained for, or an
-                argument of the wrong length.
+            ValueError: For classes that the network does not know, guidance that it was not trained for, tensors
+                that callbacks cannot have, or an argument of the wrong length.
 
         Example:
 
@@ -299,6 +325,13 @@ class ClassConditionalDDPMPipeline(SelfContained):
         """
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type is {output_type!r}, but must be one of pil, np, pt.")
+        # The callbacks that come with diffusers say themselves what they need.
+        inputs = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
+        if not set(inputs) <= set(self._callback_tensor_inputs):
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs is {list(inputs)}, but may only have "
+                f"{self._callback_tensor_inputs}."
+            )
         if batch_size is None:
             several = class_labels is not None and not isinstance(class_labels, (int, str))
             batch_size = len(class_labels) if several else 1  # type: ignore[arg-type]
@@ -313,6 +346,12 @@ class ClassConditionalDDPMPipeline(SelfContained):
                 f"guidance_scale is {guidance_scale}, but this network knows no class for none: leave it out."
             )
         labels = self.class_numbers(class_labels, batch_size, generator)
+
+        def on_step_end(step: int, timestep: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+            assert callback_on_step_end is not None
+            given = {"latents": latents} if inputs else {}
+            return callback_on_step_end(self, step, timestep, given).get("latents", latents)
+
         images = denoise(
             self.unet,
             self.scheduler,
@@ -322,8 +361,9 @@ class ClassConditionalDDPMPipeline(SelfContained):
             labels,
             self.null_class,
             guidance_scale if class_labels is not None or self.config.class_shares else 1.0,
-            self.progress_bar,
+            self._until_interrupted,
             self._execution_device,
+            on_step_end if callback_on_step_end is not None else None,
         )
         output: Any = images
         if output_type != "pt":

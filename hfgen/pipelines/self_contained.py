@@ -15,12 +15,14 @@ diffusers runs a file that others import only once: without hfgen, checkpoints t
 best loaded in different processes. What a pipeline loaded without hfgen saves lacks the code, and loads with hfgen.
 """
 
+import contextlib
 import importlib
 import json
 import os
 import re
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
 
@@ -46,7 +49,12 @@ IMPORTS = {
 }
 
 DOWNLOADED = ["*.json", "*.safetensors"]  # no code, no pickles
+# More is no checkpoint, but an attempt to fill the memory.
 MOST_STEPS = 100_000  # of a scheduler, which makes tables of that length
+MOST_PIXELS = 4096  # height or width; networks of convolutions alone have weights of the same size for any
+MOST_LEVELS = 100  # entries of a list, one for each size of feature maps
+MOST_MODULES = 20_000  # of a network, with or without weights
+MOST_JSON = 10_000_000  # bytes of a file
 
 
 class SelfContained(DiffusionPipeline):
@@ -141,6 +149,7 @@ class SelfContained(DiffusionPipeline):
         Raises:
             UserError: For a component that is no network or scheduler, or that does not fit the files in its folder.
         """
+        check_json(Path(pretrained_model_name_or_path))
         loaded = super().load_config(pretrained_model_name_or_path, **kwargs)
         index = loaded[0] if isinstance(loaded, tuple) else loaded
         index["_class_name"] = cls.__name__
@@ -237,6 +246,30 @@ def installed(name: str, value: list) -> tuple[list[str], type]:
     return [module, kind], found
 
 
+def index_folder(name: str, **options: Any) -> Path:
+    """The folder with the `model_index.json` of a checkpoint, a folder or on the Hub; nothing else is downloaded.
+
+    Raises:
+        UserError: If it is too large to be read.
+    """
+    from huggingface_hub import hf_hub_download
+
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = Path(hf_hub_download(name, SelfContained.config_name, **options)).parent
+    check_json(folder)
+    return folder
+
+
+def check_json(folder: Path) -> None:
+    """Raises [`UserError`] for JSON that would take seconds and gigabytes to read."""
+    for file in folder.glob("*.json"):
+        if file.stat().st_size > MOST_JSON:
+            raise UserError(
+                f"{file} has {file.stat().st_size} bytes, more than {MOST_JSON}: the checkpoint is broken."
+            )
+
+
 def check_files(kind: Any, folder: Path) -> None:
     """Looks at a component's files before anything of their size is made.
 
@@ -245,9 +278,10 @@ def check_files(kind: Any, folder: Path) -> None:
         folder (`Path`): Its folder.
 
     Raises:
-        UserError: If an index names files elsewhere, a network has more numbers than its files have bytes, or a
-            scheduler more than `MOST_STEPS`.
+        UserError: If a file is too large, an index names files elsewhere, a network has more numbers than its files
+            have bytes, or something else of it is beyond the limits above.
     """
+    check_json(folder)
     for index in folder.glob("*.index*.json"):
         for shard in set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()):
             if Path(shard).name != shard:
@@ -256,33 +290,63 @@ def check_files(kind: Any, folder: Path) -> None:
     if not file.exists():
         return  # diffusers says so
     config = kind.load_config(folder)
-    if issubclass(kind, SchedulerMixin):
-        if config.get("num_train_timesteps", 0) > MOST_STEPS:
-            raise UserError(
-                f"{file} has num_train_timesteps {config['num_train_timesteps']}, more than {MOST_STEPS}: the "
-                "checkpoint is broken."
-            )
-        return
-    size, made, thread = sum(file.stat().st_size for file in folder.glob("*.safetensors")), 0, threading.get_ident()
-    if not size or not kind.__module__.startswith(("hfgen.", "diffusers.")):
+    levels = max((len(value) for value in config.values() if isinstance(value, list)), default=0)
+    if levels > MOST_LEVELS and not issubclass(kind, SchedulerMixin):
+        raise UserError(f"{file} has a list of {levels} entries, more than {MOST_LEVELS}: the checkpoint is broken.")
+    limits = {"num_train_timesteps": MOST_STEPS} if issubclass(kind, SchedulerMixin) else {"sample_size": MOST_PIXELS}
+    for name, most in limits.items():
+        for value in config[name] if isinstance(config.get(name), list) else [config.get(name)]:
+            if not (value is None or (isinstance(value, int) and value <= most)):
+                raise UserError(
+                    f"{file} has {name} {value!r}, but at most {most} is possible: the checkpoint is broken."
+                )
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if issubclass(kind, SchedulerMixin) or not size or not kind.__module__.startswith(("hfgen.", "diffusers.")):
         return  # diffusers says that there are no weights; others may make networks that cannot be tried like this
+    try:
+        with limited(str(file), size), torch.device("meta"):  # no memory is touched
+            kind.from_config(config)
+    except UserError:
+        raise
+    except Exception as error:  # of many kinds, as the values may be anything
+        raise UserError(f"{file} describes no network: {error}") from None
 
-    def count(module: torch.nn.Module, name: str, tensor: torch.Tensor | None) -> None:
-        nonlocal made
-        if tensor is not None and threading.get_ident() == thread:
-            made += tensor.numel()
-        if made > size:
+
+@contextlib.contextmanager
+def limited(source: str, size: int) -> Iterator[None]:
+    """Stops networks from being made that are larger than the files that are to fill them.
+
+    Args:
+        source (`str`): What describes them, for the message.
+        size (`int`): Bytes of the files: the most numbers that may be made. There may be `MOST_MODULES` layers.
+
+    Raises:
+        UserError: If there are more.
+    """
+    numbers, modules, thread = 0, 0, threading.get_ident()
+
+    def count(module: torch.nn.Module, name: str, made: torch.Tensor | torch.nn.Module | None) -> None:
+        nonlocal numbers, modules
+        if made is None or threading.get_ident() != thread:
+            return
+        if isinstance(made, torch.Tensor):
+            numbers += made.numel()
+        else:
+            modules += 1
+        if numbers > size:
+            raise UserError(f"{source} describes a network larger than its weights: the checkpoint is broken.")
+        if modules > MOST_MODULES:
             raise UserError(
-                f"{file} describes a network with more numbers than its weights have bytes, {size}: the checkpoint is "
-                "broken."
+                f"{source} describes a network of more than {MOST_MODULES} layers: the checkpoint is broken."
             )
 
-    hooks = register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)
+    hooks = (
+        register_module_parameter_registration_hook(count),
+        register_module_buffer_registration_hook(count),
+        register_module_module_registration_hook(count),
+    )
     try:
-        with torch.device("meta"):  # no memory is touched
-            kind.from_config(config)
-    except (ArithmeticError, RuntimeError, TypeError) as error:
-        raise UserError(f"{file} describes no network: {error}") from None
+        yield
     finally:
         for hook in hooks:
             hook.remove()

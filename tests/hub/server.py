@@ -118,6 +118,7 @@ class Failure:
     message: str
     drop: str | None
     delay: float
+    drip: float
 
 
 class Answer(Exception):
@@ -177,6 +178,7 @@ class Hub:
         message: str = "told to fail",
         drop: str | None = None,
         delay: float = 0.0,
+        drip: float = 0.0,
     ) -> None:
         """Lets requests fail.
 
@@ -186,8 +188,9 @@ class Hub:
             status: Answers with this, `headers` and `message`.
             drop: Hangs up: "early", in the midst of the body, or "late", when all is done but not answered.
             delay: Seconds to wait before anything else.
+            drip: Seconds to wait after each byte of the answer's body.
         """
-        self.failures.append(Failure(pattern, times, status, headers or {}, message, drop, delay))
+        self.failures.append(Failure(pattern, times, status, headers or {}, message, drop, delay, drip))
 
     def count(self, pattern: str) -> int:
         return sum(bool(re.search(pattern, f"{method} {path}")) for method, path, _ in self.requests)
@@ -257,7 +260,7 @@ class Handler(BaseHTTPRequestHandler):
             answer = other
         if failure and failure.drop == "late":
             return self.hang_up()
-        self.send(answer)
+        self.send(answer, failure.drip if failure else 0.0)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = serve
 
@@ -275,7 +278,7 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)
 
-    def send(self, answer: Answer) -> None:
+    def send(self, answer: Answer, drip: float = 0.0) -> None:
         raw = isinstance(answer.content, bytes)
         body = answer.content if raw else json.dumps(answer.content).encode()
         headers = {"Content-Type": "application/octet-stream" if raw else "application/json"}
@@ -285,8 +288,11 @@ class Handler(BaseHTTPRequestHandler):
         for key, value in (headers | {"Content-Length": str(len(body))} | answer.headers).items():
             self.send_header(key, value)
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+        if self.command == "HEAD":
+            return
+        for part in [body[place : place + 1] for place in range(len(body))] if drip else [body]:
+            self.wfile.write(part)
+            time.sleep(drip)
 
     def route(self) -> object:
         for method, pattern, answer in ROUTES:

@@ -1,0 +1,265 @@
+"""What diffusers promises of every pipeline, for each of ours with each of its networks.
+
+What only one family has is tested in the file named after it; folders and their code in test_self_contained.py.
+"""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from diffusers.callbacks import PipelineCallback
+from pipelines.test_self_contained import PIPELINES
+
+from hfgen import ClassConditionalDDPMPipeline, UserError, VAEPipeline, load_pipeline
+
+every = pytest.mark.parametrize("kind", PIPELINES)
+
+
+def make(kind):
+    torch.manual_seed(0)
+    pipe = PIPELINES[kind]()
+    for network in networks(pipe):
+        network.eval()
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def networks(pipe):
+    return [component for component in pipe.components.values() if isinstance(component, torch.nn.Module)]
+
+
+def images_of(pipe, labels=(0, 2), seeds=(0, 1), output_type="pt", **kwargs):
+    pipe.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return pipe(class_labels=list(labels), generator=generators, output_type=output_type, **kwargs)[0]
+
+
+@every
+def test_the_call_takes_the_usual_arguments(kind):
+    pipe = make(kind)
+    taken = inspect.signature(pipe.__call__).parameters
+    wanted = {"batch_size": None, "class_labels": None, "generator": None, "output_type": "pil", "return_dict": True}
+    if isinstance(pipe, ClassConditionalDDPMPipeline):
+        wanted |= {"num_inference_steps": None, "guidance_scale": None, "callback_on_step_end": None}
+        wanted |= {"callback_on_step_end_tensor_inputs": ("latents",)}
+    else:
+        wanted |= {"latents": None}
+        assert not {"num_inference_steps", "callback_on_step_end"} & taken.keys()  # one pass has no steps
+    assert {name: taken[name].default for name in wanted} == wanted
+    for name in pipe.model_cpu_offload_seq.split("->"):
+        assert isinstance(pipe.components[name], torch.nn.Module)
+
+
+@every
+def test_saved_and_loaded_the_images_are_equal(kind, tmp_path):
+    pipe = make(kind)
+    expected = images_of(pipe)
+    assert expected.std() > 0.01 and not torch.equal(expected[0], expected[1])
+    pipe.save_pretrained(tmp_path / "plain")
+    pipe.save_pretrained(tmp_path / "variant", variant="fp16")
+    pipe.save_pretrained(tmp_path / "both", variant="fp16")
+    pipe.save_pretrained(tmp_path / "both")
+    family = type(pipe)
+    for folder, options in (
+        ("plain", {}),
+        ("plain", {"device_map": "cpu"}),
+        ("plain", {"low_cpu_mem_usage": False}),
+        ("variant", {"variant": "fp16"}),
+        ("both", {"variant": "fp16"}),
+        ("both", {}),
+    ):
+        loaded = family.from_pretrained(tmp_path / folder, **options)
+        assert torch.equal(images_of(loaded), expected), (folder, options)
+        assert {key: value for key, value in loaded.config.items() if key[0] != "_"} == {
+            key: value for key, value in pipe.config.items() if key[0] != "_"
+        }
+        assert not any(network.training for network in networks(loaded))
+        for before, after in zip(networks(pipe), networks(loaded), strict=True):
+            assert all(map(torch.equal, after.state_dict().values(), before.state_dict().values()))
+    for folder, options in (("variant", {}), ("plain", {"variant": "fp16"})):
+        with pytest.raises((OSError, ValueError), match="no file named|variant=fp16"):
+            family.from_pretrained(tmp_path / folder, **options)
+    index = family.load_config(tmp_path / "plain")
+    assert {name for name, value in index.items() if isinstance(value, list)} == pipe.components.keys()
+    components = {name: component for name, component in pipe.components.items() if component is not None}
+    given = family.from_pretrained(tmp_path / "plain", **components)
+    assert all(getattr(given, name) is component for name, component in components.items())
+
+
+@every
+def test_weights_are_written_as_safetensors_alone(kind, tmp_path):
+    with pytest.raises(UserError, match="safe_serialization is False"):
+        make(kind).save_pretrained(tmp_path / "it", safe_serialization=False)
+    assert not (tmp_path / "it").exists()
+
+
+@every
+def test_components_make_another_pipeline(kind):
+    pipe = make(kind)
+    names = {name for name in inspect.signature(pipe.__init__).parameters if name in pipe.components}
+    assert names == pipe.components.keys()
+    for other in (type(pipe)(**pipe.components), type(pipe).from_pipe(pipe)):
+        assert all(getattr(other, name) is component for name, component in pipe.components.items())
+        assert other.class_names == pipe.class_names == ["0", "1", "2"]
+        assert torch.equal(images_of(other), images_of(pipe))
+
+
+@every
+def test_names_and_shares_go_along_with_components(kind):
+    pipe = make(kind)
+    names, shares = {0: "cat", 1: "dog", 2: "eel"}, {0: 0.5, 1: 0.25, 2: 0.25}
+    named = type(pipe)(**pipe.components, id2label=names, class_shares=shares)
+    assert type(pipe).from_pipe(named).config == named.config
+    assert type(pipe).from_pipe(named).class_names == ["cat", "dog", "eel"]
+    again = type(pipe).from_pipe(named, class_shares=None)
+    assert again.config.class_shares is None and again.class_names == ["cat", "dog", "eel"]
+
+
+@every
+def test_a_batch_is_its_images(kind):
+    pipe = make(kind)
+    labels, seeds = (0, 2, 1, 1), (0, 1, 2, 1)
+    together = images_of(pipe, labels, seeds)
+    assert together.shape == (4, *together.shape[1:]) and together.min() >= 0 and together.max() <= 1
+    for row in range(4):
+        alone = images_of(pipe, labels[row : row + 1], seeds[row : row + 1])
+        torch.testing.assert_close(alone[0], together[row], rtol=0, atol=1e-5)
+    one = pipe(2, class_labels=[0, 2], generator=torch.Generator().manual_seed(5), output_type="pt").images
+    same = pipe(2, class_labels=[0, 2], generator=torch.Generator().manual_seed(5), output_type="pt").images
+    assert torch.equal(one, same) and not torch.allclose(one, together[:2], atol=1e-3)
+    assert torch.equal(together, images_of(pipe, labels, seeds))
+    assert pipe(class_labels=1, generator=torch.Generator(), output_type="pt").images.shape == together[:1].shape
+
+
+@every
+def test_output_types_agree(kind):
+    pipe = make(kind)
+    tensors, arrays, pictures = (images_of(pipe, output_type=kind) for kind in ("pt", "np", "pil"))
+    assert tensors.dtype == torch.float32 and arrays.dtype == np.float32
+    assert np.array_equal(arrays, tensors.permute(0, 2, 3, 1).numpy())
+    for picture, array in zip(pictures, arrays, strict=True):
+        assert np.array_equal(np.asarray(picture).reshape(array.shape), (array * 255).round().astype(np.uint8))
+    result = images_of(pipe, return_dict=False), pipe(class_labels=0, return_dict=False)
+    assert torch.equal(result[0], tensors) and type(result[1]) is tuple
+    named = pipe(class_labels=0)
+    assert named.images is named["images"] is named[0] and len(named.to_tuple()) == 1
+    with pytest.raises(ValueError, match="output_type is 'jpg'"):
+        pipe(output_type="jpg")
+
+
+@every
+def test_half_precision(kind, tmp_path):
+    pipe = make(kind)
+    expected = images_of(pipe)
+    pipe.save_pretrained(tmp_path)
+    first = next(name for name, value in pipe.components.items() if isinstance(value, torch.nn.Module))
+    ways = [make(kind).to(torch.bfloat16), make(kind).to("cpu", torch.bfloat16)]
+    for dtype in (torch.bfloat16, {first: torch.bfloat16, "default": torch.float32}):
+        ways.append(type(pipe).from_pretrained(tmp_path, dtype=dtype))
+    for number, half in enumerate(ways):
+        types = [network.dtype for network in networks(half)]
+        assert types == [torch.bfloat16, torch.float32 if number == 3 else torch.bfloat16][: len(types)]
+        images = images_of(half)
+        assert images.dtype == torch.float32
+        assert (images - expected).abs().mean() < 0.02 and not torch.equal(images, expected)
+        assert images_of(half, output_type="np").dtype == np.float32
+        assert len(images_of(half, output_type="pil")) == 2
+    assert torch.equal(images_of(pipe.to(torch.float64).to(torch.float32)), expected)
+
+
+def test_optional_components(tmp_path):
+    pipe = make("conv_vae")
+    assert VAEPipeline._optional_components == ["prior"]
+    pipe.save_pretrained(tmp_path / "with")
+    without = VAEPipeline.from_pretrained(tmp_path / "with", prior=None)
+    assert without.prior is None
+    without.save_pretrained(tmp_path / "without")
+    assert not (tmp_path / "without" / "prior").exists()
+    for folder in ("without", "with"):
+        loaded = load_pipeline(str(tmp_path / folder), prior=None)
+        assert loaded.prior is None and loaded.components.keys() == {"model", "prior"}
+        assert torch.equal(images_of(loaded), images_of(without))
+
+
+@every
+def test_progress_is_shown_unless_it_is_turned_off(kind, capfd):
+    pipe = make(kind)
+    pipe(class_labels=0)
+    assert not capfd.readouterr().err
+    pipe.set_progress_bar_config(desc="denoising")
+    pipe(class_labels=0)
+    assert ("denoising" in capfd.readouterr().err) == isinstance(pipe, ClassConditionalDDPMPipeline)
+
+
+# Callbacks, which only pipelines with steps have
+
+
+def test_callbacks_see_every_step():
+    pipe, seen = make("unet"), []
+    expected = images_of(pipe)
+
+    def look(given, step, timestep, kwargs):
+        assert given is pipe and list(kwargs) == ["latents"]
+        assert kwargs["latents"].shape == (2, 1, 8, 8) and kwargs["latents"].dtype == torch.float32
+        seen.append((step, int(timestep)))
+        return kwargs
+
+    assert torch.equal(images_of(pipe, callback_on_step_end=look), expected)
+    assert seen == list(enumerate(pipe.scheduler.timesteps.tolist())) and len(seen) == 4
+    images = images_of(
+        pipe, callback_on_step_end=lambda *given: given[3], callback_on_step_end_tensor_inputs=[], guidance_scale=1
+    )
+    assert torch.equal(images, expected)
+
+
+@pytest.mark.parametrize("labels", [[0, 2], [1]])
+def test_callbacks_change_the_images(labels):
+    pipe = make("unet")
+    seeds = range(len(labels))
+
+    def blacken(pipe, step, timestep, kwargs):
+        return {"latents": torch.full_like(kwargs["latents"], -1.0)} if step == 3 else {}
+
+    assert not images_of(pipe, labels, seeds, callback_on_step_end=blacken).any()
+
+    def shift(pipe, step, timestep, kwargs):
+        kwargs["latents"] = kwargs["latents"] + (step == 0)
+        return kwargs
+
+    assert not torch.equal(images_of(pipe, labels, seeds, callback_on_step_end=shift), images_of(pipe, labels, seeds))
+
+
+def test_callbacks_stop_the_sampling():
+    pipe, seen = make("unet"), []
+    expected = images_of(pipe)
+
+    def stop(pipe, step, timestep, kwargs):
+        seen.append(step)
+        pipe._interrupt = step == 1
+        return {"latents": torch.ones_like(kwargs["latents"])} if pipe.interrupt else kwargs
+
+    assert (images_of(pipe, callback_on_step_end=stop) == 1).all()  # what it gave with its last step counts
+    assert seen == [0, 1] and pipe.interrupt
+    assert torch.equal(images_of(pipe), expected) and not pipe.interrupt
+
+
+def test_callbacks_of_diffusers_say_what_they_need():
+    class Latents(PipelineCallback):
+        tensor_inputs = ["latents"]
+
+        def callback_fn(self, pipeline, step_index, timesteps, callback_kwargs):
+            return {"latents": -torch.ones_like(callback_kwargs["latents"])}
+
+    class Prompts(Latents):
+        tensor_inputs = ["prompt_embeds"]
+
+    pipe = make("unet")
+    assert not images_of(pipe, callback_on_step_end=Latents()).any()
+    with pytest.raises(ValueError, match="callback_on_step_end_tensor_inputs is .*'prompt_embeds'.*'latents'"):
+        images_of(pipe, callback_on_step_end=Prompts())
+    with pytest.raises(ValueError, match="callback_on_step_end_tensor_inputs is .*'noise'"):
+        images_of(pipe, callback_on_step_end_tensor_inputs=["latents", "noise"])
