@@ -351,6 +351,8 @@ def write_card(folder: Path, name: str, report: dict[str, Any]) -> None:
     """A card with the figures of `eval.json`, and none besides."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+    from hfgen.hub.card import code, plain
+
     source, test = report["config"]["dataset_name"], report["test_data"]
     on_hub = bool(source) and "/" in source and not Path(source).expanduser().exists()
     accuracy = EvalResult(
@@ -373,11 +375,11 @@ def write_card(folder: Path, name: str, report: dict[str, Any]) -> None:
         data,
         template_str=CARD,
         name=name,
-        train=report["train_data"],
-        test=test,
+        train=plain(report["train_data"]),
+        test=plain(test),
         weak=is_weak(report),
         percent="{:.2%}".format,
-        **report,
+        **plain(report) | {"command": code(report["command"])},
     )
     card.save(folder / "README.md")
 

@@ -37,7 +37,7 @@ def plain(value: Any) -> Any:
     Names of classes are whatever the authors of a data set wrote: they must not run, link or look like part of a card.
     """
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {plain(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return " ".join(value.split()).translate(MARKUP) if isinstance(value, str) else value

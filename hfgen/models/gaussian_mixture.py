@@ -7,9 +7,11 @@ gives makes better images (https://huggingface.co/papers/1903.12436, "ex-post de
 import math
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
+
+from hfgen.models.base import ModelMixin
 
 
 class GaussianMixturePrior(ModelMixin, ConfigMixin):

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import nn
 from torch.nn import functional as F
+
+from hfgen.models.base import ModelMixin
 
 SMOOTHING = 1e-6  # weight of the place where a code was, as a share of all latents
 

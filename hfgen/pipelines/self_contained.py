@@ -44,6 +44,7 @@ MODEL_MODULE = re.compile(r"(?:hfgen\.models\.|(?:diffusers_modules\.(?:\S+\.)?)
 # How the imports of our files read in a folder, where this file does not go.
 BASE = "from .pipeline_hfgen_base import"
 IMPORTS = {
+    "from hfgen.models.base import": "from diffusers import",
     "from hfgen.pipelines.base import": BASE,
     "from hfgen.pipelines.self_contained import": "from diffusers import DiffusionPipeline as",
 }

@@ -11,7 +11,7 @@ import pkgutil
 
 import pytest
 import torch
-from diffusers import ModelMixin
+from diffusers import ConfigMixin
 from diffusers.training_utils import EMAModel
 
 import hfgen.models
@@ -119,7 +119,7 @@ def test_every_model_is_here():
     found = set()
     for module in pkgutil.iter_modules(hfgen.models.__path__, "hfgen.models."):
         for value in vars(importlib.import_module(module.name)).values():
-            if isinstance(value, type) and issubclass(value, ModelMixin) and value.__module__ == module.name:
+            if isinstance(value, type) and issubclass(value, ConfigMixin) and value.__module__ == module.name:
                 found.add(value)
     assert found == {kind for kind, *_ in MODELS.values()}
 
@@ -246,3 +246,28 @@ def test_gradient_checkpointing_is_not_claimed(name):
     assert not model._supports_gradient_checkpointing
     with pytest.raises(ValueError, match="gradient checkpointing"):
         model.enable_gradient_checkpointing()
+
+
+class Evil:
+    """Leaves a file where it is read."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def __reduce__(self):
+        return open, (str(self.place), "w")
+
+
+def test_no_pickles_are_read_or_written(tmp_path):
+    """diffusers alone would fall back on them."""
+    model = MLPGenerator(sample_size=8, latent_dim=6, base_channels=8)
+    with pytest.raises(ValueError, match="written as safetensors"):
+        model.save_pretrained(tmp_path / "it", safe_serialization=False)
+    assert not (tmp_path / "it").exists()
+    model.save_config(tmp_path / "it")
+    torch.save({"evil": Evil(tmp_path / "run")}, tmp_path / "it" / "diffusion_pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        MLPGenerator.from_pretrained(tmp_path / "it")
+    with pytest.raises(ValueError, match="safetensors alone"):
+        MLPGenerator.from_pretrained(tmp_path / "it", use_safetensors=False)
+    assert not (tmp_path / "run").exists()
