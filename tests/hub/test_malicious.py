@@ -369,7 +369,7 @@ def test_names_in_cards_are_names(tmp_path):
     assert [line for line in card.text.splitlines() if line.startswith("#")][0] == "# run &lt;b>'&#91;x&#93;(y)"
     prose = "".join(card.text.split("```")[::2])
     code = "".join(card.text.split("```")[1::2])
-    assert card.text.count("```") == 6  # those of the template
+    assert card.text.count("```") == 8  # those of the template
     assert "&lt;script>alert(1)&lt;/script>" in prose and "evil &lt;img src=x onerror=alert(1)> {{ 7*7 }}" in prose
     assert not re.search(r"<(script|img|b)|\]\(javascript|\]\(y|49|^license", prose, re.MULTILINE)
     assert "a --- license: mit --- # b" in prose and "'' '''&#124;" in prose
