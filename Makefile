@@ -33,6 +33,8 @@ test-end-to-end:  ## train, kill, resume and sample through the launchers
 	$(PYTHON) -m pytest tests/scripts
 
 .PHONY: benchmark
-benchmark:  ## what the training loop costs beside a bare one, and the metrics beside those of other libraries
-	$(PYTHON) scripts/benchmark_train.py
+benchmark:  ## measure training, its memory over an hour, and the metrics; write BENCHMARKS.md
+	$(PYTHON) scripts/benchmark_train.py --output benchmarks/train.json
+	$(PYTHON) scripts/benchmark_memory.py --output benchmarks/memory.json
 	$(PYTHON) scripts/benchmark_metrics.py
+	$(PYTHON) scripts/write_benchmarks.py

@@ -32,7 +32,7 @@ from hfgen.training.ema import EMA
 from hfgen.training.grids import make_grid, save_png, to_uint8
 from hfgen.training.launch import StopSignal, describe, make_accelerator
 from hfgen.training.monitor import Monitor
-from hfgen.training.random import StepRandom
+from hfgen.training.random import StepRandom, seed_global
 from hfgen.training.recipe import Batch, Phase, Progress, Recipe
 from hfgen.training.run import Run
 from hfgen.training.schedules import Length, lr_factor
@@ -214,12 +214,13 @@ class Trainer:
                 continue
             for name, module in self.modules.items():
                 module.requires_grad_(name in phase.updates)
-            optimizer = self.optimizers[phase.name]
+            prepared = self.optimizers[phase.name]
+            optimizer = prepared.optimizer
             optimizer.zero_grad(set_to_none=True)
             finite = torch.ones((), dtype=torch.bool, device=self.device)
             for start, raw in zip(starts, raws, strict=True):
                 # Dropout draws from torch's global stream, which is therefore a function of the position, too.
-                torch.manual_seed(seed_from(config.seed, self.images_seen, "global", number, start))
+                seed_global(seed_from(config.seed, self.images_seen, "global", number, start), self.device)
                 with accelerator.autocast():
                     loss, metrics = self.recipe.loss(phase, self._batch(raw, start, number), progress)
                 accelerator.backward(loss / len(starts))
@@ -234,7 +235,8 @@ class Trainer:
             self.monitor.watch(phase.name, finite & norm.isfinite(), self.images_seen)
             for group in optimizer.param_groups:
                 group["lr"] = phase.learning_rate * factor
-            optimizer.step()
+            # Accelerate's step looks on the disk for a package each time; only fp16 needs it.
+            (prepared if accelerator.scaler else optimizer).step()
         self._average_buffers()
         self.recipe.after_step(batch)
         self.images_seen += batch

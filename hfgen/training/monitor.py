@@ -42,10 +42,18 @@ class Monitor:
 
     def add(self, metrics: dict[str, torch.Tensor]) -> None:
         """Adds scalars, or pairs of a sum and a count, without waiting for the device."""
-        for name, value in metrics.items():
-            value = value.detach().float()
-            pair = torch.stack([value, torch.ones_like(value)]) if value.ndim == 0 else value
-            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+        if not metrics:
+            return
+        found = {name: value.detach().float() for name, value in metrics.items()}
+        scalars = {name: value for name, value in found.items() if value.ndim == 0}
+        if scalars:  # all at once: there may be dozens, and each operation on a GPU costs its launch
+            values = torch.stack(list(scalars.values()))
+            found |= zip(scalars, torch.stack([values, torch.ones_like(values)], 1).unbind(), strict=True)
+        for name, pair in found.items():
+            if name not in self._sums:
+                self._sums[name] = torch.full_like(pair, -0.0)  # which leaves whatever is added to it as it is
+        sums = torch._foreach_add([self._sums[name] for name in found], list(found.values()))
+        self._sums |= zip(found, sums, strict=True)
 
     def watch(self, phase: str, finite: torch.Tensor, images_seen: int) -> None:
         """Remembers, on the device, the first step of a phase whose loss or gradient was not finite."""

@@ -9,6 +9,16 @@ import torch
 from hfgen.data.batches import seed_from
 
 
+def seed_global(seed: int, device: torch.device) -> None:
+    """Seeds torch's global streams, as `torch.manual_seed` does, of the CPU and of the device in use.
+
+    `torch.manual_seed` turns to all kinds of devices that torch knows, which takes 0.2 ms where they are absent.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
 class StepRandom:
     """The random numbers of some images of a step.
 

@@ -1,0 +1,51 @@
+"""What the benchmark scripts share: reports as JSON, and the tables that BENCHMARKS.md shows."""
+
+import json
+import platform
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "diffusers", "accelerate", "datasets", "transformers", "numpy")
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; the first row is its head."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def save_report(
+    path: Path,
+    command: str,
+    machine: str,
+    config: dict[str, Any],
+    tables: dict[str, Sequence[Sequence[str]]],
+    notes: Sequence[str],
+    measured: Any,
+) -> None:
+    """Writes what a benchmark found.
+
+    Args:
+        path (`Path`): The JSON file.
+        command, machine (`str`): In words.
+        config (`dict`): All options.
+        tables (`dict`): Rows of cells for people, by title; the first row is the head.
+        notes (`Sequence[str]`): What a reader of the tables has to know.
+        measured: Every figure.
+    """
+    report = {
+        "hfgen": version("hfgen"),
+        "command": command,
+        "machine": machine,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "config": config,
+        "tables": {title: [list(row) for row in rows] for title, rows in tables.items()},
+        "notes": list(notes),
+        "measured": measured,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
