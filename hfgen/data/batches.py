@@ -4,6 +4,7 @@ Position `p` of the endless stream of training images is image `order(seed, p //
 and splitting a batch over processes or accumulation steps changes nothing.
 """
 
+import atexit
 import contextlib
 import hashlib
 import os
@@ -35,6 +36,8 @@ from hfgen.data.images import (
     without_decoding,
 )
 from hfgen.errors import UserError
+
+STOP_SECONDS = 10  # to wait for a reader of a stream at the end
 
 
 @dataclass
@@ -293,12 +296,16 @@ class _Reader:
         self.columns, self.index, self.total = columns, index, total
         self.stream = stream
         self.state: dict[str, Any] = {"epoch": 0, "shard": 0, "place": None, "row": 0, "block": 0, "offset": 0}
-        self._queue: queue.Queue | None = None
+        self._queue: queue.Queue = queue.Queue(maxsize=256)
+        self._thread: threading.Thread | None = None
+        self._stopped = False
+        self._open: tuple[Any, Any, Iterator] | None = None  # a place, the shard, and its rows from there on
 
     def next(self) -> tuple[np.ndarray, int]:
-        if self._queue is None:  # started late, so that a restored state is where it starts
-            self._queue = queue.Queue(maxsize=256)
-            threading.Thread(target=self._fill, daemon=True).start()
+        if self._thread is None:  # started late, so that a restored state is where it starts
+            self._thread = threading.Thread(target=self._fill, daemon=True)
+            self._thread.start()
+            atexit.register(self._stop)
         item = self._queue.get()
         if isinstance(item, Exception):
             raise item
@@ -306,12 +313,22 @@ class _Reader:
         return image, label
 
     def _fill(self) -> None:
-        assert self._queue is not None
         try:
             for item in self._items(self.state):
                 self._queue.put(item)
+                if self._stopped:
+                    return
         except Exception as error:
             self._queue.put(error)
+
+    def _stop(self) -> None:
+        """A thread that is still inside of a library when Python ends makes the program hang, or abort."""
+        self._stopped = True
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._queue.get_nowait()  # it may wait for room
+        if self._thread is not None:
+            self._thread.join(STOP_SECONDS)
 
     def _items(self, state: dict[str, Any]) -> Iterator[tuple[np.ndarray, int, dict[str, Any]]]:
         """Images, labels, and the state in which the next image comes."""
@@ -355,22 +372,33 @@ class _Reader:
         shard, place, row = state["shard"], state["place"], state["row"]
         block: list[tuple[int, dict[str, Any]]] = []
         while shard < len(mine) and len(block) < size:
-            part = dataset.shard(num_shards=shards, index=mine[shard])  # a new object: its place is ours alone
-            if place is not None:
-                part.load_state_dict(place)
-            with contextlib.closing(iter(part)) as rows:
-                for example in rows:
-                    if not shared or row % self.total == self.index:
-                        block.append((row, example))
-                    row += 1
-                    if len(block) == size:
-                        place = part.state_dict()
-                        break
-                else:
-                    shard, place = shard + 1, None
+            part, rows = self._rows(mine[shard], place)
+            for example in rows:
+                if not shared or row % self.total == self.index:
+                    block.append((row, example))
+                row += 1
+                if len(block) == size:
+                    place = part.state_dict()
+                    self._open = place, part, rows
+                    break
+            else:
+                shard, place = shard + 1, None
         if not block and state["block"] == 0:
             raise UserError(f"a part of the stream holds no images: use fewer readers than {self.total}.")
         if shard == len(mine):
             return block, {"epoch": state["epoch"] + 1, "shard": 0, "place": None, "row": 0, "block": 0, "offset": 0}
         following = {"epoch": state["epoch"], "shard": shard, "place": place, "row": row}
         return block, following | {"block": state["block"] + 1, "offset": 0}
+
+    def _rows(self, shard: int, place: Any) -> tuple[Any, Iterator]:
+        """A shard and its rows from `place` on, which is where the last block ended, or where a run is resumed.
+
+        Only the latter looks for the place: `datasets` finds it by reading all that comes before.
+        """
+        if self._open is not None and self._open[0] is place:
+            return self._open[1:]
+        dataset = self.stream._dataset
+        part = dataset.shard(num_shards=dataset.num_shards, index=shard)  # a new object: its place is ours alone
+        if place is not None:
+            part.load_state_dict(place)
+        return part, iter(part)

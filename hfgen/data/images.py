@@ -12,9 +12,10 @@ import shutil
 import struct
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from hfgen.errors import UserError
 
 CACHE_FORMAT = 1  # part of the cache key: raise it when the same data would be decoded to other pixels
 GRAY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L")
+TASK_SIZE = 16  # images that a thread decodes in one go
 LONGEST_SIDE = 2  # times the resolution: what is kept of an oblong image for random crops
 
 
@@ -354,8 +356,8 @@ def _build_cache(folder: Path, dataset: Any, columns: Columns, config: DataConfi
             scan = _scan(pool, dataset, columns, config, quiet)
             shape = (IMAGE_MODES[scan.mode], scan.resolution, scan.length)
             digest = hashlib.sha256()
-            kept: list[int] = []
-            layout: list[tuple[int, bool]] = []
+            skipped: list[int] = []
+            layout: list[np.ndarray] = []
 
             def pixels(value: dict[str, Any] | None) -> tuple[np.ndarray, int, bool] | OSError:
                 try:
@@ -367,33 +369,37 @@ def _build_cache(folder: Path, dataset: Any, columns: Columns, config: DataConfi
             with tqdm(total=len(dataset), desc="Decoding images", unit="img", disable=quiet) as bar:
                 for values in _raw_rows(dataset, columns.image):
                     block = np.zeros((len(values), *shape), dtype=np.uint8)
+                    places = np.empty((len(values), 2), dtype=np.int32)
                     count = 0
-                    for value, result in zip(values, pool.map(pixels, values), strict=True):
+                    for value, result in zip(values, _in_threads(pool, pixels, values), strict=True):
                         if isinstance(result, OSError):
                             _refuse(row, value, result, config)
+                            skipped.append(row)
                         else:
                             block[count, :, :, : result[1]] = result[0]
-                            layout.append(result[1:])
-                            kept.append(row)
+                            places[count] = result[1:]
                             count += 1
                         row += 1
                     file.write(block[:count].data)
                     digest.update(block[:count].data)
+                    if scan.length > scan.resolution:
+                        layout.append(places[:count])
                     bar.update(len(values))
             file.flush()
             os.fsync(file.fileno())
+        kept = len(dataset) - len(skipped)
         if not kept:
             raise UserError(f"none of the {len(dataset)} images can be read: use other data.")
         names = None
         if columns.label is not None:
-            labels, names = _labels(dataset, columns, kept)
+            labels, names = _labels(dataset, columns, skipped)
             np.save(temporary / "labels.npy", labels)
             digest.update(labels.data)
-        if scan.length > scan.resolution:
-            np.save(temporary / "layout.npy", np.array(layout, dtype=np.int32))
+        if layout:
+            np.save(temporary / "layout.npy", np.concatenate(layout))
         meta = {
-            "shape": [len(kept), *shape],
-            "skipped": len(dataset) - len(kept),
+            "shape": [kept, *shape],
+            "skipped": len(skipped),
             "mode": scan.mode,
             "class_names": names,
             "fingerprint": digest.hexdigest()[:32],
@@ -404,6 +410,12 @@ def _build_cache(folder: Path, dataset: Any, columns: Columns, config: DataConfi
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _in_threads(pool: ThreadPoolExecutor, function: Callable[[Any], Any], values: list[Any]) -> Iterator[Any]:
+    """As `pool.map`, with several values per task, since a task costs as much as to decode a small image."""
+    tasks = [values[start : start + TASK_SIZE] for start in range(0, len(values), TASK_SIZE)]
+    return chain.from_iterable(pool.map(lambda task: list(map(function, task)), tasks))
 
 
 def _refuse(row: int, value: dict[str, Any] | None, error: OSError, config: DataConfig) -> None:
@@ -436,16 +448,16 @@ def _scan(pool: ThreadPoolExecutor, dataset: Any, columns: Columns, config: Data
     from tqdm.auto import tqdm
 
     modes: Counter[str] = Counter()
-    sizes = []
+    sizes: set[tuple[int, int]] = set()
     row = 0
     with tqdm(total=len(dataset), desc="Looking at images", unit="img", disable=quiet) as bar:
         for values in _raw_rows(dataset, columns.image):
-            for value, seen in zip(values, pool.map(look, values), strict=True):
+            for value, seen in zip(values, _in_threads(pool, look, values), strict=True):
                 if isinstance(seen, OSError):
                     _refuse(row, value, seen, config)
                 else:
                     modes[seen[0]] += 1
-                    sizes.append(seen[1])
+                    sizes.add(seen[1])
                 row += 1
             bar.update(len(values))
     if not sizes:
@@ -454,8 +466,9 @@ def _scan(pool: ThreadPoolExecutor, dataset: Any, columns: Columns, config: Data
     if len(modes) > 1 and not quiet:
         counts = ", ".join(f"{count} {name}" for name, count in modes.most_common())
         tqdm.write(f"The images differ in their channels ({counts}); all become {mode}. --image_mode chooses another.")
-    shorter, longer = np.sort(np.array(sizes), axis=1).T
-    resolution = config.resolution or common_resolution(np.array(sizes))
+    distinct = np.array(list(sizes))
+    shorter, longer = np.sort(distinct, axis=1).T
+    resolution = config.resolution or common_resolution(distinct)
     length = resolution
     if not config.center_crop:
         length = min(max(resolution, round((longer / shorter).max() * resolution)), LONGEST_SIDE * resolution)
@@ -473,14 +486,16 @@ def common_resolution(sizes: np.ndarray) -> int:
     return side if side <= 64 and (sizes == side).all() else 64
 
 
-def _labels(dataset: Any, columns: Columns, kept: list[int]) -> tuple[np.ndarray, list[str]]:
-    """The class of each image, -1 where it has none, and the names of the classes.
+def _labels(dataset: Any, columns: Columns, skipped: list[int]) -> tuple[np.ndarray, list[str]]:
+    """The class of each image that is not skipped, -1 where it has none, and the names of the classes.
 
     A `ClassLabel` column brings its names; whole numbers from 0 on are taken as they are; strings are sorted and
     numbered.
     """
     values = dataset.select_columns([columns.label]).with_format(None)[:][columns.label]
-    values = [values[row] for row in kept]
+    if skipped:
+        gone = set(skipped)
+        values = [value for row, value in enumerate(values) if row not in gone]
     present = [value for value in values if value is not None]
     if columns.class_names is not None:
         names = list(columns.class_names)

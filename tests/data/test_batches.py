@@ -123,6 +123,32 @@ def test_one_file_larger_than_the_buffer(tmp_path, workers):
     assert numbers(resumed, 47 + 60)[47:] == expected
 
 
+@pytest.mark.parametrize("workers", [1, 6])
+def test_a_file_is_opened_once_however_many_blocks_it_has(stream_config, workers, monkeypatch):
+    config = dataclasses.replace(stream_config, dataloader_num_workers=workers, shuffle_buffer_size=2)
+    reader, other = (StreamedBatches(config, seed=0)._readers[0] for _ in range(2))
+    opened, shard = [], datasets.IterableDataset.shard
+    monkeypatch.setattr(datasets.IterableDataset, "shard", lambda *args, **kw: opened.append(kw) or shard(*args, **kw))
+    state, states, blocks = reader.state, [], []
+    while state["epoch"] < 2:
+        states.append(state)
+        block, state = reader._block(state)
+        blocks.append(block)
+    assert len(opened) == 2 * 4 and len(states) > len(opened)
+    for state, block in zip(states, blocks, strict=True):
+        other._open = None  # as after a restart
+        assert other._block(state)[0] == block
+
+
+def test_readers_stop(stream_config):
+    batches = StreamedBatches(dataclasses.replace(stream_config, dataloader_num_workers=2), seed=0)
+    batches.read(0, 6)
+    for reader in batches._readers:
+        assert reader._thread.is_alive()
+        reader._stop()
+        assert not reader._thread.is_alive()
+
+
 def test_a_stream_of_oblong_images_is_cropped(tmp_path):
     pixels = np.tile(np.arange(24, dtype=np.uint8), (8, 1))
     for number in range(8):
