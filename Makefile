@@ -36,5 +36,6 @@ test-end-to-end:  ## train, kill, resume and sample through the launchers
 benchmark:  ## measure training, its memory over an hour, and the metrics; write BENCHMARKS.md
 	$(PYTHON) scripts/benchmark_train.py --output benchmarks/train.json
 	$(PYTHON) scripts/benchmark_memory.py --output benchmarks/memory.json
+	$(PYTHON) scripts/benchmark_data.py --output benchmarks/data.json
 	$(PYTHON) scripts/benchmark_metrics.py
 	$(PYTHON) scripts/write_benchmarks.py
