@@ -1,9 +1,11 @@
 """What the benchmark scripts share: reports as JSON, and the tables that BENCHMARKS.md shows."""
 
+import contextlib
 import json
 import platform
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ def save_report(
     command: str,
     machine: str,
     config: dict[str, Any],
-    tables: dict[str, Sequence[Sequence[str]]],
+    tables: Mapping[str, Sequence[Sequence[str]]],
     notes: Sequence[str],
     measured: Any,
 ) -> None:
@@ -49,3 +51,12 @@ def save_report(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def peak_memory(reset: bool = False) -> float | None:
+    """The most that this process has held, in MB, since it was last reset; None where the system does not tell."""
+    with contextlib.suppress(OSError, IndexError):
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        return 1.024e-3 * int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[0])
+    return None

@@ -16,7 +16,6 @@ import os
 import re
 import shutil
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -25,10 +24,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from benchmark_metrics import processor
 
 from hfgen.benchmarks import markdown, save_report
 from hfgen.cli import as_dict, command_line, option, parse
@@ -337,7 +332,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.output:
         measured = {"rows": rows, "growth": grown}
         command = command_line([BenchmarkConfig], argv)
-        save_report(Path(config.output), command, processor(), as_dict([config]), tables, notes, measured)
+        from hfgen.training.launch import cpu_name
+
+        save_report(Path(config.output), command, cpu_name(), as_dict([config]), tables, notes, measured)
 
 
 if __name__ == "__main__":

@@ -51,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     training = importlib.import_module(f"train_{config.family}").read_options(others)
 
     import numpy as np
-    from benchmark_metrics import processor
 
     from hfgen.benchmarks import markdown, save_report
+    from hfgen.training.launch import cpu_name
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         written = command_line([MemoryConfig, TrainingConfig], argv)
         options, measured = as_dict([config, *training]), found | {"minutes_and_mb": curve}
         tables: dict[str, Sequence[Sequence[str]]] = {"Resident size": rows}
-        save_report(Path(config.output), written, processor(), options, tables, [verdict], measured)
+        save_report(Path(config.output), written, cpu_name(), options, tables, [verdict], measured)
 
 
 def growth(samples: Any) -> dict[str, Any]:

@@ -15,8 +15,6 @@ import importlib.metadata
 import json
 import multiprocessing
 import os
-import platform
-import re
 import sys
 import tempfile
 import time
@@ -30,6 +28,7 @@ from unittest.mock import MagicMock, patch
 
 import numpy as np
 
+from hfgen.benchmarks import peak_memory
 from hfgen.cli import as_dict, option, parse
 from hfgen.errors import UserError, one_line_errors
 
@@ -358,13 +357,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         for row in rows:
             print(table_row(row, rows[0]), flush=True)
     print("\nDifferences are relative: from the exact distance for Fréchet, from hfgen for others.")
-    print(f"Machine: {processor()}, one thread.")
+    from hfgen.training.launch import cpu_name
+
+    print(f"Machine: {cpu_name()}, one thread.")
     for name, reason in left_out.items():
         print(f"{name} is left out: {reason}")
     if config.output:
         measured = {row["library"] for row in results}
         versions = {name: importlib.metadata.version(name) for name in sorted({"torch", "numpy"} | measured)}
-        report = {"machine": processor(), "versions": versions, "options": as_dict([config])}
+        report = {"machine": cpu_name(), "versions": versions, "options": as_dict([config])}
         report |= {"results": results, "left_out": left_out}
         Path(config.output).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
@@ -400,15 +401,6 @@ def measure(metric: str, name: str, num_images: int | None, dim: int) -> dict[st
     return {"values": values, "exact": exact, "seconds": seconds, "megabytes": megabytes}
 
 
-def peak_memory(reset: bool = False) -> float | None:
-    """The most that this process has held, in MB, since it was last reset; None where the system does not tell."""
-    with contextlib.suppress(OSError, IndexError):
-        if reset:
-            Path("/proc/self/clear_refs").write_text("5")
-        return 1.024e-3 * int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[0])
-    return None
-
-
 def summary(config: BenchmarkConfig, metric: str, name: str, turns: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """What all turns of a library say."""
     chosen, found = METRICS[metric], turns[name]
@@ -436,12 +428,6 @@ def table_row(row: dict[str, Any], ours: dict[str, Any]) -> str:
     megabytes = "" if row["megabytes"] is None else f"{row['megabytes']:,.0f}"
     difference = f"{row['difference']:.0e}" if row["difference"] else "0"
     return f"| {title} | {row['library']} | {seconds:.2f} | {times:.1f} | {megabytes} | {difference} |"
-
-
-def processor() -> str:
-    with contextlib.suppress(OSError, IndexError):
-        return re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())[0]
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -391,8 +391,6 @@ def read_job(family: str, arguments: Sequence[str]) -> Job:
 def main(argv: Sequence[str] | None = None) -> None:
     benchmark, jobs = read_options(argv)
 
-    from benchmark_metrics import processor
-
     from hfgen.benchmarks import markdown, save_report
     from hfgen.training.launch import describe, make_accelerator
 
@@ -401,7 +399,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if accelerator.num_processes > 1 or (benchmark.clock == "cpu" and not on_cpu):
         raise UserError("this is for one process, and --clock cpu for a CPU: start it with plain python.")
     machine = describe(accelerator, accelerator.mixed_precision)
-    machine = f"{processor()}; {machine}" if on_cpu else machine
     print(f"{machine}; seconds of the {benchmark.clock} clock", flush=True)
     measured: dict[str, Any] = {family: measure_speed(benchmark, job) for family, job in jobs.items()}
     tables: dict[str, Sequence[Sequence[str]]] = {"Images per second": speed_table(measured)}
@@ -518,7 +515,7 @@ def first_steps(name: str, job: Job, clock: str, started: float) -> dict[str, fl
         timed(clock, step, 1)
         seconds = time.process_time() if clock == "cpu" else time.time() - started
         timed(clock, step, job.cycle + WARM_UP)
-    from benchmark_metrics import peak_memory
+    from hfgen.benchmarks import peak_memory
 
     found = {"seconds": seconds, "megabytes": peak_memory() or math.nan}
     if torch.cuda.is_available():

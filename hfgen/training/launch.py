@@ -1,5 +1,6 @@
 """Getting started: precision, processes, threads, signals."""
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -108,13 +109,10 @@ def cores() -> int:
 
 
 def cpu_name() -> str:
-    """What the processor calls itself, or nothing."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:  # no Linux
-        return platform.processor()
-    found = re.search(r"(?m)^model name\s*: (.*)$", text)
-    return found[1].strip() if found else platform.processor()
+    """What the processor calls itself."""
+    with contextlib.suppress(OSError, IndexError):  # on Linux alone
+        return re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())[0]
+    return platform.processor() or platform.machine()
 
 
 def describe(accelerator: Accelerator, precision: str) -> str:
@@ -123,8 +121,7 @@ def describe(accelerator: Accelerator, precision: str) -> str:
     if accelerator.device.type == "cpu":
         threads = torch.get_num_threads()
         each = " each" if accelerator.num_processes > 1 else ""
-        name = f"CPU ({cpu_name()})" if cpu_name() else "CPU"
-        return f"{name}{many}, {threads} thread{'s' * (threads > 1)}{each} of {cores()} cores, precision {precision}"
+        return f"CPU ({cpu_name()}){many}, {threads} thread{'s' * (threads > 1)}{each} of {cores()} cores, precision {precision}"
     name = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else accelerator.device.type
     return f"{name}{many}, precision {precision}"
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, load_script, run
 
+from hfgen.benchmarks import peak_memory
 from hfgen.errors import UserError
 
 BENCHMARK = load_script("benchmark_metrics")
@@ -63,11 +64,11 @@ def test_the_arrays_are_what_is_said():
 
 
 def test_memory_is_the_peak():
-    if BENCHMARK.peak_memory() is None:
+    if peak_memory() is None:
         pytest.skip("not Linux")
     code = """
 import numpy as np
-from benchmark_metrics import peak_memory
+from hfgen.benchmarks import peak_memory
 before = peak_memory(reset=True)
 np.ones(8_000_000).sum()  # 64 MB, freed at once
 print(peak_memory() - before)
