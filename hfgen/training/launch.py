@@ -119,9 +119,9 @@ def describe(accelerator: Accelerator, precision: str) -> str:
     """The machine, in words, for the first line of a run."""
     many = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
     if accelerator.device.type == "cpu":
-        threads = torch.get_num_threads()
-        each = " each" if accelerator.num_processes > 1 else ""
-        return f"CPU ({cpu_name()}){many}, {threads} thread{'s' * (threads > 1)}{each} of {cores()} cores, precision {precision}"
+        count = torch.get_num_threads()
+        threads = f"{count} thread{'s' * (count > 1)}{' each' * bool(many)}"
+        return f"CPU ({cpu_name()}){many}, {threads} of {cores()} cores, precision {precision}"
     name = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else accelerator.device.type
     return f"{name}{many}, precision {precision}"
 
