@@ -402,7 +402,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from hfgen.evaluation.reference import open_reference
     from hfgen.evaluation.report import card_section, describe_model, heading, remarks, short_names, table, wrap
     from hfgen.evaluation.runner import evaluate
-    from hfgen.hub.card import add_results, code, plain
+    from hfgen.hub.card import add_results, plain, shown_command
     from hfgen.training.checkpoint import write_json
     from hfgen.training.config import TrainingConfig
     from hfgen.training.grids import save_png
@@ -444,7 +444,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(output, whole)
     for report, sampler in zip(reports, samplers, strict=True) if config.update_card else ():
-        section = card_section(plain(report), plain(whole) | {"command": code(command)})
+        section = card_section(plain(report), plain(whole) | {"command": shown_command(command)})
         add_results(Path(sampler.name), report, described, section)
 
     some = np.linspace(0, len(parts.real.rows) - 1, COLUMNS * ROWS).astype(int).tolist()

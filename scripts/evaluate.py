@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     from hfgen.evaluation.runner import evaluate, nearest_pairs
     from hfgen.evaluation.sampling import Sampler, load_sampler
-    from hfgen.hub.card import add_results, code, plain
+    from hfgen.hub.card import add_results, plain, shown_command
     from hfgen.training.checkpoint import write_json
     from hfgen.training.config import TrainingConfig
     from hfgen.training.grids import make_grid, save_png
@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             save_png(grid, picture, origin, composite=True)
             print(f"\n{picture}: the generated images that are nearest to training images, and these below them")
         if config.update_card:
-            section = card_section(plain(report), plain(whole) | {"command": code(whole["command"])})
+            section = card_section(plain(report), plain(whole) | {"command": shown_command(whole["command"])})
             add_results(Path(model), report, whole["extractor"], section)
             print(f"\n{Path(model) / 'README.md'}: updated")
 

@@ -351,7 +351,7 @@ def write_card(folder: Path, name: str, report: dict[str, Any]) -> None:
     """A card with the figures of `eval.json`, and none besides."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-    from hfgen.hub.card import code, plain
+    from hfgen.hub.card import plain, shown_command
 
     source, test = report["config"]["dataset_name"], report["test_data"]
     on_hub = bool(source) and "/" in source and not Path(source).expanduser().exists()
@@ -379,7 +379,7 @@ def write_card(folder: Path, name: str, report: dict[str, Any]) -> None:
         test=plain(test),
         weak=is_weak(report),
         percent="{:.2%}".format,
-        **plain(report) | {"command": code(report["command"])},
+        **plain(report) | {"command": shown_command(report["command"])},
     )
     card.save(folder / "README.md")
 

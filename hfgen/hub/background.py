@@ -27,6 +27,7 @@ class BackgroundPush:
     def __init__(self, folder: Path, model_id: str, token: str | None, say: Callable[[str], None]):
         self.model_id, self.token, self.say = model_id, token, say
         self._waiting, self._running = folder / ".tmp-push-waiting", folder / ".tmp-push-running"
+        self._output = folder / ".tmp-push-output"
         self._next: str | None = None  # title of what waits
         self._title = ""
         self._process: subprocess.Popen[str] | None = None
@@ -60,15 +61,16 @@ class BackgroundPush:
         try:
             shutil.rmtree(self._running, ignore_errors=True)
             self._waiting.rename(self._running)
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "hfgen.hub.background"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"},
-                start_new_session=True,  # Ctrl-C is for the run
-            )
+            with self._output.open("w") as output:  # a pipe, which nobody reads before the end, could fill
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "hfgen.hub.background"],
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+                    start_new_session=True,  # Ctrl-C is for the run
+                )
             assert self._process.stdin is not None
             job = {"folder": str(self._running), "model_id": self.model_id, "title": self._title}
             with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:
@@ -77,9 +79,7 @@ class BackgroundPush:
             self._failed(self._title, str(error))
 
     def _report(self, process: "subprocess.Popen[str]") -> None:
-        assert process.stdout is not None
-        lines = hide(process.stdout.read(), self.token).strip().splitlines()
-        process.stdout.close()
+        lines = hide(self._output.read_text(), self.token).strip().splitlines()
         self._process = None
         shutil.rmtree(self._running, ignore_errors=True)
         text = lines[-1] if lines else f"the process ended with code {process.returncode}"
@@ -109,6 +109,7 @@ class BackgroundPush:
         self._next = None
         for path in (self._waiting, self._running):
             shutil.rmtree(path, ignore_errors=True)
+        self._output.unlink(missing_ok=True)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ import huggingface_hub
 import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.utils import build_hf_headers, get_session
 
 from hfgen.errors import UserError
 
 RESULTS = "## Results"
 AFTER_RESULTS = "## Intended use and limits"
+REAL_IMAGES = ("fd", "fid", "kd", "kid", "cmmd", "precision", "recall", "density", "coverage", "ndb")  # compared with
+PATIENCE = 5.0  # seconds for a page that a card can do without
 UNMEASURED = "Nothing was measured yet. `scripts/evaluate.py --update_card` does so, and writes it here."
 
-# What would make Markdown of a name: tags, links, cells of tables, code.
+# What would make Markdown of a name: tags, cells of tables, code, and links.
 MARKUP = str.maketrans({"<": "&lt;", "[": "&#91;", "]": "&#93;", "|": "&#124;", "`": "'"})
 
 
@@ -40,7 +44,10 @@ def plain(value: Any) -> Any:
         return {plain(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    return " ".join(value.split()).translate(MARKUP) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    text = " ".join(value.split()).translate(MARKUP)
+    return text.replace("://", "&#58;//").replace("www.", "www&#46;")
 
 
 def code(text: str) -> str:
@@ -48,11 +55,27 @@ def code(text: str) -> str:
     return " ".join(text.splitlines()).replace("`", "'")
 
 
+def shown_command(command: str) -> str:
+    """A command without the folders that it lay in: these are nobody's business, and cards are read by all."""
+    shown = []
+    for argument in shlex.split(command):
+        flag, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+        path = Path(value)
+        if path.is_absolute():
+            here = Path.cwd()
+            value = str(path.relative_to(here) if path.is_relative_to(here) else path.name)
+        shown.append(flag + equals + value)
+    return code(shlex.join(shown))
+
+
+@functools.cache
 def license_of_data(name: str, token: str | None = None) -> str | None:
-    """The licence that the page of a data set on the Hub names, if it can be had."""
+    """The licence that the page of a data set on the Hub names, if it can be had at once."""
     try:
-        file = huggingface_hub.hf_hub_download(name, "README.md", repo_type="dataset", token=token)
-        found = huggingface_hub.DatasetCard.load(file).data.license
+        address = huggingface_hub.hf_hub_url(name, "README.md", repo_type="dataset")
+        page = get_session().get(address, headers=build_hf_headers(token=token), timeout=PATIENCE)
+        page.raise_for_status()
+        found = huggingface_hub.DatasetCard(page.text).data.to_dict().get("license")
     except Exception:  # without a page, a connection or readable YAML it is not known, which is no reason to stop
         return None
     return found if isinstance(found, str) else None
@@ -82,7 +105,7 @@ def write_card(folder: Path, record: dict[str, Any], location: Path | None = Non
         tags=["hfgen", record["family"], "class-conditional" if conditional else "unconditional"],
         datasets=[name] if on_hub else None,
     )
-    shown = plain(record) | {"command": code(record["command"])}
+    shown = plain(record) | {"command": shown_command(record["command"])}
     card = render(
         record["family"],
         card_data=card_data.to_yaml(),
@@ -104,24 +127,37 @@ def write_card(folder: Path, record: dict[str, Any], location: Path | None = Non
     ModelCard(card).save(folder / "README.md")
 
 
-def write_short_card(folder: Path, pipeline: str, model_id: str) -> None:
-    """Writes `README.md` for a pipeline of which nothing but its class is known."""
+def write_short_card(folder: Path, pipeline: Any, model_id: str) -> None:
+    """Writes `README.md` for a pipeline of which nothing is known but what it is."""
     data = ModelCardData(library_name="diffusers", pipeline_tag="unconditional-image-generation", tags=["hfgen"])
-    title = Path(model_id).name
-    card = render("short", card_data=data.to_yaml(), title=title, model_id=model_id, pipeline=pipeline)
+    draws = bool(pipeline.config.get("class_shares")) or not getattr(pipeline, "class_names", [])
+    card = render(
+        "short",
+        card_data=data.to_yaml(),
+        title=Path(model_id).name,
+        model_id=model_id,
+        pipeline=type(pipeline).__name__,
+        ours=type(pipeline).__module__.startswith("hfgen."),
+        what="batch_size=4" if draws else "class_labels=[0]",
+    )
     ModelCard(card).save(folder / "README.md")
 
 
-def with_location(text: str, location: str) -> str:
+def with_location(text: str, location: str, **options: str | None) -> str:
     """A card of ours whose snippets load the model from another place: that where it is pushed to.
 
-    The place that it names is what its first snippet loads.
+    Args:
+        text (`str`): The card. The place that it names is what its first snippet loads.
+        location (`str`): The other place.
+        options: `revision` and `variant`, where they are needed to load it.
     """
-    found = re.search(r'from_pretrained\("([^"\n]+)"', text)
+    load = r'(\w+Pipeline\.from_pretrained\()"([^"\n]+)"'
+    found = re.search(load, text)
     if not found:
         return text
-    text = text.replace(f'from_pretrained("{found[1]}"', f'from_pretrained("{location}"')
-    return text.replace(f"scripts/sample.py --model {found[1]} ", f"scripts/sample.py --model {location} ")
+    extra = "".join(f', {name}="{value}"' for name, value in options.items() if value is not None)
+    text = re.sub(load, lambda match: f'{match[1]}"{location}"{extra}' if match[2] == found[2] else match[0], text)
+    return text.replace(f"scripts/sample.py --model {found[2]} ", f"scripts/sample.py --model {location} ")
 
 
 def add_results(folder: Path, report: dict[str, Any], extractor: dict[str, Any], section: str) -> None:
@@ -147,7 +183,8 @@ def add_results(folder: Path, report: dict[str, Any], extractor: dict[str, Any],
         raise UserError(f"the card {path} cannot be read: {reason}. Mend it, or leave --update_card out.") from None
     new = eval_results(report, extractor)
     kept = [result for result in card.data.eval_results or [] if all(map(functools.partial(differ, result), new))]
-    card.data.model_name = card.data.model_name or folder.resolve().name
+    title = re.search(r"(?m)^# (.+)$", card.text)
+    card.data.model_name = card.data.model_name or (title[1] if title else folder.resolve().name)
     card.data.eval_results = kept + new
     card.text = insert_section(card.text, section)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -166,9 +203,15 @@ def eval_results(report: dict[str, Any], extractor: dict[str, Any]) -> list[Eval
         of_real = key == "bits_per_dim"  # of real images, and in nobody's features
         count = result["details"]["num_images"] if of_real else generation["num_images"]
         args = {"num_images": count, "seeds": generation["seeds"]}
+        if key.startswith(REAL_IMAGES):
+            args["num_real_images"] = data["num_images"]
         if not of_real:
-            args |= {"num_real_images": data["num_images"], "extractor": extractor["id"]}
-            args |= {"extractor_fingerprint": extractor["fingerprint"]}
+            args |= {"extractor": extractor["id"], "extractor_fingerprint": extractor["fingerprint"]}
+            args |= {
+                name: value for name, value in generation.items() if name not in (*args, "batch_size", "precision")
+            }
+            args = {name: value for name, value in args.items() if value is not None}
+            args["mixed_precision"] = generation["precision"]
         found.append(
             EvalResult(
                 task_type="unconditional-image-generation",
@@ -186,7 +229,12 @@ def eval_results(report: dict[str, Any], extractor: dict[str, Any]) -> list[Eval
 
 def differ(first: EvalResult, second: EvalResult) -> bool:
     """Whether two entries are about different things, whatever their values and seeds."""
-    return (first.unique_identifier, first.metric_name) != (second.unique_identifier, second.metric_name)
+
+    def about(result: EvalResult) -> Any:
+        args = {name: value for name, value in (result.metric_args or {}).items() if name != "seeds"}
+        return result.unique_identifier, result.metric_name, args
+
+    return about(first) != about(second)
 
 
 def insert_section(text: str, section: str) -> str:

@@ -1,6 +1,7 @@
 """Pushing pipelines to the Hub, so that a failure costs nothing but time."""
 
 import contextlib
+import filecmp
 import json
 import logging
 import shlex
@@ -20,6 +21,8 @@ from huggingface_hub.utils import get_session, validate_repo_id
 from hfgen.errors import UserError
 
 BESIDE_COMPONENTS = ("model_index.json", "pipeline_hfgen_*.py", "README.md", "samples.png", "reconstructions.png")
+COMPONENT_FILES = (".json", ".safetensors", ".py")
+SPACE_FILES, SPACE_FOLDERS = ("app.py", "demo.py", "requirements.txt", "README.md"), ("hfgen", "model")
 MESSAGE = "Upload pipeline"
 WAITS: tuple[float, ...] = (1, 5, 20)  # seconds before each further attempt
 LONGEST_WAIT = 300.0  # seconds; a Hub that asks for more is not waited for
@@ -116,7 +119,10 @@ def pushed_files(folder: Path, repo_type: str = "model") -> list[Path]:
         return pipeline_files(folder)
     if not (folder / "app.py").is_file():
         raise UserError(f"{folder} holds no Space: give the --space_dir that scripts/demo.py wrote.")
-    return _without_caches(folder, sorted(folder.rglob("*")))
+    found = [folder / name for name in SPACE_FILES]
+    for name in SPACE_FOLDERS:
+        found += sorted((folder / name).rglob("*"))
+    return _without_caches(folder, found)
 
 
 def pipeline_files(folder: Path) -> list[Path]:
@@ -134,7 +140,7 @@ def pipeline_files(folder: Path) -> list[Path]:
         ) from None
     found = [path for name in BESIDE_COMPONENTS for path in sorted(folder.glob(name))]
     for name in components:
-        found += sorted((folder / name).rglob("*"))
+        found += [path for path in sorted((folder / name).rglob("*")) if path.suffix in COMPONENT_FILES]
     return _without_caches(folder, found)
 
 
@@ -175,6 +181,7 @@ def upload(
     commit_message: str,
     token: str | None,
     repo_type: str = "model",
+    variant: str | None = None,
 ) -> str:
     """Uploads what a folder holds into a repository and revision that exist, in one commit; returns the address.
 
@@ -187,7 +194,9 @@ def upload(
 
     contents: dict[str, Any] = {file.as_posix(): folder / file for file in pushed_files(folder, repo_type)}
     if repo_type == "model" and "README.md" in contents:
-        contents["README.md"] = with_location(contents["README.md"].read_text(encoding="utf-8"), model_id).encode()
+        branch = None if revision is None or revision == "main" or revision.startswith("refs/") else revision
+        card = contents["README.md"].read_text(encoding="utf-8")
+        contents["README.md"] = with_location(card, model_id, revision=branch, variant=variant).encode()
 
     def call() -> Any:
         operations = [huggingface_hub.CommitOperationAdd(*item) for item in contents.items()]
@@ -208,7 +217,8 @@ def upload(
 
 
 def push_pipeline(pipeline: Any, model_id: str, revision: str | None, create_pr: bool, title: str, **more: Any) -> str:
-    """Saves a pipeline and uploads it, with the card of the folder that it was loaded from.
+    """Saves a pipeline and uploads it, with the card of the folder that it was loaded from, unless its weights have
+    become others since.
 
     Without such a card, that of the repository stays; if that has none either, it gets a short one.
 
@@ -222,14 +232,20 @@ def push_pipeline(pipeline: Any, model_id: str, revision: str | None, create_pr:
         folder, source = Path(name), Path(pipeline.config.get("_name_or_path") or name)
         pipeline.save_pretrained(folder, variant=more["variant"])
         model_id = open_repository(model_id, private, token)
-        for file in BESIDE_COMPONENTS if (source / "README.md").exists() else ():
-            if not (folder / file).exists() and (source / file).exists():
-                shutil.copy(source / file, folder / file)
+        weights = list(folder.rglob("*.safetensors"))
+        same = all(alike(file, source / file.relative_to(folder)) for file in weights)
+        for name in ("README.md", "samples.png", "reconstructions.png") if same else ():
+            if (source / name).exists():
+                shutil.copy(source / name, folder / name)
         there = (folder / "README.md").exists()
         if not there and not _ask(lambda: huggingface_hub.file_exists(model_id, "README.md", token=token), token):
-            write_short_card(folder, type(pipeline).__name__, model_id)
+            write_short_card(folder, pipeline, model_id)
         revision = open_revision(model_id, revision, create_pr, title, token)
-        return upload(folder, model_id, revision, title, token)
+        return upload(folder, model_id, revision, title, token, variant=more["variant"])
+
+
+def alike(first: Path, second: Path) -> bool:
+    return second.exists() and filecmp.cmp(first, second, shallow=False)
 
 
 def open_revision(

@@ -292,17 +292,20 @@ def check_files(kind: Any, folder: Path) -> None:
         return  # diffusers says so
     config = kind.load_config(folder)
     levels = max((len(value) for value in config.values() if isinstance(value, list)), default=0)
-    if levels > MOST_LEVELS and not issubclass(kind, SchedulerMixin):
+    scheduler = issubclass(kind, SchedulerMixin)
+    if levels > MOST_LEVELS and not scheduler:
         raise UserError(f"{file} has a list of {levels} entries, more than {MOST_LEVELS}: the checkpoint is broken.")
-    limits = {"num_train_timesteps": MOST_STEPS} if issubclass(kind, SchedulerMixin) else {"sample_size": MOST_PIXELS}
-    for name, most in limits.items():
-        for value in config[name] if isinstance(config.get(name), list) else [config.get(name)]:
-            if not (value is None or (isinstance(value, int) and value <= most)):
+    most = MOST_STEPS if scheduler else MOST_PIXELS
+    for name in config if scheduler else ["sample_size"]:  # schedulers make tables of various lengths
+        values = config.get(name)
+        for value in values if isinstance(values, list) else [values]:
+            size_itself = name in ("num_train_timesteps", "sample_size") and value is not None
+            if value > most if isinstance(value, int) else size_itself:
                 raise UserError(
                     f"{file} has {name} {value!r}, but at most {most} is possible: the checkpoint is broken."
                 )
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    if issubclass(kind, SchedulerMixin) or not size or not kind.__module__.startswith(("hfgen.", "diffusers.")):
+    if scheduler or not size or not kind.__module__.startswith(("hfgen.", "diffusers.")):
         return  # diffusers says that there are no weights; others may make networks that cannot be tried like this
     try:
         with limited(str(file), size), torch.device("meta"):  # no memory is touched

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from hfgen import GANPipeline
-from hfgen.hub.card import UNMEASURED, license_of_data, render, with_location
+from hfgen.hub.card import UNMEASURED, add_results, license_of_data, plain, render, shown_command, with_location
 
 RUNS = {
     "gan": ("train_gan", TINY_GAN, []),
@@ -65,7 +66,9 @@ def test_what_cards_say(cards, name):
     assert card.data.license == ("apache-2.0" if name == "vae-large" else None)
     assert card.data.datasets is None  # the digits come with the installation
     text = card.text
-    assert text.startswith(f"\n# {name}\n") and record["command"] in text and record["data"]["fingerprint"] in text
+    assert text.startswith(f"\n# {name}\n") and record["data"]["fingerprint"] in text
+    assert shown_command(record["command"]) in text and f"--output_dir {name}" in text
+    assert str(folder.parent) not in re.sub(r"from_pretrained\(.*|--model \S+", "", text)  # where to load it from
     assert not re.search(r"\{\{|\{%|\bNone\b|\n\n\n|[^\n]\n#|[^\n]\n```(python|bash|bibtex)", text)
     order = ["## Use", "## Training", "## Results", "## Intended use and limits", "## Citation"]
     assert re.findall("(?m)^## .*$", text) == order
@@ -143,11 +146,18 @@ def test_a_pushed_card_says_where_it_is(hub, cards, tmp_path):
     after = hub["ada/digits"].files()["README.md"].decode()
     assert (folder / "README.md").read_text() == before
     assert 'from_pretrained("ada/digits")' in after and "scripts/sample.py --model ada/digits " in after
-    assert json.loads((folder / "run.json").read_text())["command"] in after
+    assert shown_command(json.loads((folder / "run.json").read_text())["command"]) in after
+    assert str(folder.parent) not in after
     assert [line for line in before.splitlines() if line not in after.splitlines()] == [
         line for line in before.splitlines() if "from_pretrained(" in line or "scripts/sample.py --model" in line
     ]
     assert with_location("# Mine\n\nNo code.\n", "ada/digits") == "# Mine\n\nNo code.\n"
+    other = 'AutoModel.from_pretrained("other/model")\n'
+    ours = other + 'GANPipeline.from_pretrained("/home/it")\nDiffusionPipeline.from_pretrained("/home/it", x=1)'
+    assert with_location(ours, "a/b", variant="fp16", revision=None) == (
+        other + 'GANPipeline.from_pretrained("a/b", variant="fp16")\n'
+        'DiffusionPipeline.from_pretrained("a/b", variant="fp16", x=1)'
+    )
 
 
 PUSH = """
@@ -159,6 +169,9 @@ pipe.save_pretrained(sys.argv[2], push_to_hub=True, repo_id="ada/saved", private
 made = GANPipeline(pipe.model, class_shares=pipe.config.class_shares)
 print(made.push_to_hub("ada/made"))
 made.push_to_hub("ada/with-card")
+pipe.push_to_hub("ada/half", variant="fp16")
+next(pipe.model.parameters()).data.add_(1)
+pipe.push_to_hub("ada/other-weights")
 """
 
 
@@ -168,12 +181,17 @@ def test_pipelines_push_cards_that_are_true(hub, cards, tmp_path):
     ours = (cards["gan"] / "README.md").read_text().replace(str(cards["gan"]), "ada/with-card", 1)
     found = hub["ada/with-card"].files("try")
     card = found["README.md"].decode()
-    assert card.splitlines()[:20] == ours.splitlines()[:20] and 'from_pretrained("ada/with-card")' in card
+    assert card.splitlines()[:20] == ours.splitlines()[:20]
+    assert card.count('from_pretrained("ada/with-card", revision="try"') == 2
     assert {"samples.png", "pipeline_hfgen_gan.py", "model/modeling_hfgen_dcgan.py"} <= found.keys()
     assert hub["ada/saved"].private and hub["ada/saved"].history()[0] == "Saved"
     assert (tmp_path / "saved" / "model_index.json").exists()
     short = hub["ada/made"].files()["README.md"].decode()
     assert "how, is not known here" in short and "More Information Needed" not in short
+    for name, extra in (("half", ', variant="fp16"'), ("other-weights", "")):  # these weights were never measured
+        text = hub[f"ada/{name}"].files()["README.md"].decode()
+        assert "how, is not known here" in text and text.count(f'from_pretrained("ada/{name}"{extra}') == 2
+        assert "samples.png" not in hub[f"ada/{name}"].files()
     namespace = {}
     code = re.search(r"```python\n(.*?)```", short, re.DOTALL)[1].replace("ada/made", str(tmp_path / "saved"))
     exec(code, namespace)
@@ -207,4 +225,45 @@ def test_licence_of_the_data(hub):
 def test_templates_travel_in_the_wheel():
     folder = Path(__file__).parent.parent.parent / "model_cards" / "templates"
     assert sorted(path.stem for path in folder.iterdir()) == ["base", "ddpm", "gan", "short", "vae"]
-    assert "# it\n" in render("short", card_data="", title="it", model_id="user/it", pipeline="GANPipeline")
+    values = {"card_data": "", "title": "it", "model_id": "user/it", "pipeline": "GANPipeline"}
+    text = render("short", **values, ours=True, what="class_labels=[0]")
+    assert "# it\n" in text and text.count("pipe(class_labels=[0], generator") == 2
+
+
+def test_what_nobody_should_see_or_click(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = (
+        f"python scripts/x.py --model /home/me/out/gan --data_dir=/home/me/x {tmp_path}/y -n 3 --name a=/b '/c d'"
+    )
+    assert shown_command(command) == "python scripts/x.py --model gan --data_dir=x y -n 3 --name a=/b 'c d'"
+    assert plain({"a|b": ["https://evil.example", "www.evil.example", 3]}) == {
+        "a&#124;b": ["https&#58;//evil.example", "www&#46;evil.example", 3]
+    }
+
+
+def test_results_say_how_they_came_about(cards, tmp_path):
+    """Other settings are other results; the same ones replace those before."""
+    shutil.copytree(cards["gan"], tmp_path / "best")
+    data = {"name": "d", "split": "train", "num_images": 50, "held_out": None}
+    result = {"value": 1.0, "title": "T", "details": {}}
+    for truncation, value in ((1.0, 1.0), (0.5, 2.0), (1.0, 3.0)):
+        generation = {
+            "num_images": 9,
+            "seeds": [0],
+            "batch_size": 4,
+            "truncation": truncation,
+            "classes": None,
+            "precision": "no",
+        }
+        results = {name: result | {"value": value, "title": name} for name in ("fd_x", "near_duplicates")}
+        report = {"data": data, "generation": generation, "results": results}
+        add_results(tmp_path / "best", report, {"id": "x", "fingerprint": "0" * 64}, "### New\n\nrow\n")
+    found = ModelCard.load(tmp_path / "best" / "README.md").data
+    assert found.model_name == "gan"  # not "best"
+    entries = found.eval_results
+    assert sorted((each.metric_type, each.metric_args["truncation"], each.metric_value) for each in entries) == [
+        ("fd_x", 0.5, 2.0), ("fd_x", 1.0, 3.0), ("near_duplicates", 0.5, 2.0), ("near_duplicates", 1.0, 3.0),
+    ]  # fmt: skip
+    for each in entries:
+        assert ("num_real_images" in each.metric_args) == (each.metric_type == "fd_x")
+        assert "classes" not in each.metric_args and "batch_size" not in each.metric_args

@@ -124,6 +124,7 @@ CASES = {
     "layers-of-nothing": ("vq_vae", edit(CONFIG, block_out_channels=[0, 0], layers_per_block=10**9), BROKEN),
     "nothing": ("vq_vae", edit(CONFIG, block_out_channels=[]), "no network"),
     "steps": ("unet", edit("scheduler/scheduler_config.json", num_train_timesteps=10**12), BROKEN),
+    "solver-order": ("unet", edit("scheduler/scheduler_config.json", solver_order=10**10), BROKEN),
     "steps-text": ("unet", edit("scheduler/scheduler_config.json", num_train_timesteps="many"), BROKEN),
     "schedule": ("unet", edit("scheduler/scheduler_config.json", beta_schedule="evil"), "evil is not implemented"),
     "mixture": ("conv_vae", edit("prior/config.json", num_components=10**10), BROKEN),
@@ -373,4 +374,4 @@ def test_names_in_cards_are_names(tmp_path):
     assert "&lt;script>alert(1)&lt;/script>" in prose and "evil &lt;img src=x onerror=alert(1)> {{ 7*7 }}" in prose
     assert not re.search(r"<(script|img|b)|\]\(javascript|\]\(y|49|^license", prose, re.MULTILINE)
     assert "a --- license: mit --- # b" in prose and "'' '''&#124;" in prose
-    assert str(data) in code and str(output).replace("`", "'") in code  # commands are repeated as they were
+    assert data.name in code and str(output).replace("`", "'") in code  # commands are repeated, but for folders

@@ -56,6 +56,8 @@ def finished(tmp_path_factory):
     for name in ("unet/.cache", "unet/__pycache__"):
         (folder / name).mkdir()
         (folder / name / "a.pyc").write_bytes(b"not for others")
+    for name in ("optimizer.pt", "diffusion_pytorch_model.bin"):
+        (folder / "unet" / name).write_bytes(b"not for others")
     return folder
 
 
