@@ -185,7 +185,7 @@ def test_card(place, tmp_path, evaluate):
         assert result.task_type == "unconditional-image-generation" and result.dataset_split == "train"
         assert "FID" not in result.metric_name and "fid" not in result.metric_type.split("_")
         assert math.isfinite(result.metric_value)
-    assert card.data.model_name == "gan" and card.data.license == "apache-2.0" and card.data.tags == ["hfgen"]
+    assert card.data.model_name == "A card" and card.data.license == "apache-2.0" and card.data.tags == ["hfgen"]
 
     # The rest of the card is as it was, and a second time changes nothing.
     before, _, after = README.partition("---\n\n# A card")[2].partition("## Intended use and limits")
@@ -218,7 +218,7 @@ def test_card_says_fid_only_of_the_published_network():
                   "details": {}}  # fmt: skip
         return {
             "data": {"name": "user/data", "split": "train", "num_images": 50_000, "held_out": None},
-            "generation": {"num_images": 50_000, "seeds": [0]},
+            "generation": {"num_images": 50_000, "seeds": [0], "precision": "no"},
             "results": {key: result},
             "notes": [],
         }, extractor
