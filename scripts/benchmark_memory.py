@@ -42,13 +42,17 @@ class MemoryConfig:
     output: str | None = option(None, "JSON file for the figures")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    arguments = sys.argv[1:] if argv is None else argv
-    mine, others = separate(MemoryConfig, arguments)
+def read_options(argv: Sequence[str] | None = None) -> tuple[MemoryConfig, Any, list[str]]:
+    """The benchmark's own options, those of training, and the flags of the latter."""
+    mine, others = separate(MemoryConfig, sys.argv[1:] if argv is None else argv)
     description = f"{str(__doc__).partition(chr(10))[0]} All other flags are those of the training script."
     (config,) = parse((MemoryConfig,), mine, description=description)
     require_positive(config, "minutes")
-    training = importlib.import_module(f"train_{config.family}").read_options(others)
+    return config, importlib.import_module(f"train_{config.family}").read_options(others), others
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config, training, others = read_options(argv)
 
     import numpy as np
 

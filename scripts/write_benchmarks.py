@@ -31,8 +31,13 @@ class WritingConfig:
     check: bool = option(False, "write nothing; exit code 1 says that the file is not up to date")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def read_options(argv: Sequence[str] | None = None) -> WritingConfig:
     (config,) = parse((WritingConfig,), argv, description=str(__doc__).partition("\n")[0])
+    return config
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config = read_options(argv)
     document = Path(config.document or ROOT / "BENCHMARKS.md")
     reports = list(map(Path, config.reports)) if config.reports else sorted((ROOT / "benchmarks").glob("*.json"))
     try:
