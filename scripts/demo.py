@@ -11,6 +11,7 @@ Needs gradio: `pip install -c constraints.txt -e ".[demo]"`. Examples:
 import base64
 import functools
 import html
+import io
 import shlex
 import tempfile
 from collections.abc import Callable, Sequence
@@ -37,6 +38,7 @@ MOST_PIXELS = 20_000_000  # of an uploaded image; PIL refuses twice as many
 MOST_OBLONG = 20  # its longer side, in shorter ones
 MOST_BYTES = "20mb"
 MOST_WAITING = 32  # clicks in the queue
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # of uploads
 
 ANY = -1  # the class that stands for none in particular
 CANVAS = 448  # pixels; what is painted on is enlarged to about this size
@@ -59,6 +61,7 @@ class DemoConfig:
     max_images: int = option(16, f"images per click, {MOST_IMAGES} at most")
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines in")
     port: int | None = option(None, "port to listen on (default: the first that is free, from 7860 on)")
+    provenance: bool = option(True, "write into the images which model made them, and how")
     share: bool = option(False, "open a public address, through Gradio's servers")
     space_dir: str | None = option(
         None, "write a Gradio Space into this folder, which must be new or empty, and show nothing"
@@ -118,8 +121,25 @@ def check(pipe: Any, label: int, settings: dict[str, float], any_class: bool = T
     return None if label == ANY else label
 
 
+def note(image: Image.Image, origin: dict[str, Any] | None, composite: bool = False, **how: Any) -> Image.Image:
+    """Has a downloaded PNG say what made it, as those of `sample.py` do."""
+    from hfgen.training.grids import notes
+
+    texts = {} if origin is None else notes(origin | how, composite)
+    for key, text in texts.items():
+        image.info[key] = text
+    return image
+
+
 def sample(
-    pipe: Any, name: str, max_images: int, seed: int, count: int, label: int = ANY, **settings: float
+    pipe: Any,
+    name: str,
+    max_images: int,
+    seed: int,
+    count: int,
+    label: int = ANY,
+    origin: dict[str, Any] | None = None,
+    **settings: float,
 ) -> Captioned:
     """The images that `sample.py --seed` makes. `ANY` means all classes in turn, or if they are groups, drawn ones."""
     from hfgen.evaluation.sampling import Sampler
@@ -133,7 +153,11 @@ def sample(
     arrays = sampler(range(count), seed).permute(0, 2, 3, 1).cpu().numpy()
     classes = [sampler.class_of(index) for index in range(count)]
     captions = [f"seed {seed + i}" + ("" if c is None else f" · {names[c]}") for i, c in enumerate(classes)]
-    return [(to_pil(array), caption) for array, caption in zip(arrays, captions, strict=True)]
+    images = [
+        note(to_pil(array), origin, **sampler.how, precision="no", seed=seed + index, class_label=classes[index])
+        for index, array in enumerate(arrays)
+    ]
+    return list(zip(images, captions, strict=True))
 
 
 def interpolate(
@@ -201,6 +225,56 @@ def inpaint(
     return [(known, "what is known"), (filled, "filled")]
 
 
+def guard(editor: Any, most: int) -> None:
+    """Has an image editor take no more than its page sends, before anything is decoded: a layer, `most` pixels wide.
+
+    A subclass would say so, but Gradio writes a file beside the source of each subclass.
+    """
+    import gradio as gr
+
+    preprocess, accept_blobs = editor.preprocess, editor.accept_blobs
+
+    def refuse() -> None:
+        raise gr.Error(f"Send one layer of at most {most}x{most} pixels.", print_exception=False)
+
+    @functools.wraps(preprocess)
+    def one_layer(payload: Any) -> Any:
+        sent = payload if payload is None or payload.id is None else editor.blob_storage.get(payload.id)
+        if sent is not None:
+            sent.background = sent.composite = None  # which are not needed
+            if len(sent.layers) > 1:
+                refuse()
+            for layer in filter(None, sent.layers):
+                with Image.open(io.BytesIO(layer) if isinstance(layer, bytes) else layer.path) as image:
+                    if max(image.size) > most:
+                        refuse()
+        return preprocess(payload)
+
+    @functools.wraps(accept_blobs)
+    def accept_one(data: Any) -> Any:
+        if data.data["index"] not in (None, "", "null", "0", 0):  # it makes a list that long
+            refuse()
+        return accept_blobs(data)
+
+    editor.preprocess, editor.accept_blobs = one_layer, accept_one
+
+
+async def move_local(move: Callable[[Any], Any], path: Any) -> Any:
+    """Gradio's `move` of a file that a click names, but not of one elsewhere, which it would download."""
+    import gradio as gr
+
+    if str(path).lower().startswith(("http:", "https:")):
+        raise gr.Error("An address is no file: upload it.", print_exception=False)
+    return await move(path)
+
+
+def limit_decoders() -> None:
+    """Leaves PIL the common formats: others start programs (Ghostscript), or are hardly ever tested."""
+    Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+    Image.init()  # else it would add the others later
+    Image.ID[:] = FORMATS
+
+
 def animate(pipe: Any, frames: Sequence[Image.Image]) -> str:
     """HTML that shows frames forth and back, without a file that someone would have to clear away."""
     with tempfile.TemporaryDirectory() as folder:
@@ -219,8 +293,8 @@ def enlarge(image: Image.Image) -> Image.Image:
 # The page
 
 
-def build(pipe: Any, name: str, max_images: int) -> Any:
-    """Makes the app, with a tab for each thing that the checkpoint can do."""
+def build(pipe: Any, name: str, max_images: int, origin: dict[str, Any] | None = None) -> Any:
+    """Makes the app, with a tab for each thing that the checkpoint can do. Its images tell of their `origin`."""
     import gradio as gr
 
     from hfgen.evaluation.sampling import Sampler
@@ -245,6 +319,9 @@ def build(pipe: Any, name: str, max_images: int) -> Any:
     def class_box(any_class: bool = True) -> list[gr.Dropdown]:
         names = [("any", ANY)] * any_class + [(name, number) for number, name in enumerate(sampler.class_names)]
         return [gr.Dropdown(names, value=names[0][1], label="Class")] if sampler.class_names else []
+
+    def class_label(label: int) -> int | None:
+        return label if sampler.class_names and label != ANY else None
 
     def setting_boxes() -> list[gr.Slider]:
         return [gr.Slider(**slider) for slider in sliders(pipe).values()]
@@ -281,7 +358,7 @@ def build(pipe: Any, name: str, max_images: int) -> Any:
             shown = gallery(4)
 
         def run(seed: int, count: int, *values: Any) -> Captioned:
-            return sample(pipe, name, max_images, seed, count, **named(values))
+            return sample(pipe, name, max_images, seed, count, origin=origin, **named(values))
 
         on(button.click, "sample", run, inputs, shown)
 
@@ -296,6 +373,10 @@ def build(pipe: Any, name: str, max_images: int) -> Any:
 
         def run(start: int, end: int, frames: int, *values: Any) -> tuple[str, Captioned]:
             images = interpolate(pipe, start, end, frames, **named(values))
+            how = named(values)
+            how |= {"seeds": [start, end], "class_label": class_label(how.pop("label", ANY))}
+            for number, image in enumerate(images):
+                note(image, origin, frame=number, **how)
             return animate(pipe, images), [(image, str(number)) for number, image in enumerate(images)]
 
         on(button.click, "interpolate", run, inputs, [walk, shown])
@@ -306,7 +387,13 @@ def build(pipe: Any, name: str, max_images: int) -> Any:
                 inputs = [file_box(), *class_box(any_class=False)]
                 button = gr.Button("Reconstruct", variant="primary")
             shown = gallery(2)
-        on(button.click, "reconstruct", functools.partial(reconstruct, pipe), inputs, shown)
+
+        def run(path: str | None, label: int = ANY) -> Captioned:
+            shown = reconstruct(pipe, path, label)
+            note(shown[1][0], origin, composite=True, task="reconstruct", class_label=class_label(label))
+            return shown
+
+        on(button.click, "reconstruct", run, inputs, shown)
 
     def inpaint_tab() -> None:
         image = gr.State()  # as the model sees it; the editor shows it enlarged
@@ -326,6 +413,7 @@ def build(pipe: Any, name: str, max_images: int) -> Any:
                     height=CANVAS + 52,
                     format="png",
                 )
+                guard(editor, max(CANVAS, width, height))
             shown = gallery(1)
 
         def show(path: str | None) -> tuple[Image.Image, dict]:
@@ -333,7 +421,14 @@ def build(pipe: Any, name: str, max_images: int) -> Any:
             return seen, {"background": enlarge(seen), "layers": [], "composite": None}
 
         on(file.upload, "open", show, [file], [image, editor])
-        on(button.click, "inpaint", functools.partial(inpaint, pipe), [image, editor, *inputs, *classes], shown)
+
+        def run(image: Image.Image | None, drawn: dict | None, seed: int, steps: int, label: int = ANY) -> Captioned:
+            shown = inpaint(pipe, image, drawn, seed, steps, label)
+            how = {"task": "inpaint", "seed": seed, "steps": steps, "class_label": class_label(label)}
+            note(shown[1][0], origin, composite=True, **how)
+            return shown
+
+        on(button.click, "inpaint", run, [image, editor, *inputs, *classes], shown)
 
     tabs = {"Sample": sample_tab} if draws else {}
     tabs |= {"Interpolate": interpolate_tab} if gan or (codes and draws) else {}
@@ -346,7 +441,12 @@ def build(pipe: Any, name: str, max_images: int) -> Any:
         for title, tab in tabs.items():
             with gr.Tab(title):
                 tab()
-    return app.queue(default_concurrency_limit=1, max_size=MOST_WAITING)
+    for block in app.blocks.values():
+        if hasattr(block, "async_move_resource_to_block_cache"):
+            move = block.async_move_resource_to_block_cache
+            block.async_move_resource_to_block_cache = functools.partial(move_local, move)
+    # api_open would let programs pass the queue.
+    return app.queue(default_concurrency_limit=1, max_size=MOST_WAITING, api_open=False)
 
 
 def serve(
@@ -358,6 +458,7 @@ def serve(
     host: str | None = None,
     port: int | None = None,
     share: bool = False,
+    provenance: bool = True,
 ) -> None:
     """Shows a checkpoint until it is interrupted, and prints where. Without `host`, that is up to Gradio: this machine
     alone, or in a Space all."""
@@ -368,8 +469,9 @@ def serve(
 
     pipe: Any = load_pipeline(model, revision=revision, token=token).to(PartialState().device)
     pipe.set_progress_bar_config(disable=True)
-    app = build(pipe, name or Path(model).name, max_images)
-    Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+    origin = {"model": name or (Path(model).resolve().name if Path(model).is_dir() else model), "revision": revision}
+    app = build(pipe, name or Path(model).name, max_images, origin if provenance else None)
+    limit_decoders()
     try:
         _, address, public = app.launch(
             server_name=host,
@@ -397,12 +499,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError('gradio is not installed, which the demo needs: pip install "gradio>=6.31".')
     if config.space_dir is None:
         where: dict[str, Any] = {"host": config.host, "port": config.port, "share": config.share}
+        where["provenance"] = config.provenance
         serve(config.model, None, config.revision, config.hub_token, config.max_images, **where)
         return
 
     from hfgen.hub.space import write_space
 
-    write_space(Path(config.space_dir), Path(__file__), config.model, config.revision, config.max_images)
+    how: dict[str, Any] = {"max_images": config.max_images, "provenance": config.provenance}
+    write_space(Path(config.space_dir), Path(__file__), config.model, config.revision, **how)
     push = ["python", "scripts/push_to_hub.py", "--folder", config.space_dir, "--repo_type", "space"]
     print(f"Space:    {config.space_dir}")
     print(f"Push it:  {shlex.join(push)} --hub_model_id USER/NAME")

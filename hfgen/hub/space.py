@@ -1,12 +1,14 @@
 """Folders that can be pushed as a Gradio Space."""
 
 import shutil
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub.errors import HFValidationError
+from huggingface_hub.repocard import metadata_load
 from huggingface_hub.utils import validate_repo_id
 
 from hfgen.errors import UserError
@@ -20,15 +22,23 @@ from pathlib import Path
 
 from demo import serve
 
-serve({model}, name={name!r}, revision={revision!r}, max_images={max_images})
+serve({model}, name={name!r}, revision={revision!r}, max_images={max_images}, provenance={provenance})
 '''
 
 
-def write_space(folder: Path, demo: Path, model: str, revision: str | None = None, max_images: int = 16) -> None:
+def write_space(
+    folder: Path,
+    demo: Path,
+    model: str,
+    revision: str | None = None,
+    max_images: int = 16,
+    provenance: bool = True,
+) -> None:
     """Writes a Space: an app, the demo and the library, which no package index has, and a checkpoint if it is here.
 
     A checkpoint on the Hub is loaded when the Space starts; if it is private, by the Space's secret `HF_TOKEN`. The
-    versions of what the demo needs are those that are installed here.
+    versions of Python and of what the demo needs are those that are installed here; the license is that of the
+    checkpoint's card, if it is here and names one.
 
     Args:
         folder (`Path`): Where to write; new or empty.
@@ -36,6 +46,7 @@ def write_space(folder: Path, demo: Path, model: str, revision: str | None = Non
         model (`str`): Folder or Hub id of the checkpoint.
         revision (`str`, *optional*): For the Hub.
         max_images (`int`, *optional*, defaults to 16): Images per click.
+        provenance (`bool`, *optional*, defaults to `True`): Whether images say what made them.
 
     Raises:
         UserError: If the folder is not empty, or `model` is neither a pipeline's folder nor a Hub id.
@@ -44,13 +55,16 @@ def write_space(folder: Path, demo: Path, model: str, revision: str | None = Non
         raise UserError(f"--space_dir {folder} is not empty: give another.")
     source = Path(model)
     name, place = source.resolve().name, 'str(Path(__file__).parent / "model")'
-    more: dict[str, list[str]] = {}
+    more: dict[str, Any] = {}
     if source.is_dir():
         if revision:
             raise UserError(f"--revision {revision} is for the Hub, but --model {model} is a folder: leave it out.")
         for file in pipeline_files(source):
             (folder / "model" / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source / file, folder / "model" / file)
+        card = source / "README.md"
+        license = (metadata_load(card) or {}).get("license") if card.is_file() else None
+        more = {"license": license} if license else {}
     else:
         try:
             validate_repo_id(model)
@@ -59,7 +73,7 @@ def write_space(folder: Path, demo: Path, model: str, revision: str | None = Non
         name, place, more = model, repr(model), {"models": [model]}
     shutil.copytree(Path(__file__).parents[1], folder / "hfgen", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(demo, folder / "demo.py")
-    app = APP.format(model=place, name=name, revision=revision, max_images=max_images)
+    app = APP.format(model=place, name=name, revision=revision, max_images=max_images, provenance=provenance)
     (folder / "app.py").write_text(app)
     # A build for one kind of device, such as 2.13.0+cpu, is not what a package index calls it.
     lines = [f"{package}=={version(package).partition('+')[0]}" for package in NEEDED]
@@ -68,8 +82,9 @@ def write_space(folder: Path, demo: Path, model: str, revision: str | None = Non
         "title": f"{name} demo",
         "sdk": "gradio",
         "sdk_version": version("gradio"),
+        "python_version": "{}.{}".format(*sys.version_info),  # the versions in requirements.txt may need it
         "app_file": "app.py",
     }
-    front = yaml.safe_dump(head | more | {"license": "apache-2.0"}, sort_keys=False)
+    front = yaml.safe_dump(head | more, sort_keys=False)
     text = f"Images from {name}: choose a seed and see. Made with hfgen."
     (folder / "README.md").write_text(f"---\n{front}---\n\n# {name}\n\n{text}\n")

@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from PIL.PngImagePlugin import PngInfo, iTXt
+
+from hfgen import __version__  # not the installed one: a Space only holds a copy
 
 # The mark of IPTC for media that a trained model made, or had a part in.
 XMP = (
@@ -52,6 +53,17 @@ def make_grid(images: Sequence[np.ndarray], columns: int | None = None, cell: in
     return to_pil(canvas)
 
 
+def notes(origin: dict[str, Any], composite: bool = False) -> dict[str, str]:
+    """What a PNG file says of its origin, by the key of the text: see [`save_png`]."""
+    kind = "compositeWithTrainedAlgorithmicMedia" if composite else "trainedAlgorithmicMedia"
+    return {
+        "Source": str(origin["model"]),
+        "Software": f"hfgen {__version__}",
+        "Comment": json.dumps(origin),
+        "XML:com.adobe.xmp": iTXt(XMP.format(kind)),
+    }
+
+
 def save_png(image: Image.Image, path: Path, origin: dict[str, Any] | None = None, composite: bool = False) -> None:
     """Writes a PNG file at once or not at all.
 
@@ -65,12 +77,8 @@ def save_png(image: Image.Image, path: Path, origin: dict[str, Any] | None = Non
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    notes = PngInfo()
-    if origin is not None:
-        notes.add_text("Source", str(origin["model"]))
-        notes.add_text("Software", f"hfgen {version('hfgen')}")
-        notes.add_text("Comment", json.dumps(origin))
-        kind = "compositeWithTrainedAlgorithmicMedia" if composite else "trainedAlgorithmicMedia"
-        notes.add_itxt("XML:com.adobe.xmp", XMP.format(kind))
-    image.save(temporary, format="PNG", pnginfo=notes)
+    texts = PngInfo()
+    for key, text in (notes(origin, composite) if origin is not None else {}).items():
+        texts.add_text(key, text)
+    image.save(temporary, format="PNG", pnginfo=texts)
     temporary.replace(path)

@@ -1,13 +1,19 @@
 """The demo: what it makes, what it refuses, and its page in a real browser. Needs gradio; the page, Chromium too."""
 
+import asyncio
 import base64
 import contextlib
 import io
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -199,6 +205,125 @@ def test_a_space_of_a_model_on_the_hub(demo, tmp_path, capsys):
     assert head["models"] == ["ada/digits"] and (head["sdk"], head["app_file"]) == ("gradio", "app.py")
     assert "serve('ada/digits', name='ada/digits', revision='v1'" in (tmp_path / "it" / "app.py").read_text()
     assert not (tmp_path / "it" / "model").exists()
+    assert head["python_version"] == ".".join(map(str, sys.version_info[:2])) and "license" not in head
+
+
+def test_a_space_has_the_license_of_its_model(demo, models, tmp_path):
+    model = shutil.copytree(models / "vae", tmp_path / "model")
+    for card, license in (("---\nlicense: cc-by-4.0\n---\nA card\n", "cc-by-4.0"), ("No front matter\n", None)):
+        (model / "README.md").write_text(card)
+        demo.main(["--model", str(model), "--no_provenance", "--space_dir", str(tmp_path / str(license))])
+        head = yaml.safe_load((tmp_path / str(license) / "README.md").read_text().split("---\n")[1])
+        assert head.get("license", None) == license
+    assert "provenance=False)" in (tmp_path / "None" / "app.py").read_text()
+
+
+# What programs may send
+
+
+def png(size):
+    content = io.BytesIO()
+    Image.new("RGBA", size).save(content, format="PNG")
+    return content.getvalue()
+
+
+@pytest.fixture
+def editor(demo, vae):
+    blocks = demo.build(vae, "vae", 16).blocks.values()
+    return next(block for block in blocks if block.get_block_name() == "imageeditor")
+
+
+@pytest.mark.parametrize("sizes", [[(8, 8)] * 2, [(449, 8)], [(8, 449)]])
+@pytest.mark.parametrize("as_files", [False, True])
+def test_the_editor_takes_what_its_page_sends(editor, tmp_path, sizes, as_files):
+    from gradio import Error, FileData
+    from gradio.components.image_editor import EditorData, EditorDataBlobs
+
+    def send(sizes):
+        layers = [png(size) for size in sizes]
+        if not as_files:
+            editor.blob_storage["it"] = EditorDataBlobs(background=b"never read", layers=layers, composite=None)
+            return editor.preprocess(EditorData(id="it"))
+        for number, layer in enumerate(layers):
+            (tmp_path / f"{number}.png").write_bytes(layer)
+        files = [FileData(path=str(tmp_path / f"{number}.png")) for number in range(len(layers))]
+        return editor.preprocess(EditorData(layers=files))
+
+    (layer,) = send([(448, 448)])["layers"]
+    assert layer.shape == (448, 448, 4)
+    with pytest.raises(Error, match="one layer of at most 448x448 pixels"):
+        send(sizes)
+
+
+def test_the_editor_makes_no_list_of_any_length(editor):
+    from gradio import Error
+
+    def send(index):  # as the route does, which checks no types
+        data = {"type": "layer", "index": index, "id": "it"}
+        editor.accept_blobs(SimpleNamespace(data=data, files=[("it", png((8, 8)))]))
+
+    send("0")
+    assert len(editor.blob_storage["it"].layers) == 1
+    with pytest.raises(Error, match="one layer"):
+        send("1000")
+
+
+def test_no_address_is_downloaded(demo, vae, tmp_path):
+    from gradio import Error
+
+    blocks = demo.build(vae, "vae", 16).blocks.values()
+    file = next(block for block in blocks if block.get_block_name() == "file")
+    path = save(np.zeros((8, 8), np.uint8), tmp_path / "it.png")
+    assert asyncio.run(file.async_move_resource_to_block_cache(path)).endswith("it.png")
+    for address in ("https://localhost/it.png", "HTTP://localhost/it.png"):
+        with pytest.raises(Error, match="An address is no file"):
+            asyncio.run(file.async_move_resource_to_block_cache(address))
+
+
+def test_only_common_formats_are_decoded(demo, vae, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    names = ["it.png", "it.jpg", "it.webp", "it.gif", "it.bmp", "it.tiff", "it.eps", "it.ppm", "it.tga"]
+    for name in names:
+        Image.new("L", (8, 8), 7).save(tmp_path / name)
+    demo.limit_decoders()
+    for name in names[:6]:
+        assert demo.read_image(vae, str(tmp_path / name)).size == (8, 8)
+    for name in names[6:]:
+        with pytest.raises(UserError, match="cannot be read"):
+            demo.read_image(vae, str(tmp_path / name))
+
+
+def test_programs_wait_in_the_queue_and_images_say_what_made_them(models, tmp_path):
+    from gradio_client import Client, handle_file
+
+    path = save(np.arange(64, dtype=np.uint8).reshape(8, 8), tmp_path / "exact.png")
+    with serving(start("demo", "--model", models / "vae", launcher=False)) as address:
+        body = json.dumps({"data": [0, 1, 1]}).encode()
+        request = urllib.request.Request(f"{address}gradio_api/run/sample", body, {"Content-Type": "application/json"})
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(request, timeout=60)
+        client = Client(address, verbose=False, download_files=str(tmp_path))
+        sampled = client.predict(7, 2, 0.5, api_name="/sample")
+        _, walk = client.predict(0, 1, 2, 0.5, api_name="/interpolate")
+        uploaded, remade = client.predict(handle_file(path), api_name="/reconstruct")
+    texts = [Image.open(shown["image"]).text for shown in (*sampled, *walk, uploaded, remade)]
+    assert not texts.pop(4)
+    assert all(text["Source"] == "vae" and text["Software"].startswith("hfgen ") for text in texts)
+    kinds = [text["XML:com.adobe.xmp"].count("compositeWithTrained") for text in texts]
+    assert kinds == [0, 0, 0, 0, 1]
+    comments = [json.loads(text["Comment"]) for text in texts]
+    assert [comment["seed"] for comment in comments[:2]] == [7, 8] and comments[0]["temperature"] == 0.5
+    assert comments[0]["class_label"] is None and comments[0]["model"] == "vae"
+    assert (comments[3]["seeds"], comments[3]["frame"], comments[3]["temperature"]) == ([0, 1], 1, 0.5)
+    assert comments[4]["task"] == "reconstruct" and comments[3]["class_label"] is comments[4]["class_label"] is None
+
+
+def test_images_need_not_say_what_made_them(demo, gan):
+    ((image, _),) = demo.sample(gan, "gan", 16, 0, 1, truncation=1)
+    assert not image.info
+    ((image, _),) = demo.sample(gan, "gan", 16, 0, 1, 2, {"model": "gan"}, truncation=1)
+    assert json.loads(image.info["Comment"])["class_label"] == 2
 
 
 # The page
@@ -266,6 +391,24 @@ class Page:
         addresses = [image.get_attribute("src") for image in shown.all()]
         return [np.asarray(Image.open(io.BytesIO(self.page.request.get(a).body()))) for a in addresses]
 
+    def paint(self):
+        """A stroke through the middle of the editor, as soon as that has drawn the image and takes strokes."""
+        canvas = self.tab.locator("canvas").first
+        deadline = time.monotonic() + 60
+        while True:
+            assert time.monotonic() < deadline, "the editor shows no stroke"
+            pixels = np.asarray(Image.open(io.BytesIO(canvas.screenshot())).convert("RGB")).astype(int)
+            if (np.abs(pixels - (0xFF, 0x4B, 0x1F)).max(axis=2) < 40).mean() > 0.01:
+                return
+            if len(np.unique(pixels[..., 0])) < 20:  # not drawn yet
+                continue
+            box = canvas.bounding_box()
+            x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+            self.page.mouse.move(x - 60, y)
+            self.page.mouse.down()
+            self.page.mouse.move(x + 60, y, steps=5)
+            self.page.mouse.up()
+
     def error(self):
         toast = self.page.get_by_test_id("toast-body")
         toast.wait_for()
@@ -306,13 +449,7 @@ def test_the_page_of_a_vae(browser, models, tmp_path):
         page.tab.locator("input[type=file]").first.set_input_files(path)
         page.tab.get_by_text("exact.png").wait_for()
         page.tab.get_by_text("select the draw tool").wait_for(state="hidden")
-        page.page.wait_for_timeout(1000)  # until the editor has drawn it
-        box = page.tab.locator("canvas").first.bounding_box()
-        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-        page.page.mouse.move(x - 60, y)
-        page.page.mouse.down()
-        page.page.mouse.move(x + 60, y, steps=5)
-        page.page.mouse.up()
+        page.paint()
         known, filled = page.click(2)
         hole = known != exact
         assert 2 <= hole.sum() <= 32 and (known[hole] == 128).all()
