@@ -56,7 +56,7 @@ def test_arrows_run_one_way(part):
     for path in (ROOT / "hfgen" / part).rglob("*.py"):
         for name in imports_of(path):
             words = name.split(".")
-            if words[0] == "hfgen":
+            if words[0] == "hfgen" and words[1] != "__version__":
                 assert words[1] in ALLOWED[part] | {part}, f"{path} imports {name}"
             if words[0] == "accelerate":
                 assert part in ("training", "evaluation"), path
