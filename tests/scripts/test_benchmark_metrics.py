@@ -81,6 +81,7 @@ print(peak_memory() - before)
     assert 60 < first < 80 and second < 10
 
 
+@pytest.mark.slow
 def test_a_run(tmp_path):
     (tmp_path / "prdc.py").write_text("raise RuntimeError('broken on purpose')")
     (tmp_path / "cleanfid.py").write_text("")

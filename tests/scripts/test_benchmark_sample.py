@@ -46,6 +46,7 @@ def files(tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 def test_a_run(files, tmp_path):
     options = "--batch_sizes 1 3 --repeats 1 --steps 5 20 --num_images 40 --num_images_full 20 --batch_size 15"
     result = run(

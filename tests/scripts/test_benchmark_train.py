@@ -103,6 +103,7 @@ def test_a_run_of_all_families(tmp_path, capsys):
         assert any(note.startswith(overhead) for note in report["notes"]) and overhead in printed
 
 
+@pytest.mark.slow
 def test_processes_of_their_own(tmp_path, capsys):
     output = tmp_path / "train.json"
     options = "--family vae --rounds 1 --round_seconds 0.01 --start_ups 1".split()

@@ -105,6 +105,7 @@ def test_evaluating_changes_nothing(script, evaluated, tmp_path):
     assert [line for line in metrics(with_it) if "loss" in str(line)] == metrics(without)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(evaluated, tmp_path):
     """The same evaluations and the same best pipeline as without the interruption."""
     steps = "--max_train_steps 40 --checkpointing_steps 3 --logging_steps 4 --eval_every 5 --cpu_threads 1".split()

@@ -162,6 +162,7 @@ def test_however_a_batch_is_split_the_same_is_learnt(tmp_path):
                 )
 
 
+@pytest.mark.slow
 def test_however_the_batch_of_a_gan_is_split_the_same_is_learnt(tmp_path):
     """With the networks whose images do not mix; batch normalisation knows only its own micro-batch."""
     options = [*TINY_GAN, *"--architecture residual --class_conditional --max_train_steps 8 --logging_steps 1".split()]
