@@ -79,8 +79,10 @@ class BackgroundPush:
             self._failed(self._title, str(error))
 
     def _report(self, process: "subprocess.Popen[str]") -> None:
-        lines = hide(self._output.read_text(), self.token).strip().splitlines()
         self._process = None
+        lines: list[str] = []
+        with contextlib.suppress(OSError):  # someone may have tidied up: no reason to end a run
+            lines = hide(self._output.read_text(errors="replace"), self.token).strip().splitlines()
         shutil.rmtree(self._running, ignore_errors=True)
         text = lines[-1] if lines else f"the process ended with code {process.returncode}"
         if process.returncode == 0:

@@ -299,8 +299,8 @@ def check_files(kind: Any, folder: Path) -> None:
     for name in config if scheduler else ["sample_size"]:  # schedulers make tables of various lengths
         values = config.get(name)
         for value in values if isinstance(values, list) else [values]:
-            size_itself = name in ("num_train_timesteps", "sample_size") and value is not None
-            if value > most if isinstance(value, int) else size_itself:
+            no_number = value is not None and name in ("num_train_timesteps", "sample_size")
+            if value > most if isinstance(value, int) else no_number:
                 raise UserError(
                     f"{file} has {name} {value!r}, but at most {most} is possible: the checkpoint is broken."
                 )

@@ -14,6 +14,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from hub.server import ADA, BOB, READER
 
 from hfgen.errors import UserError
+from hfgen.hub.background import BackgroundPush
 from hfgen.hub.push import pipeline_files
 from hfgen.models.mlp_gan import MLPGenerator
 from hfgen.pipelines.gan import GANPipeline
@@ -280,6 +281,16 @@ pushes.close()
 assert time.monotonic() - start < 30 and not list(folder.glob(".tmp-*"))
 print("done")
 """
+
+
+def test_a_push_whose_output_is_gone_ends_no_run(finished, tmp_path):
+    said = []
+    pushes = BackgroundPush(tmp_path, "ada/digits", None, said.append)
+    pushes.push(finished, "tidied")
+    pushes._process.wait()
+    (tmp_path / ".tmp-push-output").unlink()
+    pushes.finish()
+    assert "the push 'tidied' failed: the process ended with code 2" in said[-1]
 
 
 def test_in_the_background_the_newest_wins(hub, finished, tmp_path):
