@@ -391,6 +391,10 @@ class Page:
         addresses = [image.get_attribute("src") for image in shown.all()]
         return [np.asarray(Image.open(io.BytesIO(self.page.request.get(a).body()))) for a in addresses]
 
+    def listed(self, name):
+        """An uploaded file by its label: as text its name stands only in the indicator of a slow upload."""
+        return self.tab.get_by_label(name, exact=True)
+
     def paint(self):
         """A stroke through the middle of the editor, as soon as that has drawn the image and takes strokes."""
         canvas = self.tab.locator("canvas").first
@@ -433,13 +437,14 @@ def test_the_page_of_a_vae(browser, models, tmp_path):
 
         page.open("Reconstruct")
         page.tab.locator("input[type=file]").set_input_files(tmp_path / "broken.png")
-        page.tab.get_by_text("broken.png").wait_for()
+        page.listed("broken.png").wait_for()
         page.tab.get_by_role("button", name="Reconstruct").click()
         error = page.error()
         assert "cannot be read: it is no image, or of an unknown format" in error and "Traceback" not in error
         page.tab.get_by_role("button", name="Clear").first.click()
+        page.listed("broken.png").wait_for(state="hidden")
         page.tab.locator("input[type=file]").set_input_files(path)
-        page.tab.get_by_text("exact.png").wait_for()
+        page.listed("exact.png").wait_for()
         image, remade = page.click(2)
         pipe = load_pipeline(str(models / "vae"))
         assert np.array_equal(image, exact)
@@ -447,7 +452,7 @@ def test_the_page_of_a_vae(browser, models, tmp_path):
 
         page.open("Inpaint")
         page.tab.locator("input[type=file]").first.set_input_files(path)
-        page.tab.get_by_text("exact.png").wait_for()
+        page.listed("exact.png").wait_for()
         page.tab.get_by_text("select the draw tool").wait_for(state="hidden")
         page.paint()
         known, filled = page.click(2)
