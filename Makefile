@@ -37,5 +37,5 @@ benchmark:  ## measure training, its memory over an hour, and the metrics; write
 	$(PYTHON) scripts/benchmark_train.py --output benchmarks/train.json
 	$(PYTHON) scripts/benchmark_memory.py --output benchmarks/memory.json
 	$(PYTHON) scripts/benchmark_data.py --output benchmarks/data.json
-	$(PYTHON) scripts/benchmark_metrics.py
+	$(PYTHON) scripts/benchmark_metrics.py --output benchmarks/metrics.json
 	$(PYTHON) scripts/write_benchmarks.py

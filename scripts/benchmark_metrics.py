@@ -4,7 +4,7 @@ The peers that are installed take part, where they compute the same. Each measur
 thread, and the libraries take turns. Seconds are the CPU's, of the fastest turn; memory is the peak above the arrays
 that are given. The sizes are those of published evaluations: all of it takes about ten minutes. Examples:
 
-    python scripts/benchmark_metrics.py --output metrics.json
+    python scripts/benchmark_metrics.py --output benchmarks/metrics.json
     python scripts/benchmark_metrics.py --metrics frechet neighbours --repeats 5
     python scripts/benchmark_metrics.py --num_images 1000 --dim 512
 """
@@ -12,7 +12,6 @@ that are given. The sizes are those of published evaluations: all of it takes ab
 import contextlib
 import functools
 import importlib.metadata
-import json
 import multiprocessing
 import os
 import sys
@@ -28,8 +27,8 @@ from unittest.mock import MagicMock, patch
 
 import numpy as np
 
-from hfgen.benchmarks import peak_memory
-from hfgen.cli import as_dict, option, parse
+from hfgen.benchmarks import markdown, peak_memory, save_report
+from hfgen.cli import as_dict, command_line, option, parse
 from hfgen.errors import UserError, one_line_errors
 
 if TYPE_CHECKING:
@@ -322,8 +321,8 @@ def read_options(argv: Sequence[str] | None = None) -> BenchmarkConfig:
         value = getattr(config, name)
         if value is not None and value < least:
             raise UserError(f"--{name} {value} is out of range: use {least} or more.")
-    if config.output and not Path(config.output).parent.is_dir():
-        raise UserError(f"--output {config.output} is in a folder that does not exist: make it first.")
+    if config.output and Path(config.output).is_dir():
+        raise UserError(f"--output {config.output} is a folder: give a file.")
     return config
 
 
@@ -331,12 +330,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = read_options(argv)
     os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
     installed, left_out, results = {"hfgen": hfgen()}, {}, []
+    table = [["", "", "CPU s", "times hfgen", "extra MB", "difference"]]
     for name in PEERS:
         try:
             installed[name] = load(name)
         except Exception as error:  # of any kind, where a peer does not fit what else is installed
             left_out[name] = repr(error)
-    print("| | | CPU s | times hfgen | extra MB | difference |\n|---|---|---|---|---|---|")
     for metric in config.metrics:
         turns: dict[str, list[dict[str, Any]]] = {
             name: [] for name, library in installed.items() if METRICS[metric].kind in library
@@ -354,20 +353,23 @@ def main(argv: Sequence[str] | None = None) -> None:
                     del turns[name]
         rows = [summary(config, metric, name, turns) for name in turns]
         results += rows
-        for row in rows:
-            print(table_row(row, rows[0]), flush=True)
-    print("\nDifferences are relative: from the exact distance for Fréchet, from hfgen for others.")
+        table += [table_row(row, rows[0]) for row in rows]
+        print(f"{rows[0]['title']}: {min(rows[0]['seconds']):.2f} s", flush=True)
     from hfgen.training.launch import cpu_name
 
-    print(f"Machine: {cpu_name()}, one thread.")
-    for name, reason in left_out.items():
-        print(f"{name} is left out: {reason}")
+    peers = {row["library"]: importlib.metadata.version(row["library"]) for row in results}
+    notes = [
+        f"Random arrays, the same for all (seed {SEED}). Each measurement has one thread and its own process. CPU "
+        f"seconds: the fastest of {config.repeats} turns; extra MB: the peak of memory above the arrays.",
+        "Differences are relative: from the exact distance for Fréchet, from hfgen for others.",
+        f"Libraries: {', '.join(f'{name} {number}' for name, number in peers.items())}.",
+        *(f"{name} is left out: {reason}" for name, reason in left_out.items()),
+    ]
+    print(f"\n{markdown(table)}", "", *notes, sep="\n")
     if config.output:
-        measured = {row["library"] for row in results}
-        versions = {name: importlib.metadata.version(name) for name in sorted({"torch", "numpy"} | measured)}
-        report = {"machine": cpu_name(), "versions": versions, "options": as_dict([config])}
-        report |= {"results": results, "left_out": left_out}
-        Path(config.output).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        measured = {"results": results, "left_out": left_out, "libraries": peers}
+        command, machine = command_line([BenchmarkConfig], argv), f"{cpu_name()}, one thread"
+        save_report(Path(config.output), command, machine, as_dict([config]), {"Metrics": table}, notes, measured)
 
 
 def load(name: str) -> Library:
@@ -422,12 +424,12 @@ def relative_difference(value: Any, reference: Any) -> float:
     return float(np.abs(np.subtract(value, reference)).max() / (scale or 1))
 
 
-def table_row(row: dict[str, Any], ours: dict[str, Any]) -> str:
+def table_row(row: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     title = row["title"] if row is ours else ""
     seconds, times = min(row["seconds"]), min(row["seconds"]) / min(ours["seconds"])
     megabytes = "" if row["megabytes"] is None else f"{row['megabytes']:,.0f}"
     difference = f"{row['difference']:.0e}" if row["difference"] else "0"
-    return f"| {title} | {row['library']} | {seconds:.2f} | {times:.1f} | {megabytes} | {difference} |"
+    return [title, row["library"], f"{seconds:.2f}", f"{times:.1f}", megabytes, difference]
 
 
 if __name__ == "__main__":

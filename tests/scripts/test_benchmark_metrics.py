@@ -94,13 +94,15 @@ def test_a_run(tmp_path):
     result = run("benchmark_metrics", *options, "--output", output, launcher=False, env=paths)
     assert result.returncode == 0, result.stderr
     report = json.loads(output.read_text())
-    assert {"torch", "numpy", "hfgen"} <= set(report["versions"]) and report["options"]["dim"] == 8
-    rows = {row["library"]: row for row in report["results"]}
+    measured, table = report["measured"], report["tables"]["Metrics"]
+    assert {"scipy", "hfgen"} <= set(measured["libraries"]) and report["config"]["dim"] == 8
+    rows = {row["library"]: row for row in measured["results"]}
     assert {"hfgen", "scipy"} <= set(rows) and not {"prdc", "clean-fid", "pytorch-fid"} & set(rows)
     for row in rows.values():
         assert len(row["seconds"]) == 2 and row["values"]["distance"] > 0 and row["difference"] < 1e-8
+    assert [row[:2] for row in table[1:3]] == [["Fréchet distance, 8 dimensions", "hfgen"], ["", "scipy"]]
     assert "| Fréchet distance, 8 dimensions | hfgen | 0.0" in result.stdout and "|  | scipy | 0.0" in result.stdout
-    assert report["left_out"]["prdc"] == "RuntimeError('broken on purpose')"
+    assert measured["left_out"]["prdc"] == "RuntimeError('broken on purpose')"
     assert "clean-fid is left out: ModuleNotFoundError" in result.stdout
     assert "pytorch-fid (frechet) is left out: ZeroDivisionError" in result.stdout
 
@@ -119,7 +121,7 @@ def test_help_imports_no_torch():
         ("--num_images 9", "--num_images 9 is out of range"),
         ("--dim 3", "--dim 3 is out of range"),
         ("--metrics fid", "invalid choice: 'fid'"),
-        ("--output /absent/a.json", "in a folder that does not exist"),
+        ("--output /", "is a folder"),
     ],
 )
 def test_mistakes(arguments, message):
