@@ -50,7 +50,15 @@ def sampling_scheduler(scheduler: SchedulerMixin, sampler: str = "dpmsolver++") 
     kind, options = SAMPLERS[sampler]
     if scheduler.config.beta_schedule == "sigmoid" and kind is not DDPMScheduler:  # only DDPMScheduler knows this name
         options = {**options, "beta_schedule": "linear", "trained_betas": scheduler.betas.tolist()}
-    return kind.from_config(scheduler.config, **options)
+    found = kind.from_config(scheduler.config, **options)
+    if options.get("thresholding"):
+        # With a maximum of 1 it is a clamp, but diffusers sorts all pixels for it: most of the time of a step.
+        found._threshold_sample = _clamp
+    return found
+
+
+def _clamp(sample: torch.Tensor) -> torch.Tensor:
+    return sample.clamp(-1, 1)
 
 
 def log_snr_timesteps(scheduler: SchedulerMixin, steps: int, low: float = -5.1, high: float = 4.6) -> list[int]:

@@ -22,6 +22,7 @@ from hfgen.pipelines.ddpm_sampling import (
     draw_classes,
     log_snr_timesteps,
     sampling_scheduler,
+    set_timesteps,
 )
 
 
@@ -82,6 +83,26 @@ def test_a_known_distribution_is_sampled(schedule, zero_snr, kind, sampler, step
         pixels = images * 2 - 1
         assert pixels.mean().item() == pytest.approx(0.3, abs=0.02)
         assert kept <= pixels.std().item() / std <= 1.06
+
+
+def test_thresholding_is_a_clamp():
+    """What the sampler does in its place, for speed, gives the bits of diffusers' own."""
+    ours = sampling_scheduler(DDPMScheduler(prediction_type="v_prediction"))
+    plain = type(ours).from_config(ours.config)
+    assert (
+        plain.config.thresholding and "_threshold_sample" in vars(ours) and hasattr(type(plain), "_threshold_sample")
+    )
+    generator = torch.Generator().manual_seed(0)
+    samples = [3 * torch.randn(2, 1, 8, 8, generator=generator)] * 2
+    for scheduler in (ours, plain):
+        set_timesteps(scheduler, 6)
+    for timestep in plain.timesteps:
+        output = 2 * torch.randn(2, 1, 8, 8, generator=generator)
+        samples = [
+            scheduler.step(output, timestep, sample).prev_sample
+            for scheduler, sample in zip((ours, plain), samples, strict=True)
+        ]
+        assert torch.equal(*samples)
 
 
 def test_every_sampler_offered_is_tested():
