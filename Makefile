@@ -33,9 +33,21 @@ test-end-to-end:  ## train, kill, resume and sample through the launchers
 	$(PYTHON) -m pytest tests/scripts
 
 .PHONY: benchmark
-benchmark:  ## measure training, its memory over an hour, and the metrics; write BENCHMARKS.md
+benchmark:  ## measure training, data, metrics, sampling and an hour of memory of each family; write BENCHMARKS.md
 	$(PYTHON) scripts/benchmark_train.py --output benchmarks/train.json
-	$(PYTHON) scripts/benchmark_memory.py --output benchmarks/memory.json
 	$(PYTHON) scripts/benchmark_data.py --output benchmarks/data.json
 	$(PYTHON) scripts/benchmark_metrics.py --output benchmarks/metrics.json
+	for family in ddpm gan vae; do $(PYTHON) scripts/train_$$family.py --resume_from_checkpoint latest || exit; done
+	test -e out/classifier-digits || $(PYTHON) scripts/train_classifier.py
+	$(PYTHON) scripts/benchmark_sample.py --model out/gan-digits out/vae-digits out/ddpm-digits \
+		--extractor out/classifier-digits --output benchmarks/sample.json
+	for family in ddpm gan vae; do \
+		$(PYTHON) scripts/benchmark_memory.py --family $$family --output benchmarks/memory_$$family.json || exit; done
+	$(PYTHON) scripts/write_benchmarks.py
+
+.PHONY: benchmark-gpu
+benchmark-gpu:  ## the same on a GPU, with CIFAR-10; the last report has the commands for ten minutes of training
+	$(PYTHON) scripts/benchmark_train.py --dataset_name uoft-cs/cifar10 --mixed_precision bf16 --compile \
+		--output benchmarks/train_gpu.json
+	$(PYTHON) scripts/benchmark_throughput.py --output benchmarks/throughput_gpu.json
 	$(PYTHON) scripts/write_benchmarks.py

@@ -263,6 +263,7 @@ def growth(rows: Sequence[Row]) -> list[Row]:
                 "processes": world,
                 "sizes": [first["size"], last["size"]],
                 "cost_ratio": ratio,
+                "more_per_image": last["cpu_per_image"] - first["cpu_per_image"],
                 "constant": ratio <= 1 + CONSTANT,
                 "bytes_per_image": 1e6 * (last["megabytes"] - first["megabytes"]) / more if known else None,
             }
@@ -289,13 +290,14 @@ def table(rows: Sequence[Row], kind: str) -> list[list[str]]:
 
 
 def growth_table(rows: Sequence[Row]) -> list[list[str]]:
-    lines = [["", "processes", "from", "to", "cost per image", f"grows by {CONSTANT:.0%} at most", "bytes per image"]]
+    head = ["", "processes", "from", "to", "cost per image", "more, µs", f"grows by {CONSTANT:.0%} at most"]
+    lines = [[*head, "bytes per image"]]
     for row in rows:
         memory = "" if row["bytes_per_image"] is None else f"{row['bytes_per_image']:,.0f}"
         answer = "yes" if row["constant"] else "no"
         ratio = f"times {row['cost_ratio']:.3f}"
-        sizes = [f"{size:,}" for size in row["sizes"]]
-        lines.append([TITLES[row["kind"]], str(row["processes"]), *sizes, ratio, answer, memory])
+        sizes, more = [f"{size:,}" for size in row["sizes"]], f"{1e6 * row['more_per_image']:+.2f}"
+        lines.append([TITLES[row["kind"]], str(row["processes"]), *sizes, ratio, more, answer, memory])
     return lines
 
 

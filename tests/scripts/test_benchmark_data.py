@@ -56,9 +56,11 @@ def test_growth(last, constant):
         for size, cost, megabytes in ((1000, 10.0, 50.0), (500, 10.0, 49.0), (2500, last, 51.0))
     ]
     (found,) = BENCHMARK.growth(rows)
+    table = BENCHMARK.growth_table([found])
     assert found["sizes"] == [500, 2500] and found["cost_ratio"] == pytest.approx(last / 10)
     assert found["constant"] is constant and found["bytes_per_image"] == pytest.approx(1000)
-    assert ("yes" if constant else "no") in BENCHMARK.growth_table([found])[1]
+    assert found["more_per_image"] == pytest.approx(last - 10) and f"{1e6 * (last - 10):+.2f}" in table[1]
+    assert ("yes" if constant else "no") in table[1]
 
 
 def test_a_run(tmp_path):
@@ -79,7 +81,7 @@ def test_a_run(tmp_path):
         assert 0 < rows[kind]["start_seconds"] < 100
     assert [row["cost_ratio"] for row in report["measured"]["growth"]] == [1, 1, 1]
     assert len(report["tables"]) == 4 and report["config"]["sizes"] == [90]
-    assert "| Streaming | 2 | 90 | 90 | times 1.000 | yes |" in result.stdout
+    assert "| Streaming | 2 | 90 | 90 | times 1.000 | +0.00 | yes |" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["reports"]  # the data is gone
 
 
