@@ -476,13 +476,25 @@ def timed(clock: str, step: Step, count: int) -> float:
 def count_flops(job: Job) -> float:
     """Floating-point operations per image of forward and backward passes: products and convolutions, as torch counts
     them in a cycle of steps."""
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import flop_registry
+
+    class Counter(TorchDispatchMode):
+        """As torch's FlopCounterMode, which fails at gradients of gradients by the input of a network (WGAN-GP)."""
+
+        total = 0
+
+        def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = operation(*args, **(kwargs or {}))
+            if operation.overloadpacket in flop_registry:
+                self.total += flop_registry[operation.overloadpacket](*args, **(kwargs or {}), out_val=found)
+            return found
 
     step = bare(replace(job, training=replace(job.training, compile=False)))
-    with FlopCounterMode(display=False) as counter:
+    with Counter() as counter:
         for _ in range(job.cycle):
             step()
-    return counter.get_total_flops() / (job.cycle * job.training.train_batch_size)
+    return counter.total / (job.cycle * job.training.train_batch_size)
 
 
 def statistics_of(values: Sequence[float]) -> dict[str, float]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from conftest import ROOT
+from torch.utils.flop_counter import FlopCounterMode
 
 from hfgen.errors import UserError
 
@@ -77,6 +78,12 @@ def test_the_example_sees_the_same_images():
 
 
 def test_flops_are_counted_per_image():
+    """As torch counts them, where it can."""
+    with BENCHMARK.in_a_folder(job("vae")) as placed:
+        step = BENCHMARK.bare(placed)
+        with FlopCounterMode(display=False) as counter:
+            step()
+        assert BENCHMARK.count_flops(placed) == counter.get_total_flops() / 16
     counts = []
     for batch in (8, 16):
         with BENCHMARK.in_a_folder(job("vae", "--train_batch_size", str(batch))) as placed:
