@@ -46,7 +46,9 @@ class SamplingConfig:
     )
     guidance_scale: float | None = option(None, "classifier-free guidance; 1 is none (default: the model's own)")
     sampler: str | None = option(
-        None, "how to sample a DDPM (default: dpmsolver++)", choices=("dpmsolver++", "ddim", "ddpm")
+        None,
+        "how to sample a DDPM (default: sde-dpmsolver++)",
+        choices=("sde-dpmsolver++", "dpmsolver++", "ddim", "ddpm"),
     )
     num_inference_steps: int | None = option(None, "sampling steps (default: 20, with --sampler ddpm all)")
     mixed_precision: str = option("no", "no, or bf16 or fp16 weights", choices=("no", "bf16", "fp16"))

@@ -87,7 +87,7 @@ class Sampler:
         elif vae:
             self.how = {"temperature": config.temperature, "prior": config.prior}
         else:
-            sampler = config.sampler or "dpmsolver++"
+            sampler = config.sampler or "sde-dpmsolver++"
             self._scheduler = sampling_scheduler(self.pipe.scheduler, sampler)
             set_timesteps(self._scheduler, self._steps)
             steps = len(self._scheduler.timesteps)

@@ -23,24 +23,25 @@ from hfgen.pipelines.self_contained import SelfContained
 
 FEW_STEPS = 20  # the default of every sampler but DDPM, which takes all the steps of its training
 
+# thresholding with a maximum of 1 clamps the predicted clean image to [-1, 1], as clip_sample does for the others.
+_SECOND_ORDER = {"solver_order": 2, "timestep_spacing": "trailing", "thresholding": True, "sample_max_value": 1.0}
 SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
-    # thresholding with a maximum of 1 clamps the predicted clean image to [-1, 1], as clip_sample does for the others.
-    "dpmsolver++": (
-        DPMSolverMultistepScheduler,
-        {"solver_order": 2, "timestep_spacing": "trailing", "thresholding": True, "sample_max_value": 1.0},
-    ),
+    "sde-dpmsolver++": (DPMSolverMultistepScheduler, {**_SECOND_ORDER, "algorithm_type": "sde-dpmsolver++"}),
+    "dpmsolver++": (DPMSolverMultistepScheduler, {**_SECOND_ORDER, "algorithm_type": "dpmsolver++"}),
     "ddim": (DDIMScheduler, {"timestep_spacing": "trailing", "clip_sample": True}),
     "ddpm": (DDPMScheduler, {"timestep_spacing": "trailing", "clip_sample": True}),
 }
 
 
-def sampling_scheduler(scheduler: SchedulerMixin, sampler: str = "dpmsolver++") -> SchedulerMixin:
+def sampling_scheduler(scheduler: SchedulerMixin, sampler: str = "sde-dpmsolver++") -> SchedulerMixin:
     """A scheduler that samples what `scheduler` trained.
 
     Args:
         scheduler (`SchedulerMixin`): The scheduler of the checkpoint: its noise schedule and prediction type are kept.
-        sampler (`str`, *optional*, defaults to `"dpmsolver++"`): `"dpmsolver++"` (second order; 15 to 20 steps),
-            `"ddim"` (50 to 100) or `"ddpm"` (all steps of the training, 1000 as a rule).
+        sampler (`str`, *optional*, defaults to `"sde-dpmsolver++"`): `"sde-dpmsolver++"` (second order; 20 steps, each
+            with fresh noise, by which later steps mend errors of earlier ones), `"dpmsolver++"` (the same without
+            noise; 10 to 20), `"ddim"` (50 to 100) or `"ddpm"` (all steps of the training, 1000 as a rule).
+            DPM-Solver++: https://huggingface.co/papers/2211.01095.
 
     Raises:
         ValueError: For an unknown sampler.

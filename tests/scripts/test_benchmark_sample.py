@@ -72,7 +72,9 @@ def test_a_run(files, tmp_path):
         ("stock DDIMScheduler, leading", 20, 3),
         ("stock DPMSolverMultistepScheduler, linspace", 20, 3),
     ]
-    assert [row["sampler"] for row in rows[:2]] == ["dpmsolver++"] * 2 and rows[0]["steps"] < rows[1]["steps"] <= 20
+    assert [row["sampler"] for row in rows[:2]] == ["sde-dpmsolver++"] * 2 and rows[0]["steps"] < rows[1][
+        "steps"
+    ] <= 20
     for row in rows:
         assert [point["images"] for point in row["distances"]] == ([20] if row["steps"] == STEPS else [20, 40])
         assert row["images_per_second"] == pytest.approx(1 / statistics.median(row["seconds_per_image"]))
@@ -105,8 +107,8 @@ def test_stock_images_are_those_of_diffusers(files):
 @pytest.mark.parametrize(
     ("model", "samplers", "note"),
     [
-        ("classes", [("dpmsolver++", 10), ("ddpm", STEPS)], "takes classes, which the stock DDPMPipeline"),
-        ("sigmoid", [("dpmsolver++", 10), ("stock DDPMScheduler, leading", STEPS)], "does not know the sigmoid"),
+        ("classes", [("sde-dpmsolver++", 10), ("ddpm", STEPS)], "takes classes, which the stock DDPMPipeline"),
+        ("sigmoid", [("sde-dpmsolver++", 10), ("stock DDPMScheduler, leading", STEPS)], "does not know the sigmoid"),
     ],
 )
 def test_what_plain_diffusers_cannot_do(files, model, samplers, note):

@@ -67,7 +67,7 @@ def test_labels(models, tmp_path, sample):
     assert [image["class_label"] for image in record["images"]] == [7, 3, 7]
 
 
-@pytest.mark.parametrize("sampler", ["dpmsolver++", "ddim", "ddpm"])
+@pytest.mark.parametrize("sampler", ["sde-dpmsolver++", "dpmsolver++", "ddim", "ddpm"])
 def test_samplers(models, tmp_path, sample, sampler):
     sample(["--model", str(models / "plain"), "--sampler", sampler, "--num_inference_steps", "5", "--num_images", "1",
             "--mixed_precision", "bf16", "--output_dir", str(tmp_path)])  # fmt: skip
