@@ -12,7 +12,7 @@ interrupted goes on. Examples:
 The folder then holds `compare.json`, with what it takes to repeat it, and `compare.png`. With --update_card the
 results go into the cards of the checkpoints, which are then ready to be pushed. Ours were made by
 
-    python scripts/compare.py --dataset_name ylecun/mnist --metrics all --update_card
+    python scripts/compare.py --dataset_name ylecun/mnist --metrics all --update_card --sampler dpmsolver++
 """
 
 import dataclasses
