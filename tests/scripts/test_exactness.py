@@ -86,7 +86,7 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path, extra, processes)
     ("extra", "processes"),
     [
         ("--class_conditional --train_batch_size 8 --gradient_accumulation_steps 2 --mixed_precision bf16", 1),
-        ("--architecture stylegan2 --base_channels 4 --train_batch_size 8", 2),
+        pytest.param("--architecture stylegan2 --base_channels 4 --train_batch_size 8", 2, marks=pytest.mark.slow),
     ],
     ids=["dcgan, accumulation, bf16", "stylegan2, two processes"],
 )
@@ -102,7 +102,7 @@ def test_a_killed_gan_ends_like_an_uninterrupted_one(tmp_path, extra, processes)
     ("extra", "processes"),
     [
         ("--class_conditional --train_batch_size 8 --gradient_accumulation_steps 2 --mixed_precision bf16", 1),
-        ("--architecture vq --train_batch_size 8", 2),
+        pytest.param("--architecture vq --train_batch_size 8", 2, marks=pytest.mark.slow),
         pytest.param(
             "--architecture hierarchical --likelihood logistic_mixture --kl_warmup 0.5 --prior_components 0",
             1,
@@ -187,8 +187,14 @@ def test_however_the_batch_of_a_gan_is_split_the_same_is_learnt(tmp_path):
                 )
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "processes"),
+    [
+        (signal.SIGTERM, 2),
+        (signal.SIGINT, 1),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((signal.SIGTERM, 1), (signal.SIGINT, 2))),
+    ],
+)
 def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, number, processes):
     options = [*TINY, "--output_dir", tmp_path, "--max_train_steps", 100_000, "--logging_steps", 5]
     options += ["--checkpointing_steps", 100_000]
