@@ -46,7 +46,7 @@ benchmark:  ## measure training, data, metrics, sampling and an hour of memory o
 	$(PYTHON) scripts/write_benchmarks.py
 
 .PHONY: benchmark-gpu
-benchmark-gpu:  ## the same on a GPU, with CIFAR-10; the last report has the commands for ten minutes of training
+benchmark-gpu:  ## on a GPU, CIFAR-10: the loops, and how fast networks train; with commands for ten minutes of each
 	$(PYTHON) scripts/benchmark_train.py --dataset_name uoft-cs/cifar10 --mixed_precision bf16 --compile \
 		--output benchmarks/train_gpu.json
 	$(PYTHON) scripts/benchmark_throughput.py --output benchmarks/throughput_gpu.json

@@ -50,6 +50,20 @@ def hf_home(tmp_path_factory):
 
 
 @pytest.fixture
+def on_the_cpu(monkeypatch):
+    """For what makes an Accelerator in this process; everything is as it was before, afterwards."""
+    import torch
+    from accelerate.state import AcceleratorState
+
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    threads = torch.get_num_threads()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def hub():
     """A Hub of its own for each test: see tests/hub/server.py."""
     from hub.server import Hub

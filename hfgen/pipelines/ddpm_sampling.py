@@ -51,15 +51,7 @@ def sampling_scheduler(scheduler: SchedulerMixin, sampler: str = "sde-dpmsolver+
     kind, options = SAMPLERS[sampler]
     if scheduler.config.beta_schedule == "sigmoid" and kind is not DDPMScheduler:  # only DDPMScheduler knows this name
         options = {**options, "beta_schedule": "linear", "trained_betas": scheduler.betas.tolist()}
-    found = kind.from_config(scheduler.config, **options)
-    if options.get("thresholding"):
-        # With a maximum of 1 it is a clamp, but diffusers sorts all pixels for it: most of the time of a step.
-        found._threshold_sample = _clamp
-    return found
-
-
-def _clamp(sample: torch.Tensor) -> torch.Tensor:
-    return sample.clamp(-1, 1)
+    return kind.from_config(scheduler.config, **options)
 
 
 def log_snr_timesteps(scheduler: SchedulerMixin, steps: int, low: float = -5.1, high: float = 4.6) -> list[int]:
@@ -83,6 +75,9 @@ def log_snr_timesteps(scheduler: SchedulerMixin, steps: int, low: float = -5.1, 
 
 def set_timesteps(scheduler: SchedulerMixin, steps: int | None = None, device: torch.device | str = "cpu") -> None:
     """Sets the timesteps of a scheduler, spaced as suits it; see [`denoise`] for `steps`."""
+    if scheduler.config.get("thresholding") and scheduler.config.sample_max_value == 1:
+        # That is a clamp, but diffusers sorts all pixels for it: most of the time of a step.
+        scheduler._threshold_sample = _clamp
     trained = scheduler.config.num_train_timesteps
     if isinstance(scheduler, DDPMScheduler):
         steps = steps or trained
@@ -92,6 +87,10 @@ def set_timesteps(scheduler: SchedulerMixin, steps: int | None = None, device: t
         scheduler.set_timesteps(timesteps=log_snr_timesteps(scheduler, steps), device=device)
     else:
         scheduler.set_timesteps(steps, device=device)
+
+
+def _clamp(sample: torch.Tensor) -> torch.Tensor:
+    return sample.clamp(-1, 1)
 
 
 _OWN_SPACINGS = ("karras_sigmas", "lu_lambdas", "exponential_sigmas", "beta_sigmas", "flow_sigmas")

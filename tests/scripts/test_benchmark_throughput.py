@@ -3,12 +3,10 @@
 import json
 import shlex
 import statistics
-import subprocess
 import sys
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from conftest import ROOT, load_script
 
 from hfgen.errors import UserError
@@ -21,15 +19,7 @@ QUICK = "--rounds 3 --round_seconds 0.01".split()
 VAE = "--block_out_channels 8 8 --latent_channels 4".split()
 
 
-@pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch):
-    """And everything as it was before, afterwards."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
-    threads = torch.get_num_threads()
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 def job(network, *more):
@@ -134,13 +124,6 @@ def test_pairs_of_settings():
     assert {switch: len(pairs) for switch, pairs in found.items()} == {"bf16": 4, "compile": 4, "channels_last": 4}
     ratios = {switch: {pair["median"] for pair in pairs.values()} for switch, pairs in found.items()}
     assert ratios == {"bf16": {1.0}, "compile": {2.0}, "channels_last": {2.0}}
-
-
-def test_help_imports_no_torch():
-    command = [sys.executable, "-X", "importtime", ROOT / "scripts" / "benchmark_throughput.py", "--help"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0 and "--networks" in result.stdout
-    assert " torch\n" not in result.stderr and " numpy\n" not in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from conftest import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,15 +23,7 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch):
-    """And everything as it was before, afterwards."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
-    threads = torch.get_num_threads()
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 def job(family, *more):
@@ -127,7 +118,7 @@ def test_processes_of_their_own(tmp_path, capsys):
     assert "| `import hfgen` | 0.0" in printed and "the slowest help, `" in printed
 
 
-@pytest.mark.parametrize("script", ["benchmark_train", "benchmark_memory", "write_benchmarks"])
+@pytest.mark.parametrize("script", ["benchmark_train", "benchmark_memory", "benchmark_throughput", "write_benchmarks"])
 def test_help_imports_no_torch(script):
     command = [sys.executable, "-X", "importtime", ROOT / "scripts" / f"{script}.py", "--help"]
     result = subprocess.run(command, capture_output=True, text=True)
