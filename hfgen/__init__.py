@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 # Public names and where they are defined. They are imported on first use (PEP 562), so that `import hfgen` costs
-# nothing and `--help` of a script does not wait for torch.
+# nothing and `--help` does not wait for torch.
 _PUBLIC = {
     "ClassConditionalDDPMPipeline": "hfgen.pipelines.ddpm_sampling",
     "ConvVAE": "hfgen.models.conv_vae",
     "DCGANDiscriminator": "hfgen.models.dcgan",
     "DCGANGenerator": "hfgen.models.dcgan",
-    "DDPMConfig": "hfgen.training.config",
-    "DDPMRecipe": "hfgen.training.ddpm",
+    "DDPMConfig": "hfgen.families.ddpm.options",
+    "DDPMRecipe": "hfgen.families.ddpm.recipe",
     "DataConfig": "hfgen.data.config",
     "Evaluator": "hfgen.evaluation.runner",
-    "GANConfig": "hfgen.training.config",
+    "GANConfig": "hfgen.families.gan.options",
     "GANPipeline": "hfgen.pipelines.gan",
-    "GANRecipe": "hfgen.training.gan",
+    "GANRecipe": "hfgen.families.gan.recipe",
     "GaussianMixturePrior": "hfgen.models.gaussian_mixture",
     "HierarchicalVAE": "hfgen.models.hierarchical_vae",
     "MLPDiscriminator": "hfgen.models.mlp_gan",
@@ -28,34 +28,38 @@ _PUBLIC = {
     "ResidualDiscriminator": "hfgen.models.residual_gan",
     "ResidualGenerator": "hfgen.models.residual_gan",
     "ResidualVAE": "hfgen.models.residual_vae",
-    "Sampler": "hfgen.evaluation.sampling",
-    "SamplingConfig": "hfgen.evaluation.config",
+    "Sampler": "hfgen.sampling.sampler",
+    "SamplingConfig": "hfgen.sampling.config",
     "StyleGAN2Discriminator": "hfgen.models.stylegan2",
     "StyleGAN2Generator": "hfgen.models.stylegan2",
     "Trainer": "hfgen.training.loop",
     "TrainingConfig": "hfgen.training.config",
-    "UserError": "hfgen.errors",
-    "VAEConfig": "hfgen.training.config",
+    "UserError": "hfgen.runtime.errors",
+    "VAEConfig": "hfgen.families.vae.options",
     "VAEPipeline": "hfgen.pipelines.vae",
-    "VAERecipe": "hfgen.training.vae",
+    "VAERecipe": "hfgen.families.vae.recipe",
     "VQVAE": "hfgen.models.vq_vae",
     "denoise": "hfgen.pipelines.ddpm_sampling",
     "evaluate": "hfgen.evaluation.runner",
     "load_extractor": "hfgen.evaluation.features",
     "load_pipeline": "hfgen.pipelines",
-    "load_sampler": "hfgen.evaluation.sampling",
-    "open_images": "hfgen.data.images",
+    "load_sampler": "hfgen.sampling.sampler",
+    "open_images": "hfgen.data.cache",
     "sampling_scheduler": "hfgen.pipelines.ddpm_sampling",
 }
 
 if TYPE_CHECKING:
+    from hfgen.data.cache import open_images
     from hfgen.data.config import DataConfig
-    from hfgen.data.images import open_images
-    from hfgen.errors import UserError
-    from hfgen.evaluation.config import ReferenceConfig, SamplingConfig
+    from hfgen.evaluation.config import ReferenceConfig
     from hfgen.evaluation.features import load_extractor
     from hfgen.evaluation.runner import Evaluator, evaluate
-    from hfgen.evaluation.sampling import Sampler, load_sampler
+    from hfgen.families.ddpm.options import DDPMConfig
+    from hfgen.families.ddpm.recipe import DDPMRecipe
+    from hfgen.families.gan.options import GANConfig
+    from hfgen.families.gan.recipe import GANRecipe
+    from hfgen.families.vae.options import VAEConfig
+    from hfgen.families.vae.recipe import VAERecipe
     from hfgen.models.conv_vae import ConvVAE
     from hfgen.models.dcgan import DCGANDiscriminator, DCGANGenerator
     from hfgen.models.gaussian_mixture import GaussianMixturePrior
@@ -69,54 +73,14 @@ if TYPE_CHECKING:
     from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline, denoise, sampling_scheduler
     from hfgen.pipelines.gan import GANPipeline
     from hfgen.pipelines.vae import VAEPipeline
-    from hfgen.training.config import DDPMConfig, GANConfig, TrainingConfig, VAEConfig
-    from hfgen.training.ddpm import DDPMRecipe
-    from hfgen.training.gan import GANRecipe
+    from hfgen.runtime.errors import UserError
+    from hfgen.sampling.config import SamplingConfig
+    from hfgen.sampling.sampler import Sampler, load_sampler
+    from hfgen.training.config import TrainingConfig
     from hfgen.training.loop import Trainer
     from hfgen.training.recipe import Recipe
-    from hfgen.training.vae import VAERecipe
 
-__all__ = [
-    "VQVAE",
-    "ClassConditionalDDPMPipeline",
-    "ConvVAE",
-    "DCGANDiscriminator",
-    "DCGANGenerator",
-    "DDPMConfig",
-    "DDPMRecipe",
-    "DataConfig",
-    "Evaluator",
-    "GANConfig",
-    "GANPipeline",
-    "GANRecipe",
-    "GaussianMixturePrior",
-    "HierarchicalVAE",
-    "MLPDiscriminator",
-    "MLPGenerator",
-    "Recipe",
-    "ReferenceConfig",
-    "ResidualDiscriminator",
-    "ResidualGenerator",
-    "ResidualVAE",
-    "Sampler",
-    "SamplingConfig",
-    "StyleGAN2Discriminator",
-    "StyleGAN2Generator",
-    "Trainer",
-    "TrainingConfig",
-    "UserError",
-    "VAEConfig",
-    "VAEPipeline",
-    "VAERecipe",
-    "__version__",
-    "denoise",
-    "evaluate",
-    "load_extractor",
-    "load_pipeline",
-    "load_sampler",
-    "open_images",
-    "sampling_scheduler",
-]
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str):

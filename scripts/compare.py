@@ -30,14 +30,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfgen.cli import as_dict, command_line, option, parse
-from hfgen.errors import UserError, one_line_errors
-from hfgen.evaluation.config import METRICS, ReferenceConfig, SamplingConfig
+from hfgen.commands.cli import command_line, one_line_errors, parse
+from hfgen.evaluation.config import METRICS, ReferenceConfig
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.options import as_dict, option
+from hfgen.sampling.config import SamplingConfig
 
 if TYPE_CHECKING:  # they take seconds to import, and `--help` does not need them
     from PIL import Image
 
-    from hfgen.evaluation.sampling import Sampler
+    from hfgen.sampling.sampler import Sampler
 
 SCRIPTS = Path(__file__).parent
 # The families, with the options that they need for other data than the digits: about ten minutes each for MNIST.
@@ -152,7 +154,7 @@ def train_missing(config: CompareConfig, reference: ReferenceConfig, folder: Pat
 
 def evaluation_flags(family: str, flags: list[str]) -> list[str]:
     """The options that have a training measure its own quality every now and then."""
-    from hfgen.data.images import open_images
+    from hfgen.data.cache import open_images
     from hfgen.training.schedules import Length
 
     sys.path.insert(0, str(SCRIPTS))
@@ -178,7 +180,7 @@ def run_script(name: str, flags: list[str]) -> None:
     if code:
         raise UserError(
             f"{shlex.join([f'{name}.py', *flags])} ended with exit code {code}, for the reason above. What is done "
-            "stays: once that is mended, the same command goes on."
+            "stays: once that is fixed, the same command goes on."
         )
 
 
@@ -191,7 +193,7 @@ def load_samplers(models: Sequence[str], sampling: SamplingConfig, device: Any) 
     Raises:
         UserError: If one cannot be loaded, an option fits none of them, or their images differ in size.
     """
-    from hfgen.evaluation.sampling import Sampler, load_sampler
+    from hfgen.sampling.sampler import Sampler, load_sampler
 
     plain = SamplingConfig(mixed_precision=sampling.mixed_precision)
     samplers = [load_sampler(model, plain, device) for model in models]
@@ -339,7 +341,7 @@ def picture(
     from PIL import Image
 
     from hfgen.evaluation import report as draw
-    from hfgen.training.grids import make_grid
+    from hfgen.runtime.png import make_grid
 
     names = ["real images", *draw.short_names(reports)]
     colours = [draw.REAL, *(draw.COLOURS[index % len(draw.COLOURS)] for index in range(len(reports)))]
@@ -403,10 +405,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from hfgen.evaluation.report import card_section, describe_model, heading, remarks, short_names, table, wrap
     from hfgen.evaluation.runner import evaluate
     from hfgen.hub.card import add_results, plain, shown_command
-    from hfgen.training.checkpoint import write_json
+    from hfgen.runtime.files import write_json
+    from hfgen.runtime.launch import describe, make_accelerator
+    from hfgen.runtime.png import save_png
     from hfgen.training.config import TrainingConfig
-    from hfgen.training.grids import save_png
-    from hfgen.training.launch import describe, make_accelerator
 
     if config.model:
         models, judge = list(config.model), config.extractor or "inception"

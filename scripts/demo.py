@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hfgen.cli import option, parse
+from hfgen.commands.cli import one_line_errors, parse
 from hfgen.data.config import IMAGE_MODES
-from hfgen.errors import UserError, one_line_errors
-from hfgen.evaluation.config import SamplingConfig
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.options import option
+from hfgen.sampling.config import SamplingConfig
 
 # What one click of anybody may cost.
 MOST_IMAGES = 64  # as many as sample.py makes at once
@@ -123,7 +124,7 @@ def check(pipe: Any, label: int, settings: dict[str, float], any_class: bool = T
 
 def note(image: Image.Image, origin: dict[str, Any] | None, composite: bool = False, **how: Any) -> Image.Image:
     """Has a downloaded PNG say what made it, as those of `sample.py` do."""
-    from hfgen.training.grids import notes
+    from hfgen.runtime.png import notes
 
     texts = {} if origin is None else notes(origin | how, composite)
     for key, text in texts.items():
@@ -142,8 +143,8 @@ def sample(
     **settings: float,
 ) -> Captioned:
     """The images that `sample.py --seed` makes. `ANY` means all classes in turn, or if they are groups, drawn ones."""
-    from hfgen.evaluation.sampling import Sampler
-    from hfgen.training.grids import to_pil
+    from hfgen.runtime.png import to_pil
+    from hfgen.sampling.sampler import Sampler
 
     within("Seed", seed, 0, MOST_SEED)
     within("Images", count, 1, max_images)
@@ -165,7 +166,7 @@ def interpolate(
 ) -> list[Image.Image]:
     """A walk from the image of one seed to that of another. A VAE walks between the codes of these two images, so that
     its ends are reconstructions of them."""
-    from hfgen.evaluation.sampling import image_generators
+    from hfgen.sampling.sampler import image_generators
 
     within("From seed", start, 0, MOST_SEED)
     within("To seed", end, 0, MOST_SEED)
@@ -181,8 +182,8 @@ def interpolate(
 
 def read_image(pipe: Any, path: str | None) -> Image.Image:
     """An uploaded image with the size and channels of the model's, cropped in the centre."""
-    from hfgen.data.images import decode, fit, to_mode
-    from hfgen.training.grids import to_pil
+    from hfgen.data.decode import decode, fit, to_mode
+    from hfgen.runtime.png import to_pil
 
     if path is None:
         raise UserError("There is no image: upload one first.")
@@ -297,7 +298,7 @@ def build(pipe: Any, name: str, max_images: int, origin: dict[str, Any] | None =
     """Makes the app, with a tab for each thing that the checkpoint can do. Its images tell of their `origin`."""
     import gradio as gr
 
-    from hfgen.evaluation.sampling import Sampler
+    from hfgen.sampling.sampler import Sampler
 
     sampler = Sampler(pipe, SamplingConfig(), name)
     channels, height, width = sampler.image_shape

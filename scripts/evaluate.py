@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfgen.cli import as_dict, command_line, option, parse
-from hfgen.errors import UserError, one_line_errors
-from hfgen.evaluation.config import METRICS, ReferenceConfig, SamplingConfig
+from hfgen.commands.cli import command_line, one_line_errors, parse
+from hfgen.evaluation.config import METRICS, ReferenceConfig
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.options import as_dict, option
+from hfgen.sampling.config import SamplingConfig
 
 
 @dataclass(frozen=True)
@@ -122,12 +124,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         wrap,
     )
     from hfgen.evaluation.runner import evaluate, nearest_pairs
-    from hfgen.evaluation.sampling import Sampler, load_sampler
     from hfgen.hub.card import add_results, plain, shown_command
-    from hfgen.training.checkpoint import write_json
+    from hfgen.runtime.files import write_json
+    from hfgen.runtime.launch import describe, make_accelerator
+    from hfgen.runtime.png import make_grid, save_png
+    from hfgen.sampling.sampler import Sampler, load_sampler
     from hfgen.training.config import TrainingConfig
-    from hfgen.training.grids import make_grid, save_png
-    from hfgen.training.launch import describe, make_accelerator
 
     accelerator = make_accelerator(TrainingConfig(mixed_precision="no", cpu_threads=config.cpu_threads))
     extractor = load_extractor(config.extractor, config.extractor_weights, accelerator.device)

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfgen.cli import option, parse
+from hfgen.commands.cli import one_line_errors, parse
 from hfgen.data.config import DataConfig
-from hfgen.errors import UserError, one_line_errors
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.options import option
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from datasets import Image as ImageFeature
     from PIL import Image
 
-    from hfgen.data.images import open_images
+    from hfgen.data.cache import open_images
 
     digits = open_images(
         DataConfig(dataset_name=config.dataset_name, dataset_split=config.dataset_split, image_mode="L")

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfgen.cli import option, parse
+from hfgen.commands.cli import one_line_errors, parse
 from hfgen.data.config import ImagesConfig
-from hfgen.errors import UserError, one_line_errors
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.options import option
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from accelerate import PartialState
     from tqdm.auto import tqdm
 
-    from hfgen.data.images import pick_images
     from hfgen.evaluation.likelihood import log_evidence
+    from hfgen.evaluation.reference import pick_images
     from hfgen.objectives.elbo import bits_per_dim
     from hfgen.pipelines import load_pipeline
     from hfgen.pipelines.vae import VAEPipeline

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfgen.cli import option, parse
-from hfgen.errors import UserError, one_line_errors
+from hfgen.commands.cli import one_line_errors, parse
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.options import option
 
 
 @dataclass(frozen=True)

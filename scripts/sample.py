@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfgen.cli import option, parse
-from hfgen.errors import UserError, one_line_errors
-from hfgen.evaluation.config import SamplingConfig
+from hfgen.commands.cli import one_line_errors, parse
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.options import option
+from hfgen.sampling.config import SamplingConfig
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from tqdm.auto import tqdm
 
     from hfgen.evaluation.report import origin_of
-    from hfgen.evaluation.sampling import load_sampler
+    from hfgen.runtime.distributed import chunks
+    from hfgen.runtime.launch import make_accelerator
+    from hfgen.runtime.png import make_grid, save_png, to_pil
+    from hfgen.sampling.sampler import load_sampler
     from hfgen.training.config import TrainingConfig
-    from hfgen.training.grids import chunks, make_grid, save_png, to_pil
-    from hfgen.training.launch import make_accelerator
 
     accelerator = make_accelerator(TrainingConfig(mixed_precision="no"))
     sampler = load_sampler(config.model, sampling, accelerator.device, config.revision, config.hub_token)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfgen.cli import option, parse
+from hfgen.commands.cli import one_line_errors, parse
 from hfgen.data.config import ImagesConfig
-from hfgen.errors import UserError, one_line_errors
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.options import option
 
 FRAMES = 10  # of a walk, a traversal and an edit
 
@@ -52,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
     from accelerate import PartialState
 
-    from hfgen.data.images import pick_images
+    from hfgen.evaluation.reference import pick_images
     from hfgen.evaluation.report import origin_of
     from hfgen.pipelines import load_pipeline
     from hfgen.pipelines.vae import VAEPipeline, enlarge, shrink
-    from hfgen.training.grids import make_grid, save_png, to_uint8
+    from hfgen.runtime.png import make_grid, save_png, to_uint8
 
     pipe = load_pipeline(str(config.model)).to(PartialState().device)
     if not isinstance(pipe, VAEPipeline):

@@ -27,17 +27,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfgen.cli import as_dict, command_line, option, parse
+from hfgen.commands.cli import command_line, one_line_errors, parse
 from hfgen.data.config import DataConfig
-from hfgen.errors import UserError, one_line_errors
 from hfgen.evaluation.config import GOOD_ACCURACY
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.options import as_dict, option
 from hfgen.training.options import choose_preset
 
 if TYPE_CHECKING:  # they take seconds to import, and `--help` does not need them
     import numpy as np
     import torch
 
-    from hfgen.data.images import DataInfo
+    from hfgen.data.cache import DataInfo
 
 COLOURS = 3  # gray images are shown three times, because the pipeline of transformers makes all images RGB
 HELD_OUT = 5  # one image in so many, where there is no split to measure on
@@ -196,7 +197,7 @@ def open_parts(data: DataConfig, config: ClassifierConfig) -> tuple[Part, Part]:
     """The images to train on, and those to measure on."""
     import numpy as np
 
-    from hfgen.data.images import open_images
+    from hfgen.data.cache import open_images
 
     train = open_images(data)
     names = train.info.class_names
@@ -272,8 +273,8 @@ def train(model: Any, part: Part, data: DataConfig, config: ClassifierConfig, fo
     from transformers import Trainer, TrainingArguments
 
     from hfgen.data.augment import prepare
-    from hfgen.data.batches import RawBatch
-    from hfgen.training.launch import on_cpu
+    from hfgen.data.streams import RawBatch
+    from hfgen.runtime.launch import on_cpu
     from hfgen.training.random import StepRandom
 
     steps = itertools.count()
@@ -398,7 +399,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     import torch
 
-    from hfgen.training.launch import cores, on_cpu
+    from hfgen.runtime.launch import cores, on_cpu
 
     train_part, test_part = open_parts(data, config)
     info = train_part.data.info

@@ -6,12 +6,16 @@ import shlex
 from dataclasses import dataclass
 
 import pytest
-from conftest import ROOT, load_script
+from helpers import ROOT, load_script
 
-from hfgen.cli import as_dict, command_line, option, parse
+from hfgen.commands.cli import command_line, parse
 from hfgen.data.config import DataConfig
-from hfgen.errors import UserError
-from hfgen.training.config import MOVED, DDPMConfig, GANConfig, TrainingConfig, VAEConfig
+from hfgen.families.ddpm.options import DDPMConfig
+from hfgen.families.gan.options import GANConfig
+from hfgen.families.vae.options import VAEConfig
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.options import as_dict, option
+from hfgen.training.config import MOVED, TrainingConfig
 
 
 @dataclass(frozen=True)

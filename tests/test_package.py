@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 import hfgen
 
@@ -20,7 +20,7 @@ def test_public_names_exist():
 
 
 def test_importing_is_lazy():
-    modules = "hfgen, hfgen.cli, hfgen.training.config, hfgen.data.config, hfgen.evaluation.config"
+    modules = "hfgen, hfgen.commands.cli, hfgen.training.config, hfgen.data.config, hfgen.evaluation.config"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from hfgen.data.batches import RawBatch
 from hfgen.data.config import DataConfig
+from hfgen.data.streams import RawBatch
 
 
 class Uniform(Protocol):

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from hfgen.cli import option
-from hfgen.errors import UserError
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.options import Options, option
 
 IMAGE_MODES = {"L": 1, "RGB": 3, "RGBA": 4}  # PIL mode -> channels
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Options):
     """Data: where the images come from and how they are cut."""
 
     dataset_name: str | None = option(
@@ -29,13 +29,16 @@ class DataConfig:
     image_mode: str | None = option(
         None, "L (gray), RGB or RGBA; left out: what the images have", choices=tuple(IMAGE_MODES)
     )
+    num_clusters: int = option(
+        0, "without `class_conditional`: find this many groups of similar images and train on these; 0 for none"
+    )
     balance_classes: bool = option(False, "show every class equally often, whatever its share of the data")
     skip_corrupt_images: bool = option(False, "count and skip images that cannot be decoded instead of stopping")
     cache_dir: str | None = option(
         None, "where decoded images are kept (default: hfgen/ in the HF cache)", resumable=True
     )
     streaming: bool = option(
-        False, "read the data while training, for data that fits no disk; needs --max_train_steps"
+        False, "read the data while training, for data that fits no disk; needs `max_train_steps`"
     )
     shuffle_buffer_size: int = option(1000, "images shuffled together when streaming")
     dataloader_num_workers: int = option(0, "processes that read and decode per training process, when streaming")
@@ -53,31 +56,40 @@ class DataConfig:
         """
         if self.dataset_name and self.train_data_dir:
             raise UserError(
-                f"--dataset_name {self.dataset_name} and --train_data_dir {self.train_data_dir} exclude each other: "
+                f"`dataset_name` {self.dataset_name} and `train_data_dir` {self.train_data_dir} exclude each other: "
                 "give one of them."
             )
         if self.resolution is not None and self.resolution < 4:
-            raise UserError(f"--resolution {self.resolution} is too small: use at least 4 pixels.")
-        for name in ("random_rotation", "random_scale", "random_crop", "color_jitter", "dataloader_num_workers"):
+            raise UserError(f"`resolution` {self.resolution} is too small: use at least 4 pixels.")
+        for name in (
+            "random_rotation",
+            "random_scale",
+            "random_crop",
+            "color_jitter",
+            "dataloader_num_workers",
+            "num_clusters",
+        ):
             if getattr(self, name) < 0:
-                raise UserError(f"--{name} {getattr(self, name)} is negative: use 0 to turn it off, or more.")
+                raise UserError(f"`{name}` {getattr(self, name)} is negative: use 0 to turn it off, or more.")
+        if self.num_clusters == 1:
+            raise UserError("`num_clusters` 1 would put all images into one group: use 0 for none, or 2 and more.")
         if self.color_jitter >= 1:
-            raise UserError(f"--color_jitter {self.color_jitter} would make images black: use less than 1.")
+            raise UserError(f"`color_jitter` {self.color_jitter} would make images black: use less than 1.")
         if self.shuffle_buffer_size < 1:
-            raise UserError(f"--shuffle_buffer_size {self.shuffle_buffer_size} holds no image: use 1 or more.")
+            raise UserError(f"`shuffle_buffer_size` {self.shuffle_buffer_size} holds no image: use 1 or more.")
         if self.dataloader_num_workers and not self.streaming:
             raise UserError(
-                f"--dataloader_num_workers {self.dataloader_num_workers} has nothing to do: images are decoded once "
-                "into a cache. Leave it out, or add --streaming."
+                f"`dataloader_num_workers` {self.dataloader_num_workers} has nothing to do: images are decoded once "
+                "into a cache. Leave it out, or add `streaming`."
             )
         if self.balance_classes and self.streaming:
-            raise UserError("--balance_classes needs all labels at hand, and --streaming keeps none: leave one out.")
+            raise UserError("`balance_classes` needs all labels at hand, and `streaming` keeps none: leave one out.")
         if self.streaming and self.dataset_name in (None, "digits") and not self.train_data_dir:
-            raise UserError("--streaming needs --dataset_name or --train_data_dir: the embedded digits are in memory.")
+            raise UserError("`streaming` needs `dataset_name` or `train_data_dir`: the embedded digits are in memory.")
 
 
 @dataclass(frozen=True)
-class ImagesConfig:
+class ImagesConfig(Options):
     """Images: real ones, to measure or to show a checkpoint with."""
 
     dataset_name: str | None = option(None, "Hub id or folder of the images (default: the digits)")

@@ -18,10 +18,10 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
-from hfgen.errors import UserError
 from hfgen.evaluation.inception import DIM, SIDE, load_inception
 from hfgen.evaluation.resize import as_channels, check_images, resize_pil, resize_tf1
 from hfgen.pipelines.self_contained import check_json, limited
+from hfgen.runtime.errors import UserError
 
 Outputs = dict[str, torch.Tensor]
 Prepare = Callable[[torch.Tensor], torch.Tensor]

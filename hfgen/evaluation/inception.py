@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.functional import max_pool2d
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from hfgen.errors import UserError
+from hfgen.runtime.errors import UserError
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 SAME_FILE = "weights-inception-2015-12-05-6726825d.pth"  # what torch-fidelity calls it
@@ -298,7 +298,7 @@ def find_weights(weights: str | Path | None) -> Path:
             return kept
         raise UserError(
             "the Inception weights of 2015 (96 MB) are not on this machine, and are not fetched unasked: add "
-            f"--extractor_weights download, or run `curl -L --create-dirs -o {kept} {URL}`, or name a file or a "
+            f"`extractor_weights` download, or run `curl -L --create-dirs -o {kept} {URL}`, or name a file or a "
             "repository on the Hub that has them."
         )
     path = Path(weights).expanduser()

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hfgen.errors import UserError
 from hfgen.evaluation.checks import check_features
 from hfgen.evaluation.features import Extractor, Preparation, full_precision, run
 from hfgen.evaluation.resize import as_channels, filter_weights, resize_tf1
 from hfgen.pipelines.base import slerp
 from hfgen.pipelines.gan import GANPipeline
+from hfgen.runtime.errors import UserError
 
 EPSILON = 1e-4  # of the papers
 TRIM = 0.01  # share of the distances that is left out at either end

@@ -16,13 +16,13 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from hfgen.data.config import IMAGE_MODES
-from hfgen.data.images import ImageData, open_images
-from hfgen.errors import UserError
+from hfgen.data.cache import DataInfo, ImageData, open_images
+from hfgen.data.config import IMAGE_MODES, ImagesConfig
 from hfgen.evaluation.config import ReferenceConfig
 from hfgen.evaluation.features import Extractor
 from hfgen.evaluation.metrics import Images
-from hfgen.evaluation.sampling import Rows, in_turns
+from hfgen.runtime.distributed import Rows, in_turns
+from hfgen.runtime.errors import UserError
 
 CACHE_FORMAT = 1  # part of the key: raise it when the same images would get other features
 REAL_BATCH = 256  # real images looked at together
@@ -92,7 +92,7 @@ def open_reference(
         )
     data = open_split(config.dataset_split)
     split = config.held_out_split or "test"
-    other, notes, reason = None, [], f"--dataset_split is {split!r}, too"
+    other, notes, reason = None, [], f"`dataset_split` is {split!r}, too"
     if config.dataset_name in (None, "digits") and config.held_out_split is None:
         reason = "the digits have one split only"
     elif split != config.dataset_split:
@@ -100,7 +100,7 @@ def open_reference(
             other = open_split(split)
         except UserError as error:
             if config.held_out_split:
-                raise UserError(f"--held_out_split {split}: {error}") from None
+                raise UserError(f"`held_out_split` {split}: {error}") from None
             reason = f"the split {split!r} cannot be read ({str(error).split('. ')[0].rstrip('.')})"
     order = np.random.default_rng(DATA_SEED).permutation(len(data.images))
     if other is None:
@@ -109,7 +109,7 @@ def open_reference(
         other = data
         notes.append(
             f"{reason}: half of {config.dataset_split!r} is held out in its place, on which the model was probably "
-            "trained; --held_out_split names a better one"
+            "trained; `held_out_split` names a better one"
         )
     else:
         rest = np.random.default_rng(DATA_SEED).permutation(len(other.images))
@@ -201,7 +201,7 @@ def write_cache(path: Path, tensors: Rows, source: dict[str, Any]) -> None:
             temporary.unlink()
         raise UserError(
             f"the features of real images cannot be written to {path.parent}: {error}. Free some space or give "
-            "another --cache_dir."
+            "another `cache_dir`."
         ) from None
 
 
@@ -217,3 +217,27 @@ def class_numbers(names: Sequence[str] | None, extractor: Extractor) -> list[int
     """The classifier's number of each class; `None` if it does not know them all."""
     labels = extractor.labels or ()
     return [labels.index(name) for name in names] if names and set(names) <= set(labels) else None
+
+
+def pick_images(
+    config: ImagesConfig, image_shape: tuple[int, int, int], count: int, seed: int
+) -> tuple[np.ndarray, np.ndarray | None, DataInfo]:
+    """Draws images without replacement, at a model's size and in its mode.
+
+    Args:
+        config ([`ImagesConfig`]): Which data.
+        image_shape (`tuple[int, int, int]`): Channels, height and width; square.
+        count (`int`): How many; all, if there are not more.
+        seed (`int`): Decides which.
+
+    Returns:
+        uint8 images `(N, C, H, W)` in the order of the data, their classes `(N,)` if they have any, and what is known
+        of the data.
+
+    Raises:
+        UserError: If the data cannot be read.
+    """
+    split = "train" if config.dataset_name in (None, "digits") else config.dataset_split
+    data = open_images(config.data(image_shape, split))
+    rows = np.sort(np.random.default_rng(seed).permutation(len(data.images))[:count])
+    return np.array(data.images[rows]), None if data.labels is None else data.labels[rows], data.info

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from hfgen.errors import UserError
+from hfgen.runtime.errors import UserError
 
 FIXED_POINT = 2**22  # Pillow filters 8-bit images with weights that are multiples of 1 / FIXED_POINT
 ELEMENTS_AT_ONCE = 2**22  # of float64: 32 MiB

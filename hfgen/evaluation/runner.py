@@ -17,7 +17,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from hfgen.errors import UserError
 from hfgen.evaluation.config import GOOD_ACCURACY, METRICS, ReferenceConfig
 from hfgen.evaluation.features import Extractor, Preparation
 from hfgen.evaluation.likelihood import log_evidence
@@ -34,8 +33,10 @@ from hfgen.evaluation.reference import (
     real_images,
     transform,
 )
-from hfgen.evaluation.sampling import Rows, Sampler, in_turns
 from hfgen.objectives.elbo import bits_per_dim
+from hfgen.runtime.distributed import Rows, in_turns
+from hfgen.runtime.errors import UserError
+from hfgen.sampling.sampler import Sampler
 
 MOST_KINDS = 10**6  # of Stacked MNIST and its like
 LIKELIHOOD_IMAGES, LIKELIHOOD_SAMPLES, LIKELIHOOD_BATCH = 1000, 100, 50
@@ -66,7 +67,7 @@ def likelihood(sampler: Sampler, part: Part, accelerator: Accelerator, leave: bo
         try:
             lower, weighted = log_evidence(model, pixels, given, LIKELIHOOD_SAMPLES, generator)
         except ValueError as error:
-            raise UserError(f"--metrics bits_per_dim: {sampler.name} does not fit the data: {error}") from None
+            raise UserError(f"`metrics` bits_per_dim: {sampler.name} does not fit the data: {error}") from None
         return {"lower": lower.float(), "weighted": weighted.float()}
 
     model.eval()
@@ -128,15 +129,15 @@ def obstacle(
     generated, real = LEAST.get(metric, (1, 1))
     part, name = (reference.held_out, "held-out") if metric == "memorisation" else (reference.real, "real")
     if num_images < generated:
-        return f"it needs at least {generated} generated images, and --num_images is {num_images}"
+        return f"it needs at least {generated} generated images, and `num_images` is {num_images}"
     if len(part.rows) < real:
         few = f"it needs at least {real} {name} images, and there are {len(part.rows)}"
-        return f"{few}: raise --num_images, or use more data"
+        return f"{few}: raise `num_images`, or use more data"
     if (metric in NEEDS_LOGITS and not has_logits) or (metric in NEEDS_CLASSES and not extractor.labels):
-        return f"it needs a classifier, and {extractor.id} is none: choose another --extractor"
+        return f"it needs a classifier, and {extractor.id} is none: choose another `extractor`"
     if metric in NEEDS_JUDGE and extractor.accuracy is not None and extractor.accuracy < GOOD_ACCURACY:
         return (
-            f"the test accuracy of --extractor {extractor.id} is only {extractor.accuracy:.1%}, and a judge needs "
+            f"the test accuracy of `extractor` {extractor.id} is only {extractor.accuracy:.1%}, and a judge needs "
             f"{GOOD_ACCURACY:.0%}: train it longer"
         )
     if is_stacked and metric in ("is", "confidence", "label_divergence"):
@@ -161,14 +162,14 @@ def obstacle(
             return f"the classes of {sampler.name} are groups of images, and those of real images are not known"
         info = reference.held_out.data.info
         if sampler.class_names and not set(info.class_names or ("",)) <= set(sampler.class_names):
-            return f"{info.name} does not have the classes that {sampler.name} needs: name --label_column"
+            return f"{info.name} does not have the classes that {sampler.name} needs: name `label_column`"
         if sampler.class_names and info.unlabelled:
             return f"{info.unlabelled} images of {info.name} have no class, which {sampler.name} needs"
     if metric == "ppl":
         if sampler.family != "GAN" or not sampler.pipe.style_based:
             return f"{sampler.name} is no StyleGAN2: leave it out"
         if not isinstance(extractor.prepare, Preparation):
-            return f"{extractor.id} takes 8-bit images only: choose another --extractor"
+            return f"{extractor.id} takes 8-bit images only: choose another `extractor`"
     return None
 
 
@@ -184,7 +185,7 @@ def choose_metrics(
     for metric in METRICS if "all" in wanted else wanted:
         reason = why_not(metric)
         if reason and metric in wanted:
-            raise UserError(f"--metrics {metric}: {reason}.")
+            raise UserError(f"`metrics` {metric}: {reason}.")
         if not reason and metric == "stacked_modes" and metric not in wanted and not is_stacked:
             reason = "the data has not the classes of stacked images"
         if reason:

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from hfgen.errors import UserError
 from hfgen.hub.push import hide, pipeline_files, upload
+from hfgen.runtime.errors import UserError
 
 
 class BackgroundPush:

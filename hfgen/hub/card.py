@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import build_hf_headers, get_session
 
-from hfgen.errors import UserError
+from hfgen.runtime.errors import UserError
 
 RESULTS = "## Results"
 AFTER_RESULTS = "## Intended use and limits"
@@ -180,7 +180,7 @@ def add_results(folder: Path, report: dict[str, Any], extractor: dict[str, Any],
         card = ModelCard.load(path)
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"the card {path} cannot be read: {reason}. Mend it, or leave --update_card out.") from None
+        raise UserError(f"the card {path} cannot be read: {reason}. Fix it, or leave `update_card` out.") from None
     new = eval_results(report, extractor)
     kept = [result for result in card.data.eval_results or [] if all(map(functools.partial(differ, result), new))]
     title = re.search(r"(?m)^# (.+)$", card.text)

@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import get_session, validate_repo_id
 
-from hfgen.errors import UserError
+from hfgen.runtime.errors import UserError
 
 BESIDE_COMPONENTS = ("model_index.json", "pipeline_hfgen_*.py", "README.md", "samples.png", "reconstructions.png")
 COMPONENT_FILES = (".json", ".safetensors", ".py")
@@ -54,7 +54,7 @@ def check_push(model_id: str, private: bool = False, token: str | None = None) -
     try:
         return open_repository(model_id, private, token, check_token=True)
     except UserError as error:
-        raise UserError(f"--push_to_hub: {error} Mend that, or leave --push_to_hub out.") from None
+        raise UserError(f"`push_to_hub`: {error} Fix that, or leave `push_to_hub` out.") from None
 
 
 def push_folder(
@@ -91,7 +91,7 @@ def push_folder(
     """
     pushed_files(folder, repo_type)
     if create_pr and revision:
-        raise UserError(f"--create_pr and --revision {revision} exclude each other: a pull request goes into main.")
+        raise UserError(f"`create_pr` and `revision` {revision} exclude each other: a pull request goes into main.")
     try:
         model_id = open_repository(model_id, private, token, repo_type=repo_type)
         revision = open_revision(model_id, revision, create_pr, commit_message, token, repo_type)
@@ -118,7 +118,7 @@ def pushed_files(folder: Path, repo_type: str = "model") -> list[Path]:
     if repo_type == "model":
         return pipeline_files(folder)
     if not (folder / "app.py").is_file():
-        raise UserError(f"{folder} holds no Space: give the --space_dir that scripts/demo.py wrote.")
+        raise UserError(f"{folder} holds no Space: give the folder that `hfgen demo` wrote with `space_dir`.")
     found = [folder / name for name in SPACE_FILES]
     for name in SPACE_FOLDERS:
         found += sorted((folder / name).rglob("*"))
@@ -136,7 +136,7 @@ def pipeline_files(folder: Path) -> list[Path]:
         components = [name for name, value in index.items() if isinstance(value, list) and name.isidentifier()]
     except (OSError, ValueError, AttributeError):
         raise UserError(
-            f"{folder} holds no pipeline: give the --output_dir of a finished run, or `best` in it."
+            f"{folder} holds no pipeline: give the `output_dir` of a finished run, or `best` in it."
         ) from None
     found = [path for name in BESIDE_COMPONENTS for path in sorted(folder.glob(name))]
     for name in components:
@@ -160,7 +160,7 @@ def open_repository(
     try:
         validate_repo_id(model_id)
     except HFValidationError as error:
-        raise UserError(f"--hub_model_id {model_id} is no name for a repository: {error}") from None
+        raise UserError(f"`hub_model_id` {model_id} is no name for a repository: {error}") from None
     if check_token:
         who = _ask(lambda: huggingface_hub.whoami(token=token), token)
         if who.get("auth", {}).get("accessToken", {}).get("role") == "read":

@@ -11,8 +11,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard import metadata_load
 from huggingface_hub.utils import validate_repo_id
 
-from hfgen.errors import UserError
 from hfgen.hub.push import pipeline_files
+from hfgen.runtime.errors import UserError
 
 NEEDED = "torch diffusers accelerate huggingface_hub safetensors numpy pillow tqdm".split()  # by the demo
 
@@ -52,13 +52,13 @@ def write_space(
         UserError: If the folder is not empty, or `model` is neither a pipeline's folder nor a Hub id.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--space_dir {folder} is not empty: give another.")
+        raise UserError(f"`space_dir` {folder} is not empty: give another.")
     source = Path(model)
     name, place = source.resolve().name, 'str(Path(__file__).parent / "model")'
     more: dict[str, Any] = {}
     if source.is_dir():
         if revision:
-            raise UserError(f"--revision {revision} is for the Hub, but --model {model} is a folder: leave it out.")
+            raise UserError(f"`revision` {revision} is for the Hub, but `model` {model} is a folder: leave it out.")
         for file in pipeline_files(source):
             (folder / "model" / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source / file, folder / "model" / file)
@@ -69,7 +69,7 @@ def write_space(
         try:
             validate_repo_id(model)
         except HFValidationError as error:
-            raise UserError(f"--model {model} is neither a folder nor a Hub id: {error}") from None
+            raise UserError(f"`model` {model} is neither a folder nor a Hub id: {error}") from None
         name, place, more = model, repr(model), {"models": [model]}
     shutil.copytree(Path(__file__).parents[1], folder / "hfgen", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(demo, folder / "demo.py")

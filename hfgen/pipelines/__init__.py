@@ -22,11 +22,11 @@ def load_pipeline(path: str, **kwargs: Any) -> "DiffusionPipeline":
     """
     import diffusers
 
-    from hfgen.errors import UserError
     from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline
     from hfgen.pipelines.gan import GANPipeline
     from hfgen.pipelines.self_contained import SelfContained, index_folder
     from hfgen.pipelines.vae import VAEPipeline
+    from hfgen.runtime.errors import UserError
 
     ours = {
         "ClassConditionalDDPMPipeline": ClassConditionalDDPMPipeline,
@@ -42,7 +42,7 @@ def load_pipeline(path: str, **kwargs: Any) -> "DiffusionPipeline":
     except Exception as error:  # of many kinds, as the files may be anything
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{path} holds no pipeline: {reason[:300]} Give the --output_dir of a finished run, or a Hub id."
+            f"{path} holds no pipeline: {reason[:300]} Give the `output_dir` of a finished run, or a Hub id."
         ) from None
     name = str(name[-1] if isinstance(name, list) and name else name)  # a file and a class, or a class
     if name not in ours:

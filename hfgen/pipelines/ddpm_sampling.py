@@ -39,7 +39,7 @@ def sampling_scheduler(scheduler: SchedulerMixin, sampler: str = "sde-dpmsolver+
     Args:
         scheduler (`SchedulerMixin`): The scheduler of the checkpoint: its noise schedule and prediction type are kept.
         sampler (`str`, *optional*, defaults to `"sde-dpmsolver++"`): `"sde-dpmsolver++"` (second order; 20 steps, each
-            with fresh noise, by which later steps mend errors of earlier ones), `"dpmsolver++"` (the same without
+            with fresh noise, by which later steps fix errors of earlier ones), `"dpmsolver++"` (the same without
             noise; 10 to 20), `"ddim"` (50 to 100) or `"ddpm"` (all steps of the training, 1000 as a rule).
             DPM-Solver++: https://huggingface.co/papers/2211.01095.
 

@@ -34,7 +34,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from hfgen.errors import UserError
+from hfgen.runtime.errors import UserError
 
 FILE_NAMES = {"hfgen.models.": "modeling_hfgen_", "hfgen.pipelines.": "pipeline_hfgen_"}
 

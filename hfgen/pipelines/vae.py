@@ -60,7 +60,7 @@ class VAEPipeline(Pipeline):
             `decode(latents, class_labels).sample`; with `latent_shape`, and `variance` of the pixels around the
             decoder's mean, in [-1, 1].
         prior ([`GaussianMixturePrior`], *optional*):
-            A density that was fitted to the latents. [`~hfgen.training.prior.fit_mixture`] makes one.
+            A density that was fitted to the latents. [`~hfgen.families.vae.prior.fit_mixture`] makes one.
         id2label (`dict[int, str]`, *optional*):
             Names of the classes, for a class-conditional model.
         class_shares (`list[float]` or `dict[int, float]`, *optional*):
@@ -202,7 +202,7 @@ class VAEPipeline(Pipeline):
             if prior is None:
                 raise ValueError(
                     "latents is missing: this model quantises latents and was trained without a prior. Fit one with "
-                    "hfgen.training.prior.fit_mixture and give it to the pipeline."
+                    "hfgen.families.vae.prior.fit_mixture and give it to the pipeline."
                 )
         with self._running():
             if latents is not None:
@@ -570,7 +570,7 @@ class VAEPipeline(Pipeline):
             raise ValueError(f"prior is {prior!r}, but must be one of normal, mixture.")
         if prior == "mixture" and self.prior is None:
             raise ValueError(
-                "prior is 'mixture', but this pipeline has none: fit one with hfgen.training.prior.fit_mixture, or "
+                "prior is 'mixture', but this pipeline has none: fit one with hfgen.families.vae.prior.fit_mixture, or "
                 "use 'normal'."
             )
         if prior == "normal" and self.quantises:

@@ -4,11 +4,8 @@ A checkpoint is written under a temporary name, synced to the disk and renamed. 
 `checkpoint-<images>` is complete.
 """
 
-import contextlib
 import json
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +13,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from hfgen.errors import UserError
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.files import TEMPORARY, sync, write_json
 
 FORMAT = 1
 PREFIX = "checkpoint-"
-_TEMPORARY = ".tmp-"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -42,7 +39,7 @@ def save(folder: Path, images_seen: int, tensors: dict[str, dict[str, torch.Tens
         UserError: If it cannot be written; older checkpoints are untouched.
     """
     name = f"{PREFIX}{images_seen:012d}"
-    temporary = folder / f"{_TEMPORARY}{name}"
+    temporary = folder / f"{TEMPORARY}{name}"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -54,7 +51,7 @@ def save(folder: Path, images_seen: int, tensors: dict[str, dict[str, torch.Tens
         sync(temporary)
         target = folder / name
         if target.exists():  # the same state, written by an earlier life of this run
-            target.rename(folder / f"{_TEMPORARY}old-{name}")
+            target.rename(folder / f"{TEMPORARY}old-{name}")
         temporary.rename(target)
         sync(folder)
         return target
@@ -63,8 +60,8 @@ def save(folder: Path, images_seen: int, tensors: dict[str, dict[str, torch.Tens
         last = list_checkpoints(folder)
         good = f"The last good checkpoint is {last[-1]}." if last else "There is no earlier checkpoint."
         raise UserError(
-            f"--output_dir {folder}: the checkpoint at {images_seen} images cannot be written: {error}. {good} "
-            "Make room and resume with --resume_from_checkpoint latest."
+            f"`output_dir` {folder}: the checkpoint at {images_seen} images cannot be written: {error}. {good} "
+            "Make room and resume with `resume_from_checkpoint` latest."
         ) from None
 
 
@@ -79,11 +76,11 @@ def load(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]
         tensors = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
-            f"--resume_from_checkpoint {path} cannot be read: {error}. Give `latest` or a {PREFIX}<images> folder."
+            f"`resume_from_checkpoint` {path} cannot be read: {error}. Give `latest` or a {PREFIX}<images> folder."
         ) from None
     if state.get("format") != FORMAT:
         raise UserError(
-            f"--resume_from_checkpoint {path} has format {state.get('format')}, this version of hfgen reads {FORMAT}: "
+            f"`resume_from_checkpoint` {path} has format {state.get('format')}, this version of hfgen reads {FORMAT}: "
             "resume with the version that wrote it."
         )
     return tensors, state
@@ -91,13 +88,13 @@ def load(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]
 
 def prune(folder: Path, limit: int | None) -> None:
     """Deletes the oldest checkpoints beyond `limit`, and what a killed run left half-written."""
-    for pattern in (f"{_TEMPORARY}{PREFIX}*", f"{_TEMPORARY}old-{PREFIX}*", f"{_TEMPORARY}pipeline"):
+    for pattern in (f"{TEMPORARY}{PREFIX}*", f"{TEMPORARY}old-{PREFIX}*", f"{TEMPORARY}pipeline"):
         for path in folder.glob(pattern):
             shutil.rmtree(path, ignore_errors=True)
     if limit is not None:
         for path in list_checkpoints(folder)[:-limit]:
             # Renamed first: a deletion that is killed half-way must not leave something that looks like a checkpoint.
-            doomed = path.with_name(_TEMPORARY + path.name)
+            doomed = path.with_name(TEMPORARY + path.name)
             path.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 
@@ -111,54 +108,3 @@ def set_aside(folder: Path, images_seen: int) -> list[Path]:
             shutil.rmtree(target, ignore_errors=True)
             moved.append(path.rename(target))
     return moved
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON at once or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
-        sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Makes sure that a file's or folder's content is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    with contextlib.suppress(OSError):  # folders cannot be synced on some systems
-        os.fsync(descriptor)
-    os.close(descriptor)
-
-
-@contextlib.contextmanager
-def folder_at_once(target: Path) -> Iterator[Path]:
-    """Gives a folder to write into, and moves its entries into `target` when all went well.
-
-    What `target` holds beside them stays. `run.json` is moved last: a folder whose record is new has all that is new.
-    `model_index.json` is moved before it: a new folder that has it has everything that it names.
-    """
-    temporary = target / f"{_TEMPORARY}pipeline"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                path.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
-                sync(path)
-        last = ("model_index.json", "run.json")
-        for path in sorted(temporary.iterdir(), key=lambda path: last.index(path.name) if path.name in last else -1):
-            old = target / path.name
-            if old.is_dir():
-                shutil.rmtree(old)
-            os.replace(path, old)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from hfgen.data.config import DataConfig
-from hfgen.errors import UserError
 from hfgen.evaluation.config import ReferenceConfig
 from hfgen.evaluation.features import load_extractor
 from hfgen.evaluation.runner import Evaluator
-from hfgen.evaluation.sampling import Sampler
+from hfgen.runtime.errors import UserError
+from hfgen.sampling.sampler import Sampler
 from hfgen.training.config import TrainingConfig
 
 
@@ -38,7 +37,7 @@ class Evaluation:
         self.config, self.accelerator, self.best = config, accelerator, best
         self._told: set[str] = set()
         if data.streaming:
-            raise UserError("--eval_every needs images to compare with, and --streaming keeps none: leave one out.")
+            raise UserError("`eval_every` needs images to compare with, and `streaming` keeps none: leave one out.")
         images = ReferenceConfig(
             dataset_name=data.train_data_dir or data.dataset_name,
             dataset_config_name=data.dataset_config_name,
@@ -60,7 +59,8 @@ class Evaluation:
                 leave_bars=False,
             )
         except UserError as error:  # which speaks of the flags of evaluate.py
-            raise UserError(re.sub(r"--(extractor|metrics|num_images)", r"--eval_\1", str(error))) from None
+            names = {name: f"eval_{name}" for name in ("extractor", "extractor_weights", "metrics", "num_images")}
+            raise error.renamed(names) from None
 
     def __call__(
         self, sampler: Sampler, images_seen: int

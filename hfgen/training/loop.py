@@ -21,20 +21,23 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hfgen.data.augment import prepare
-from hfgen.data.batches import Batches, RawBatch, seed_from
 from hfgen.data.config import DataConfig
-from hfgen.errors import UserError
-from hfgen.evaluation.sampling import Sampler, in_turns
+from hfgen.data.streams import Batches, RawBatch
 from hfgen.hub.background import BackgroundPush
 from hfgen.hub.push import MESSAGE, push_folder
+from hfgen.runtime.distributed import in_turns
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.files import folder_at_once, write_json
+from hfgen.runtime.launch import StopSignal, describe, make_accelerator
+from hfgen.runtime.png import make_grid, save_png, to_uint8
+from hfgen.runtime.seeds import seed_from
+from hfgen.sampling.sampler import Sampler
 from hfgen.training import checkpoint
 from hfgen.training.ema import EMA
-from hfgen.training.grids import make_grid, save_png, to_uint8
-from hfgen.training.launch import StopSignal, describe, make_accelerator
+from hfgen.training.folder import Run
 from hfgen.training.monitor import Monitor
 from hfgen.training.random import StepRandom, seed_global
 from hfgen.training.recipe import Batch, Phase, Progress, Recipe
-from hfgen.training.run import Run
 from hfgen.training.schedules import Length, lr_factor
 
 if TYPE_CHECKING:
@@ -56,7 +59,6 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, batches: Batches, run: Run, data: DataConfig):
         config = run.training
-        config.validate()
         self.recipe, self.batches, self.run, self.config, self.data = recipe, batches, run, config, data
         self.accelerator = make_accelerator(config)
         self.device = self.accelerator.device
@@ -91,7 +93,7 @@ class Trainer:
         restored = self._resume() if run.resume_from else {}
         if len(set(gather_object([self.images_seen]))) > 1:
             raise UserError(
-                f"--output_dir {run.folder}: the processes do not see the same checkpoints. Put it on a disk that "
+                f"`output_dir` {run.folder}: the processes do not see the same checkpoints. Put it on a disk that "
                 "all of them share."
             )
         self.evaluation = self._make_evaluation() if config.eval_every is not None else None
@@ -101,7 +103,7 @@ class Trainer:
             checkpoint.prune(run.folder, None)
             for path in checkpoint.set_aside(run.folder, self.images_seen):
                 self.say(f"A later checkpoint is kept as {path}")
-            checkpoint.write_json(self.run.file, self._record())
+            write_json(self.run.file, self._record())
         self.pushes = None
         if self.main and config.push_to_hub and config.hub_strategy == "every_save":
             self.pushes = BackgroundPush(run.folder, self.model_id, config.hub_token, self.say)
@@ -129,14 +131,14 @@ class Trainer:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.config.gradient_checkpointing:
             if not getattr(module, "_supports_gradient_checkpointing", False):
-                raise UserError(f"--gradient_checkpointing: the module {name!r} does not support it. Leave it out.")
+                raise UserError(f"`gradient_checkpointing`: the module {name!r} does not support it. Leave it out.")
             module.enable_gradient_checkpointing()  # type: ignore[operator]
         module.train()
 
     def _compile(self) -> None:
         for name, module in self.modules.items():
             if name in self.recipe.uncompiled:
-                self.say(f"--compile leaves the module {name!r} alone: {self.recipe.uncompiled[name]}")
+                self.say(f"`compile` leaves the module {name!r} alone: {self.recipe.uncompiled[name]}")
             else:
                 module.compile()  # in place: the names of the weights stay
 
@@ -182,12 +184,12 @@ class Trainer:
                 self._check_finite()
                 path = self._save_checkpoint()
                 self.say(f"Stopped by signal {self._stopped_by} at {self.images_seen} images; saved {path}.")
-                self.say("Go on with the same command and --resume_from_checkpoint latest.")
+                self.say("Go on with the same command and `resume_from_checkpoint` latest.")
                 raise SystemExit(128 + self._stopped_by)
             self._finish()
         except OSError as error:
             raise UserError(
-                f"--output_dir {self.run.folder} cannot be written: {error}. {self._last_good()}"
+                f"`output_dir` {self.run.folder} cannot be written: {error}. {self._last_good()}"
             ) from None
         finally:
             signals.close()
@@ -351,7 +353,7 @@ class Trainer:
             raise UserError(
                 f"the loss or gradient of phase {phase!r} became infinite or NaN in step "
                 f"{images_seen // self.length.batch + 1}, after {images_seen} images. {self._last_good()} "
-                "Try a lower --learning_rate, a longer --lr_warmup_steps, or --mixed_precision no."
+                "Try a lower `learning_rate`, a longer `lr_warmup_steps`, or `mixed_precision` no."
             )
 
     def _log(self) -> dict[str, str]:
@@ -465,7 +467,7 @@ class Trainer:
             try:
                 checkpoint.save(self.run.folder, self.images_seen, tensors, state)
                 checkpoint.prune(self.run.folder, self.config.checkpoints_total_limit)
-                checkpoint.write_json(self.run.file, self._record())
+                write_json(self.run.file, self._record())
             except (UserError, OSError) as error:
                 problem = str(error)
         problem = next((text for text in gather_object([problem]) if text), None)
@@ -478,7 +480,7 @@ class Trainer:
         """Takes everything from a checkpoint; returns the sums of metrics since the last line."""
         path = self.run.resume_from
         assert path is not None
-        flag = f"--resume_from_checkpoint {path}"
+        flag = f"`resume_from_checkpoint` {path}"
         tensors, state = checkpoint.load(path)
         difference = self.run.difference(state["config"])
         if difference:
@@ -490,7 +492,7 @@ class Trainer:
         if state["images_per_step"] != self.length.batch:
             raise UserError(
                 f"{flag} took {state['images_per_step']} images per step, this run takes {self.length.batch}: choose "
-                "--train_batch_size and --gradient_accumulation_steps so that processes x batch x accumulation agree."
+                "`train_batch_size` and `gradient_accumulation_steps` so that processes x batch x accumulation agree."
             )
         for name, module in self.modules.items():
             self._load(flag, name, module, tensors)
@@ -566,14 +568,14 @@ class Trainer:
             self._sample_grid(pipeline)
         if self.main:
             record = self._record() | more
-            with checkpoint.folder_at_once(target) as folder:
+            with folder_at_once(target) as folder:
                 pipeline.save_pretrained(folder)
                 (folder / "samples.png").write_bytes(self._grid_file.read_bytes())
                 if rows:
                     grid = make_grid([image for row in rows for image in to_uint8(row)], len(rows[0]))
                     save_png(grid, folder / "reconstructions.png", self._origin(), composite=True)
                 write_card(folder, record, None if target == self.run.folder else target, self.config.hub_token)
-                checkpoint.write_json(folder / "run.json", record)
+                write_json(folder / "run.json", record)
             if self.pushes and self.images_seen < self.length.total:  # the end has a push of its own
                 self.pushes.push(target, f"Training in progress: {self.images_seen} images")
         self.accelerator.wait_for_everyone()

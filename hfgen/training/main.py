@@ -2,20 +2,20 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hfgen.data.batches import open_batches
+from hfgen.data.cache import DataInfo
 from hfgen.data.config import DataConfig
-from hfgen.data.images import DataInfo
+from hfgen.data.streams import open_batches
 from hfgen.hub.push import check_push
 from hfgen.training.config import TrainingConfig
+from hfgen.training.folder import Run
 from hfgen.training.loop import Trainer
 from hfgen.training.recipe import Recipe
-from hfgen.training.run import Run
 
 FIRST = 256  # images that a recipe looks at beforehand
 
@@ -26,8 +26,7 @@ def train(
     training: TrainingConfig,
     options: Any,
     make_recipe: Callable[[DataInfo], Recipe],
-    argv: Sequence[str] | None = None,
-    num_clusters: int = 0,
+    command: str = "",
 ) -> None:
     """Trains a recipe on the data, and pushes the result if asked to.
 
@@ -35,8 +34,7 @@ def train(
         family (`str`): `"ddpm"`, `"gan"`, ...: chooses the card.
         data ([`DataConfig`]), training ([`TrainingConfig`]), options: The three groups of options.
         make_recipe (`Callable`): Makes the recipe, knowing the images.
-        argv (`Sequence[str]`, *optional*): The command line, for the record.
-        num_clusters (`int`, *optional*, defaults to 0): See [`open_batches`].
+        command (`str`, *optional*): The command line, for the record.
 
     Raises:
         UserError: For whatever a user can put right.
@@ -46,8 +44,10 @@ def train(
         if os.environ.get("RANK", "0") == "0":  # one process asks, and takes the others down if the answer is no
             model_id = check_push(model_id, training.hub_private_repo, training.hub_token)
         training = dataclasses.replace(training, hub_model_id=model_id)
-    run = Run(family, (data, training, options), argv)
-    batches = open_batches(data, training.seed, training.hub_token, num_clusters)
+    run = Run(family, (data, training, options), command)
+    batches = open_batches(
+        data, training.seed, training.hub_token, 0 if options.class_conditional else data.num_clusters
+    )
     torch.manual_seed(training.seed)  # the initial weights
     recipe = make_recipe(batches.info)
     if not data.streaming:  # a stream's images come once

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hfgen.cli import parse
+from hfgen.commands.cli import parse
 from hfgen.data.config import DataConfig
 from hfgen.training.config import MOVED, TrainingConfig
 
@@ -49,8 +49,6 @@ def read_training_options(
     )
     if data.dataset_name in (None, "digits") and data.train_data_dir is None and data.resolution is None:
         data = dataclasses.replace(data, resolution=16)  # 8x8 as they come are too few pixels to please the eye
-    for config in (data, training, options):
-        config.validate()
     source = data.train_data_dir or data.dataset_name or "digits"
     folder = training.output_dir or f"out/{family}-{Path(source).resolve().name}"
     return data, dataclasses.replace(training, output_dir=folder), options

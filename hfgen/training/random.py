@@ -6,7 +6,7 @@ them, and neither the number of processes nor accumulation changes them.
 
 import torch
 
-from hfgen.data.batches import seed_from
+from hfgen.runtime.seeds import seed_from
 
 
 def seed_global(seed: int, device: torch.device) -> None:

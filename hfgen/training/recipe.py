@@ -20,9 +20,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from hfgen.data.images import DataInfo
-from hfgen.errors import UserError
-from hfgen.evaluation.config import SamplingConfig
+from hfgen.data.cache import DataInfo
+from hfgen.runtime.errors import UserError
+from hfgen.sampling.config import SamplingConfig
 from hfgen.training.random import StepRandom
 
 
@@ -80,8 +80,8 @@ def classes_of(info: DataInfo, class_conditional: bool) -> tuple[str, ...] | Non
         return info.class_names if info.class_shares else None
     if not info.class_names:
         raise UserError(
-            f"--class_conditional needs labels, and {info.name} has no column of type ClassLabel: name the column "
-            "with --label_column, or leave --class_conditional out."
+            f"`class_conditional` needs labels, and {info.name} has no column of type ClassLabel: name the column "
+            "with `label_column`, or leave `class_conditional` out."
         )
     return info.class_names
 
@@ -93,7 +93,7 @@ class Recipe:
         modules (`dict[str, nn.Module]`): What is trained, checkpointed, moved and compiled, under these names.
         phases (`tuple[Phase, ...]`): What is updated in each step, in this order.
         averaged (`tuple[str, ...]`): Names of the modules whose moving average is sampled and published.
-        uncompiled (`dict[str, str]`): Modules that `--compile` must leave alone, each with the reason.
+        uncompiled (`dict[str, str]`): Modules that `compile` must leave alone, each with the reason.
         grid_columns (`int`, *optional*): Columns of the sample grid; by default it is square.
         sampling ([`~evaluation.config.SamplingConfig`]): How the pipeline makes the images of the sample grids.
     """

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from hfgen.data.augment import crop_strips, prepare
-from hfgen.data.batches import RawBatch
 from hfgen.data.config import DataConfig
+from hfgen.data.streams import RawBatch
 from hfgen.training.random import StepRandom
 
 

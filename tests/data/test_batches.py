@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from hfgen.data.batches import CachedBatches, StreamedBatches, balanced_order, order
+from hfgen.data.cache import open_images
 from hfgen.data.config import DataConfig
-from hfgen.data.images import open_images
-from hfgen.errors import UserError
+from hfgen.data.streams import CachedBatches, StreamedBatches, balanced_order, order
+from hfgen.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")

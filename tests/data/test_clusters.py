@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from hfgen.data.batches import open_batches
-from hfgen.data.clusters import cluster, with_clusters
+from hfgen.data.cache import open_images
 from hfgen.data.config import DataConfig
-from hfgen.data.images import open_images
-from hfgen.errors import UserError
+from hfgen.data.groups import cluster, with_clusters
+from hfgen.data.streams import open_batches
+from hfgen.runtime.errors import UserError
 
 
 def test_well_separated_images_are_told_apart():

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hfgen.data.cache import open_images
 from hfgen.data.config import DataConfig
-from hfgen.data.images import fit, image_mode, open_images, to_mode
-from hfgen.errors import UserError
+from hfgen.data.decode import fit, image_mode, to_mode
+from hfgen.runtime.errors import UserError
 
 
 def png(array, mode=None):
@@ -168,7 +169,7 @@ def test_default_resolution(config, tmp_path):
 def test_the_cache_is_used_again(config, folder, monkeypatch):
     config = dataclasses.replace(config, train_data_dir=str(folder))
     first = open_images(config)
-    monkeypatch.setattr("hfgen.data.images._build_cache", lambda *args: pytest.fail("decoded again"))
+    monkeypatch.setattr("hfgen.data.cache._build_cache", lambda *args: pytest.fail("decoded again"))
     again = open_images(config)
     assert again.info == first.info
     assert (again.images == first.images).all()
@@ -186,7 +187,7 @@ def test_changed_data_makes_a_new_cache(config, folder):
 def test_a_half_built_cache_is_never_used(config, folder, monkeypatch):
     config = dataclasses.replace(config, train_data_dir=str(folder))
     with monkeypatch.context() as patch:
-        patch.setattr("hfgen.data.images._labels", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("hfgen.data.cache._labels", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             open_images(config)
     root = Path(config.cache_dir)

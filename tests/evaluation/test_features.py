@@ -29,10 +29,10 @@ from transformers import (
     ViTModel,
 )
 
-from hfgen.errors import UserError
 from hfgen.evaluation import features
 from hfgen.evaluation.features import full_precision, load_extractor, metric_prefix
 from hfgen.evaluation.resize import as_channels, resize_pil
+from hfgen.runtime.errors import UserError
 
 PILLOW = {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC, "lanczos": Image.LANCZOS}
 TRANSFORMER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}

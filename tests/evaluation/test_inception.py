@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hfgen.errors import UserError
 from hfgen.evaluation import inception
 from hfgen.evaluation.features import load_extractor, metric_prefix
 from hfgen.evaluation.resize import resize_pil, resize_tf1
+from hfgen.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")

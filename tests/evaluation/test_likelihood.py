@@ -5,9 +5,8 @@ import math
 
 import pytest
 import torch
-from conftest import load_script
+from helpers import load_script
 
-from hfgen.errors import UserError
 from hfgen.evaluation.likelihood import log_evidence
 from hfgen.models.conv_vae import ConvVAE
 from hfgen.models.hierarchical_vae import HierarchicalVAE
@@ -15,6 +14,7 @@ from hfgen.models.residual_vae import ResidualVAE
 from hfgen.models.vq_vae import VQVAE
 from hfgen.objectives import elbo
 from hfgen.pipelines.vae import VAEPipeline
+from hfgen.runtime.errors import UserError
 
 KINDS = {"conv": ConvVAE, "residual": ResidualVAE, "hierarchical": HierarchicalVAE}
 

@@ -8,12 +8,13 @@ import torch
 from accelerate import Accelerator
 from evaluation.tiny import save_classifier, save_data, save_model
 
-from hfgen.errors import UserError
-from hfgen.evaluation.config import ReferenceConfig, SamplingConfig
+from hfgen.evaluation.config import ReferenceConfig
 from hfgen.evaluation.features import load_extractor
 from hfgen.evaluation.metrics import Images, compare
 from hfgen.evaluation.runner import Evaluator, evaluate
-from hfgen.evaluation.sampling import load_sampler
+from hfgen.runtime.errors import UserError
+from hfgen.sampling.config import SamplingConfig
+from hfgen.sampling.sampler import load_sampler
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ from diffusers.configuration_utils import register_to_config
 from test_features import RESNET, images, save
 from transformers import ResNetConfig, ResNetModel
 
-from hfgen.errors import UserError
 from hfgen.evaluation.features import Extractor, Preparation, load_extractor, metric_prefix
 from hfgen.evaluation.path_length import path_distances, perceptual_path_length, prepare_unrounded
 from hfgen.models.dcgan import DCGANGenerator
 from hfgen.models.stylegan2 import StyleGAN2Generator
 from hfgen.pipelines.gan import GANPipeline
+from hfgen.runtime.errors import UserError
 
 SCALE = 0.1  # of a linear generator: small enough for pixels in [-1, 1]
 AS_IT_IS = Preparation(1, "bilinear", True, None, None, 1.0, (127.5,), (1.0,))  # but around 0

@@ -11,17 +11,19 @@ from accelerate import Accelerator
 from evaluation.tiny import save_classifier, save_data, save_model
 from safetensors.torch import load_file, save_file
 
-from hfgen.errors import UserError
 from hfgen.evaluation import metrics
-from hfgen.evaluation.config import METRICS, ReferenceConfig, SamplingConfig
+from hfgen.evaluation.config import METRICS, ReferenceConfig
 from hfgen.evaluation.features import load_extractor, metric_prefix
 from hfgen.evaluation.frechet import frechet_from_features
 from hfgen.evaluation.kernels import kernel_distance
 from hfgen.evaluation.neighbours import precision_recall_density_coverage
 from hfgen.evaluation.reference import open_reference
-from hfgen.evaluation.runner import evaluate, in_turns, nearest_pairs
-from hfgen.evaluation.sampling import Sampler, load_sampler
+from hfgen.evaluation.runner import evaluate, nearest_pairs
 from hfgen.pipelines import load_pipeline
+from hfgen.runtime.distributed import in_turns
+from hfgen.runtime.errors import UserError
+from hfgen.sampling.config import SamplingConfig
+from hfgen.sampling.sampler import Sampler, load_sampler
 
 
 @pytest.fixture(scope="module")

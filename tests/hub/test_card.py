@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY, TINY_GAN, TINY_VAE, load_script, run
+from helpers import TINY, TINY_GAN, TINY_VAE, load_script, run
 from hub.server import ADA, File
 from huggingface_hub import ModelCard
 from PIL import Image

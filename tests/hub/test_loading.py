@@ -1,7 +1,7 @@
 """Checkpoints that carry their code, over real HTTP: pushed, then loaded with hfgen, without it, and offline."""
 
 import pytest
-from conftest import run
+from helpers import run
 from hub.server import ADA, File
 
 from hfgen.models.conv_vae import ConvVAE

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import run
 from datasets import ClassLabel, Dataset, Features, Image
 from diffusers import DDPMPipeline, DDPMScheduler
 from evaluation.tiny import save_classifier
+from helpers import run
 from hub.server import File, Hub
 from huggingface_hub import ModelCard
 from PIL import Image as PILImage

@@ -9,15 +9,15 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, TINY, load_script, run
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from helpers import ROOT, TINY, load_script, run
 from hub.server import ADA, BOB, READER
 
-from hfgen.errors import UserError
 from hfgen.hub.background import BackgroundPush
 from hfgen.hub.push import pipeline_files
 from hfgen.models.mlp_gan import MLPGenerator
 from hfgen.pipelines.gan import GANPipeline
+from hfgen.runtime.errors import UserError
 from hfgen.training.config import TrainingConfig
 
 DDPM_FILES = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from hfgen.evaluation.sampling import image_generators
 from hfgen.models.gaussian_mixture import GaussianMixturePrior
+from hfgen.sampling.sampler import image_generators
 
 
 def seeded(seed=0):

@@ -367,6 +367,6 @@ def test_state_stays_float32_and_without_a_graph():
 
 
 def test_the_options_know_all_operations():
-    from hfgen.training.config import AUGMENTATIONS
+    from hfgen.families.gan.options import AUGMENTATIONS
 
     assert set(AUGMENTATIONS) == set(OPERATIONS)

@@ -10,8 +10,6 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
 
-from hfgen.errors import UserError
-from hfgen.evaluation.sampling import image_generators
 from hfgen.models.unet2d import build_unet
 from hfgen.objectives.denoising import PREDICTION_TYPES
 from hfgen.pipelines import load_pipeline
@@ -24,6 +22,8 @@ from hfgen.pipelines.ddpm_sampling import (
     sampling_scheduler,
     set_timesteps,
 )
+from hfgen.runtime.errors import UserError
+from hfgen.sampling.sampler import image_generators
 
 
 class Oracle:

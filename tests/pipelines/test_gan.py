@@ -13,8 +13,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from PIL import Image
 
-from hfgen.evaluation.sampling import image_generators
 from hfgen.pipelines.gan import AT_ONCE, GANPipeline, slerp
+from hfgen.sampling.sampler import image_generators
 
 
 @dataclass

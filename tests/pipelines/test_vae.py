@@ -14,7 +14,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils import BaseOutput
 from PIL import Image
 
-from hfgen.evaluation.sampling import image_generators
+from hfgen.families.vae.prior import fit_mixture
 from hfgen.models.conv_vae import ConvVAE
 from hfgen.models.gaussian_mixture import GaussianMixturePrior
 from hfgen.models.hierarchical_vae import HierarchicalVAE
@@ -23,7 +23,7 @@ from hfgen.models.vq_vae import VQVAE
 from hfgen.pipelines import load_pipeline
 from hfgen.pipelines.base import slerp
 from hfgen.pipelines.vae import VAEPipeline, enlarge, shrink
-from hfgen.training.prior import fit_mixture
+from hfgen.sampling.sampler import image_generators
 
 SMALL = {"sample_size": 8, "in_channels": 1}
 KINDS = {
@@ -574,9 +574,9 @@ def test_amortised_inference_is_one_pass(classes):
 
 
 def test_models_are_trained_on_what_the_pipeline_gives_them():
+    from hfgen.families.vae.recipe import degrade
     from hfgen.training.random import StepRandom
     from hfgen.training.recipe import Batch
-    from hfgen.training.vae import degrade
 
     batch = Batch(2 * pictures(3) - 1, None, StepRandom(0, 0, 3))
     for task, level in (("denoise", 0.3), ("super_resolve", 2.0)):

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import load_script, run, start
 from evaluation.tiny import save_classifier, save_data, save_model
+from helpers import load_script, run, start
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from hfgen.errors import UserError
-from hfgen.evaluation.config import SamplingConfig
 from hfgen.evaluation.report import COLOURS, curves
+from hfgen.runtime.errors import UserError
+from hfgen.sampling.config import SamplingConfig
 
 FAMILIES = ("gan", "vae", "ddpm")
 

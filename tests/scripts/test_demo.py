@@ -19,11 +19,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import load_script, run, start
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from helpers import load_script, run, start
 from PIL import Image
 
-from hfgen.errors import UserError
 from hfgen.models.conv_vae import ConvVAE
 from hfgen.models.gaussian_mixture import GaussianMixturePrior
 from hfgen.models.stylegan2 import StyleGAN2Generator
@@ -31,6 +30,7 @@ from hfgen.pipelines import load_pipeline
 from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline
 from hfgen.pipelines.gan import GANPipeline
 from hfgen.pipelines.vae import VAEPipeline
+from hfgen.runtime.errors import UserError
 
 pytest.importorskip("gradio", minversion="6.31", reason='the demo needs gradio: pip install "gradio>=6.31"')
 

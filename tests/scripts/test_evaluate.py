@@ -6,17 +6,17 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import load_script, run
 from evaluation.tiny import README, save_classifier, save_data, save_model
+from helpers import load_script, run
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from hfgen.errors import UserError
 from hfgen.evaluation.config import METRICS
 from hfgen.evaluation.inception import sha256_of
 from hfgen.evaluation.report import chart, comparable, number, table
 from hfgen.hub.card import UNMEASURED, insert_section
+from hfgen.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ import time
 
 import pytest
 import torch
-from conftest import TINY, TINY_GAN, TINY_VAE, load_script, metrics
 from evaluation.tiny import save_classifier
+from helpers import TINY, TINY_GAN, TINY_VAE, load_script, metrics
 from safetensors.torch import load_file
 from test_exactness import assert_identical, finished, kill_and_resume
 
 from hfgen import GANPipeline, VAEPipeline
-from hfgen.errors import UserError
+from hfgen.runtime.errors import UserError
 
 TINY_OF = {"train_ddpm": TINY, "train_gan": TINY_GAN, "train_vae": TINY_VAE}
 BEST = ["--metric_for_best_model", "fd"]

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from conftest import TINY, TINY_GAN, TINY_VAE, metrics, run, start
+from helpers import TINY, TINY_GAN, TINY_VAE, metrics, run, start
 from safetensors.torch import load_file
 
 from hfgen.training import checkpoint
@@ -121,7 +121,7 @@ def test_a_killed_vae_ends_like_an_uninterrupted_one(tmp_path, extra, processes)
 def test_a_killed_run_on_a_stream_ends_like_an_uninterrupted_one(tmp_path):
     import datasets
 
-    from hfgen.data.images import _digits
+    from hfgen.data.sources import _digits
 
     digits = _digits()
     for shard in range(3):

@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from conftest import load_script
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
+from helpers import load_script
 from PIL import Image
 
+from hfgen.data.cache import open_images
 from hfgen.data.config import DataConfig
-from hfgen.data.images import open_images
-from hfgen.errors import UserError
+from hfgen.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from conftest import TINY, load_script, run
+from helpers import TINY, load_script, run
 from PIL import Image
 
-from hfgen.errors import UserError
+from hfgen.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from conftest import load_script
+from helpers import load_script
 from PIL import Image
 
 from hfgen import ResidualVAE, VAEPipeline
-from hfgen.errors import UserError
+from hfgen.runtime.errors import UserError
 
 ALL = {"reconstructions", "interpolations", "traversals", "inpainting", "denoising", "super_resolution"}
 

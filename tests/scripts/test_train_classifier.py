@@ -6,18 +6,18 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import load_script, run
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
+from helpers import load_script, run
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
 
+from hfgen.data.cache import open_images
 from hfgen.data.config import DataConfig
-from hfgen.data.images import open_images
-from hfgen.errors import UserError
+from hfgen.runtime.errors import UserError
 
 FILES = {"README.md", "config.json", "eval.json", "model.safetensors", "preprocessor_config.json"}
 TINY = "--dataset_name digits --resolution 8 --base_channels 8 --num_epochs 1".split()

@@ -11,11 +11,11 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, TINY, TINY_NETWORK, load_script, metrics, run
+from helpers import ROOT, TINY, TINY_NETWORK, load_script, metrics, run
 from PIL import Image
 
-from hfgen.errors import UserError
 from hfgen.hub.card import shown_command
+from hfgen.runtime.errors import UserError
 from hfgen.training import checkpoint
 
 

@@ -6,12 +6,12 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY_GAN, load_script, metrics, run
+from helpers import ROOT, TINY_GAN, load_script, metrics, run
 from PIL import Image
 
 from hfgen import GANPipeline
-from hfgen.errors import UserError
-from hfgen.evaluation.sampling import image_generators
+from hfgen.runtime.errors import UserError
+from hfgen.sampling.sampler import image_generators
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from hfgen.errors import UserError
+from hfgen.runtime.errors import UserError
 from hfgen.training import checkpoint
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from diffusers import DDPMPipeline
 
-from hfgen.data.images import DataInfo
-from hfgen.errors import UserError
-from hfgen.evaluation.sampling import Sampler
+from hfgen.data.cache import DataInfo
+from hfgen.families.ddpm.options import DDPMConfig
+from hfgen.families.ddpm.recipe import DDPMRecipe
 from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline
-from hfgen.training.config import DDPMConfig
-from hfgen.training.ddpm import DDPMRecipe
+from hfgen.runtime.errors import UserError
+from hfgen.sampling.sampler import Sampler
 from hfgen.training.random import StepRandom
 from hfgen.training.recipe import Batch, Progress
 

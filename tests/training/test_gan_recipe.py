@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from hfgen.data.images import DataInfo
-from hfgen.errors import UserError
-from hfgen.evaluation.sampling import Sampler, image_generators
+from hfgen.data.cache import DataInfo
+from hfgen.families.gan.options import GANConfig
+from hfgen.families.gan.recipe import Alarms, GANRecipe, scatter
 from hfgen.objectives.adversarial import OBJECTIVES
 from hfgen.pipelines.gan import GANPipeline
-from hfgen.training.config import GANConfig
-from hfgen.training.gan import Alarms, GANRecipe, scatter
+from hfgen.runtime.errors import UserError
+from hfgen.sampling.sampler import Sampler, image_generators
 from hfgen.training.random import StepRandom
 from hfgen.training.recipe import Batch, Progress
 

@@ -8,10 +8,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from hfgen.evaluation.sampling import image_generators
+from hfgen.runtime.distributed import chunks
+from hfgen.runtime.png import make_grid
+from hfgen.sampling.sampler import image_generators
 from hfgen.training.config import LR_SCHEDULERS, TrainingConfig
 from hfgen.training.ema import EMA
-from hfgen.training.grids import chunks, make_grid
 from hfgen.training.monitor import Monitor
 from hfgen.training.random import StepRandom
 from hfgen.training.schedules import Length, lr_factor

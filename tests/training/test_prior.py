@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hfgen.training.prior import MAX_RANK, fit_mixture
+from hfgen.families.vae.prior import MAX_RANK, fit_mixture
 
 
 def seeded(seed=0):

@@ -6,15 +6,15 @@ import itertools
 import pytest
 import torch
 
-from hfgen.data.images import DataInfo
-from hfgen.errors import UserError
-from hfgen.evaluation.sampling import Sampler
+from hfgen.data.cache import DataInfo
+from hfgen.families.vae.options import VAEConfig
+from hfgen.families.vae.recipe import CollapseAlarm, RunningVariance, VAERecipe, degrade
 from hfgen.objectives import elbo
 from hfgen.pipelines.vae import VAEPipeline
-from hfgen.training.config import VAEConfig
+from hfgen.runtime.errors import UserError
+from hfgen.sampling.sampler import Sampler
 from hfgen.training.random import StepRandom
 from hfgen.training.recipe import Batch, Progress
-from hfgen.training.vae import CollapseAlarm, RunningVariance, VAERecipe, degrade
 
 INFO = DataInfo("test", "train", 100, 0, 0, "L", 8, ("a", "b", "c"), "0")
 TINY = VAEConfig(block_out_channels=(8, 16), latent_channels=4, prior_components=2)

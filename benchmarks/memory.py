@@ -1,0 +1,155 @@
+"""Measures whether memory grows while a training script runs: its resident size, over and over.
+
+The script runs as a user would run it, with metrics, checkpoints and sample grids, until the time is over. All flags
+besides the benchmark's own are those of the training script. Examples:
+
+    python scripts/benchmark_memory.py --minutes 60 --output benchmarks/memory.json
+    python scripts/benchmark_memory.py --minutes 10 --family gan --dataset_name ylecun/mnist
+"""
+
+import importlib
+import json
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from benchmark_train import FAMILIES, SCRIPTS, separate
+
+from hfgen.commands.cli import command_line, one_line_errors, parse
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.options import as_dict, option, require_positive
+from hfgen.training.config import TrainingConfig
+
+POINTS, ROWS = 60, 12  # of the curve that is kept, and of the table
+SETTLING = 0.2  # share of the time that is left out of the slope: imports come first, and allocators fill
+FLAT = 0.02  # growth per hour, as a share of the size, at most
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """Benchmark: what to run, and how long."""
+
+    family: str = option("ddpm", "whose training script to run", choices=FAMILIES)
+    minutes: float = option(60.0, "length of the run")
+    output: str | None = option(None, "JSON file for the figures")
+
+
+def read_options(argv: Sequence[str] | None = None) -> tuple[MemoryConfig, Any, list[str]]:
+    """The benchmark's own options, those of training, and the flags of the latter."""
+    mine, others = separate(MemoryConfig, sys.argv[1:] if argv is None else argv)
+    description = f"{str(__doc__).partition(chr(10))[0]} All other flags are those of the training script."
+    (config,) = parse((MemoryConfig,), mine, description=description)
+    require_positive(config, "minutes")
+    return config, importlib.import_module(f"train_{config.family}").read_options(others), others
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config, training, others = read_options(argv)
+
+    import numpy as np
+    from common import markdown, save_report
+
+    from hfgen.runtime.launch import cpu_name
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        command = [sys.executable, str(SCRIPTS / f"train_{config.family}.py"), *others]
+        command += ["--output_dir", f"{folder}/run", "--max_train_steps", f"{10**9}"]  # who stops it is `watch`
+        samples = watch(command, folder / "run" / "logs" / "metrics.jsonl", folder / "log", 60 * config.minutes)
+        done = progress(folder / "run")
+    found = growth(samples)
+    word = "flat" if found["flat"] else "it grows"
+    if 2 * found["error"] > FLAT * found["mean"]:
+        word = "too short to tell"
+    verdict = (
+        f"{config.family}: {word}: {found['slope']:+.1f} ± {found['error']:.1f} MB "
+        f"per hour at {found['mean']:.0f} MB, by a line through all but the first {SETTLING:.0%} of the time (flat: "
+        f"at most {FLAT:.0%} per hour). The run has written {done}."
+    )
+    curve = [part.mean(0).tolist() for part in np.array_split(samples, min(POINTS, len(samples)))]
+    rows = [["minutes", "mean MB", "most MB"]]
+    for part in np.array_split(samples, min(ROWS, len(samples))):
+        rows.append([f"{part[0, 0]:.1f} to {part[-1, 0]:.1f}", f"{part[:, 1].mean():.0f}", f"{part[:, 1].max():.0f}"])
+    print(f"{markdown(rows)}\n\n{verdict}")
+    if config.output:
+        written = command_line([MemoryConfig, TrainingConfig], argv)
+        options, measured = as_dict([config, *training]), found | {"minutes_and_mb": curve}
+        tables: dict[str, Sequence[Sequence[str]]] = {"Resident size": rows}
+        save_report(Path(config.output), written, cpu_name(), options, tables, [verdict], measured)
+
+
+def growth(samples: Any) -> dict[str, Any]:
+    """MB per hour, with its error, by a line through pairs of minutes and MB; their mean, and whether that is flat."""
+    import numpy as np
+
+    minutes, size = samples[int(SETTLING * len(samples)) :].T
+    (slope, _), covariance = np.polyfit(minutes, size, 1, cov=True)
+    found = {"slope": 60 * slope, "error": 60 * covariance[0, 0] ** 0.5, "mean": size.mean()}
+    found = {name: float(value) for name, value in found.items()}
+    return found | {"flat": found["slope"] <= FLAT * found["mean"]}
+
+
+def watch(command: Sequence[str], begun: Path, log: Path, seconds: float) -> Any:
+    """Runs a command for some seconds from when a file is there; returns minutes and resident sizes in MB, `(N, 2)`.
+
+    Raises:
+        UserError: If the command ends before.
+    """
+    import numpy as np
+
+    samples: list[tuple[float, float]] = []
+    start = None
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file)
+        try:
+            while start is None or time.monotonic() - start < seconds:
+                if process.poll() is not None:
+                    lines = log.read_text().strip().splitlines()
+                    raise UserError(f"the training ended by itself: {lines[-1] if lines else process.returncode}")
+                if start is None and begun.exists():
+                    start = time.monotonic()
+                if start is not None:
+                    samples.append(((time.monotonic() - start) / 60, resident_size(process.pid)))
+                time.sleep(min(2.0, seconds / 300))
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+        finally:
+            process.kill()
+    return np.array(samples)
+
+
+def resident_size(process: int) -> float:
+    """In MB.
+
+    Raises:
+        UserError: Where the system does not tell.
+    """
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        raise UserError("this system does not tell the memory of a process in /proc: use Linux.") from None
+    found = re.search(r"VmRSS:\s*(\d+) kB", status)
+    return 1.024e-3 * int(found[1]) if found else 0.0  # none: it has just ended
+
+
+def progress(run: Path) -> str:
+    lines = (run / "logs" / "metrics.jsonl").read_text().splitlines()
+    images = json.loads(lines[-1])["images_seen"] if lines else 0
+    grids = len([*(run / "samples").glob("*.png")])
+    last = sorted(run.glob("checkpoint-*"))
+    saved = int(last[-1].name.rpartition("-")[2]) if last else 0
+    return f"{len(lines)} lines of metrics ({images:,} images), {grids} sample grids and checkpoints up to {saved:,}"
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,1 @@
+"""The families of generators, one folder each: options (no torch), recipe, card."""

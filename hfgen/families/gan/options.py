@@ -1,0 +1,212 @@
+"""The options of the family; no torch here, so that `--help` answers at once."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.options import Options, option, require_positive
+
+AUGMENTATIONS = (  # those of objectives.adaptive_augmentation, which imports torch
+    *("flip", "rotate90", "translate_integer", "scale", "rotate", "anisotropic", "translate"),
+    *("brightness", "contrast", "luma_flip", "hue", "saturation", "cutout"),
+)
+
+
+@dataclass(frozen=True)
+class GANConfig(Options):
+    """GAN: networks, objective, regularisation and optimisers."""
+
+    architecture: str = option("dcgan", "the pair of networks", choices=("mlp", "dcgan", "residual", "stylegan2"))
+    latent_dim: int = option(64, "length of the latents")
+    base_channels: int = option(
+        32, "width: of the first layer (mlp), at the full size (dcgan), of all stages (residual), 1/32 of the "
+        "channels times the pixels per side (stylegan2)",
+    )  # fmt: skip
+    group_width: int | None = option(
+        None, "channels per group of the convolutions of residual; 0 for plain ones (default: 16 on a GPU, 0 on a CPU)"
+    )
+    discriminator_norm: str = option(
+        "group", "normalisation in the discriminator of dcgan", choices=("group", "batch", "none")
+    )
+    spectral_norm: bool = option(False, "spectral normalisation in the discriminator of mlp and dcgan")
+    class_conditional: bool = option(False, "train on the labels, for sampling by class")
+    objective: str = option(
+        "relativistic",
+        "what the two networks play for",
+        choices=("relativistic", "nonsaturating", "saturating", "least_squares", "hinge", "wasserstein"),
+    )
+    label_smoothing: float = option(0.0, "lowers the target of real images from 1 by this much")
+    r1_gamma: float = option(0.05, "weight of R1, the squared gradient at real images; 0 turns it off")
+    r2_gamma: float = option(0.05, "weight of R2, the squared gradient at generated images; 0 turns it off")
+    penalty_interval: int = option(4, "steps between two uses of R1 and R2, which then weigh as many times more")
+    lipschitz_weight: float = option(0.0, "weight of WGAN-GP's penalty, 10 in its paper; 0 turns it off")
+    discriminator_steps: int = option(1, "steps of the discriminator per step of the generator")
+    ada_target: float | None = option(
+        None, "adaptive augmentation: keeps the mean sign of the real logits at this, 0.6 in its paper"
+    )
+    augment_probability: float = option(0.0, "probability of each differentiable augmentation (initial, if adaptive)")
+    augmentations: tuple[str, ...] = option(
+        ("translate_integer", "scale", "rotate", "anisotropic", "translate", "brightness", "contrast", "cutout"),
+        "the differentiable augmentations; also: flip rotate90 luma_flip hue saturation",
+    )
+    truncation: float = option(1.0, "truncation of the sample grids (stylegan2)", resumable=True)
+    learning_rate: float = option(1e-3, "peak learning rate of Adam")
+    discriminator_learning_rate: float | None = option(None, "that of the discriminator, if it differs")
+    adam_beta1: float = option(0.0, "Adam beta 1")
+    adam_beta2: float = option(0.99, "Adam beta 2")
+    adam_epsilon: float = option(1e-8, "Adam epsilon")
+
+    @property
+    def penalised(self) -> bool:
+        """Whether the discriminator's loss contains a derivative of the discriminator."""
+        return bool(self.r1_gamma or self.r2_gamma or self.lipschitz_weight)
+
+    def validate(self) -> None:
+        """Checks the values that can be checked on their own.
+
+        Raises:
+            UserError: For values out of range, or that do not go together.
+        """
+        require_positive(self, "latent_dim", "base_channels", "penalty_interval", "discriminator_steps")
+        require_positive(self, "learning_rate", "adam_epsilon")
+        if self.discriminator_learning_rate is not None:
+            require_positive(self, "discriminator_learning_rate")
+        for name in ("r1_gamma", "r2_gamma", "lipschitz_weight"):
+            if getattr(self, name) < 0:
+                raise UserError(f"`{name}` {getattr(self, name)} is negative: use 0 or more.")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"`{name}` {getattr(self, name)} is not in [0, 1): use a share.")
+        for name, most in (("label_smoothing", 0.5), ("augment_probability", 1), ("ada_target", 1)):
+            if not 0 <= (getattr(self, name) or 0) <= most:
+                raise UserError(f"`{name}` {getattr(self, name)} is not in [0, {most}]: use a share.")
+        if self.label_smoothing and self.objective not in ("nonsaturating", "saturating", "least_squares"):
+            raise UserError(
+                f"`label_smoothing` {self.label_smoothing}: `objective` {self.objective} has no target to lower. "
+                "Leave it out, or use nonsaturating, saturating or least_squares."
+            )
+        if self.objective == "wasserstein" and not (self.lipschitz_weight or self.spectral_norm):
+            raise UserError(
+                "`objective` wasserstein needs a critic of bounded slope: add `lipschitz_weight` 10, or "
+                "`spectral_norm`."
+            )
+        if self.penalised and self.architecture == "dcgan" and self.discriminator_norm == "batch":
+            raise UserError(
+                "`discriminator_norm` batch mixes images, so that the gradient at one image is not its own, which "
+                "`r1_gamma`, `r2_gamma` and `lipschitz_weight` need: set these to 0, or use group or none."
+            )
+        if self.group_width and 2 * self.base_channels % self.group_width:
+            raise UserError(
+                f"`group_width` {self.group_width} does not divide 2 * `base_channels` {self.base_channels}."
+            )
+        unknown = [name for name in self.augmentations if name not in AUGMENTATIONS]
+        if unknown:
+            raise UserError(f"`augmentations` {unknown[0]} is unknown: choose from {' '.join(AUGMENTATIONS)}.")
+        if self.discriminator_norm != "group" and self.architecture != "dcgan":
+            raise UserError(
+                f"`discriminator_norm` {self.discriminator_norm}: {self.architecture} has none. Leave it out."
+            )
+        if self.truncation != 1 and self.architecture != "stylegan2":
+            raise UserError(
+                f"`truncation` {self.truncation}: {self.architecture} has no mean latent to draw near to. Leave it "
+                "out, or use stylegan2."
+            )
+        if self.spectral_norm and self.architecture not in ("mlp", "dcgan"):
+            raise UserError(
+                f"`spectral_norm` does not exist in {self.architecture}: leave it out, or use mlp or dcgan."
+            )
+
+    def check(self, resolution: int | None, size: int) -> None:
+        """Checks the size of the images, if known, and the number of them in a micro-batch.
+
+        Raises:
+            UserError: If the networks cannot make that size, or statistics over the batch need more images.
+        """
+        if resolution is not None and not 8 <= resolution <= 256:
+            raise UserError(f"`resolution` {resolution} is out of range: GANs make images of 8 to 256 pixels.")
+        if size == 1 and self.architecture in ("mlp", "dcgan"):
+            raise UserError("`train_batch_size` 1: batch normalisation of one image is nothing. Use 2 or more.")
+        if self.architecture == "stylegan2" and all(size % group for group in range(2, 33)):
+            raise UserError(
+                f"`train_batch_size` {size}: minibatch statistics need groups of 2 to 32 images of equal size. Use a "
+                "number with such a divisor."
+            )
+
+
+COMMON: dict[str, Any] = {
+    "lr_warmup_steps": 0,
+    "max_grad_norm": 0.0,  # Adam forgets the scale of a gradient, and clipping would couple the two games
+    "ema_half_life": 20_000,
+    "save_images_epochs": 1,
+}
+
+
+def stable() -> dict[str, Any]:
+    """R3GAN's objective (relativistic, R1, R2) on small convolutional networks, with groups of similar images."""
+    return COMMON | {"num_clusters": 100}
+
+
+def digits() -> dict[str, Any]:
+    """`stable` on scikit-learn's digits, enlarged from 8x8 to 16x16: about three minutes on two cores."""
+    return stable() | {"dataset_name": "digits", "resolution": 16, "num_epochs": 250, "save_images_epochs": 25}
+
+
+def conditional() -> dict[str, Any]:
+    """`stable`, by class instead of by group."""
+    return COMMON | {"class_conditional": True}
+
+
+CLASSICAL = COMMON | {"latent_dim": 100, "r1_gamma": 0.0, "r2_gamma": 0.0, "adam_beta1": 0.5, "adam_beta2": 0.999}
+
+
+def dcgan() -> dict[str, Any]:
+    """DCGAN of 2015: the non-saturating loss, batch normalisation in both networks."""
+    return CLASSICAL | {"objective": "nonsaturating", "discriminator_norm": "batch", "learning_rate": 2e-3}
+
+
+def mlp() -> dict[str, Any]:
+    """The fully connected GAN of 2014."""
+    return CLASSICAL | {
+        "architecture": "mlp",
+        "base_channels": 256,
+        "objective": "nonsaturating",
+        "learning_rate": 5e-4,
+    }
+
+
+def wgan_gp() -> dict[str, Any]:
+    """Wasserstein with gradient penalty: five steps of the critic for one of the generator."""
+    return CLASSICAL | {
+        "objective": "wasserstein",
+        "lipschitz_weight": 10.0,
+        "discriminator_steps": 5,
+        "adam_beta1": 0.0,
+        "adam_beta2": 0.9,
+        "learning_rate": 2e-3,
+    }
+
+
+def stylegan2() -> dict[str, Any]:
+    """StyleGAN2 for 32 pixels; for more use `base_channels` 256 and `r1_gamma` 0.0002 * pixels^2 / batch size."""
+    return COMMON | {
+        "architecture": "stylegan2",
+        "latent_dim": 128,
+        "base_channels": 64,
+        "objective": "nonsaturating",
+        "r1_gamma": 0.01,
+        "r2_gamma": 0.0,
+        "penalty_interval": 16,
+        "learning_rate": 2.5e-3,
+        "ema_half_life": 500_000,
+    }
+
+
+PRESETS = {
+    "digits": digits,
+    "stable": stable,
+    "conditional": conditional,
+    "dcgan": dcgan,
+    "mlp": mlp,
+    "wgan-gp": wgan_gp,
+    "stylegan2": stylegan2,
+}

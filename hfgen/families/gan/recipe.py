@@ -1,0 +1,275 @@
+"""The GAN recipe: a generator and a discriminator in two phases, each a function of the other's output."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from hfgen.data.cache import DataInfo
+from hfgen.families.gan.options import GANConfig
+from hfgen.models.dcgan import DCGANDiscriminator, DCGANGenerator
+from hfgen.models.mlp_gan import MLPDiscriminator, MLPGenerator
+from hfgen.models.residual_gan import ResidualDiscriminator, ResidualGenerator
+from hfgen.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
+from hfgen.objectives.adaptive_augmentation import AdaptiveProbability, augment
+from hfgen.objectives.adversarial import OBJECTIVES, interpolate, lipschitz_penalty, squared_gradients
+from hfgen.pipelines.gan import GANPipeline
+from hfgen.runtime.errors import UserError
+from hfgen.sampling.config import SamplingConfig
+from hfgen.training.recipe import Batch, Phase, Progress, Recipe, classes_of
+
+
+class GANRecipe(Recipe):
+    """Trains a pair of networks against each other; by class, or by group of similar images, if asked to.
+
+    Args:
+        config ([`GANConfig`]): The options.
+        info ([`~data.images.DataInfo`]): Size, channels and classes of the images.
+
+    Raises:
+        UserError: If networks and data do not fit.
+    """
+
+    def __init__(self, config: GANConfig, info: DataInfo):
+        self.config = config
+        self.class_names = classes_of(info, config.class_conditional)
+        if config.class_conditional and info.unlabelled:
+            raise UserError(
+                f"`class_conditional`: {info.unlabelled} of the images have no class, and a GAN needs one for each: "
+                "label these images, or leave them out."
+            )
+        self.objective = OBJECTIVES[config.objective]
+        try:
+            generator, discriminator = self._networks(info)
+        except ValueError as error:
+            flag = f"`base_channels` {config.base_channels}" if "channel_base" in str(error) else "`resolution`"
+            raise UserError(
+                f"{flag} does not fit {config.architecture} at {info.resolution} pixels: {error}"
+            ) from None
+        self.modules = {"generator": generator, "discriminator": discriminator}
+        self.adaptive: AdaptiveProbability | None = None
+        if config.ada_target is not None:
+            self.adaptive = AdaptiveProbability(config.ada_target, config.augment_probability)
+            self.modules["augmentation"] = self.adaptive
+        self.averaged = ("generator",)
+        self.sampling = SamplingConfig(truncation=config.truncation)
+        if config.penalised:
+            self.uncompiled = {
+                "discriminator": "its gradient penalty differentiates twice, which compiled code cannot. To compile "
+                "it, set `r1_gamma`, `r2_gamma` and `lipschitz_weight` to 0."
+            }
+        self.class_shares = info.class_shares
+        if self.class_names and not self.class_shares and len(self.class_names) <= 16:
+            self.grid_columns = len(self.class_names)  # a column for each class
+        betas = (config.adam_beta1, config.adam_beta2)
+        self.phases = (
+            Phase(
+                "discriminator",
+                updates=("discriminator",),
+                learning_rate=config.discriminator_learning_rate or config.learning_rate,
+                betas=betas,
+                eps=config.adam_epsilon,
+            ),
+            Phase(
+                "generator",
+                updates=("generator",),
+                learning_rate=config.learning_rate,
+                betas=betas,
+                eps=config.adam_epsilon,
+                every=config.discriminator_steps,
+            ),
+        )
+        self._alarms = Alarms(config)
+
+    def _networks(self, info: DataInfo) -> tuple[nn.Module, nn.Module]:
+        config = self.config
+        classes = len(self.class_names) if self.class_names else None
+        size, channels, width = info.resolution, info.channels, config.base_channels
+        makes: dict[str, Any] = {"sample_size": size, "out_channels": channels, "num_class_embeds": classes}
+        judges: dict[str, Any] = {"sample_size": size, "in_channels": channels, "num_class_embeds": classes}
+        makes["latent_dim"] = config.latent_dim
+        if config.architecture == "mlp":
+            generator = MLPGenerator(**makes, base_channels=width)
+            return generator, MLPDiscriminator(**judges, base_channels=width, spectral_norm=config.spectral_norm)
+        if config.architecture == "dcgan":
+            norm = {"norm": config.discriminator_norm, "spectral_norm": config.spectral_norm}
+            return DCGANGenerator(**makes, base_channels=width), DCGANDiscriminator(
+                **judges, base_channels=width, norm_num_groups=math.gcd(8, width), **norm
+            )
+        if config.architecture == "residual":
+            group_width = config.group_width
+            if group_width is None:  # the paper uses groups; CPUs are slow at their second derivative
+                group_width = math.gcd(16, width) if torch.cuda.is_available() else 0
+            shape = {"block_out_channels": (width,), "group_width": group_width}
+            return ResidualGenerator(**makes, **shape), ResidualDiscriminator(**judges, **shape)
+        base = {"channel_base": 32 * width}
+        return StyleGAN2Generator(**makes, **base), StyleGAN2Discriminator(**judges, **base)
+
+    def loss(self, phase: Phase, batch: Batch, progress: Progress) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        latents = batch.random.normal(self.config.latent_dim)
+        labels = batch.labels if self.class_names else None  # pairs share their class, as relativistic ones must
+        options: dict[str, Any] = {}
+        generator = self.modules["generator"]
+        if isinstance(generator, StyleGAN2Generator):
+            options["noise"] = [batch.random.normal(*shape) for shape in generator.noise_shapes]
+        fake = generator(latents, labels, **options).sample
+        if phase.name == "discriminator":
+            return self._discriminator_loss(batch, fake.detach(), labels, progress)
+        return self._generator_loss(batch, fake, labels)
+
+    def _discriminator_loss(
+        self, batch: Batch, fake: torch.Tensor, labels: torch.Tensor | None, progress: Progress
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        config = self.config
+        real, penalties = batch.images.detach(), {}
+        if progress.step % config.penalty_interval == 0:
+            wanted = (("r1", config.r1_gamma, real), ("r2", config.r2_gamma, fake))
+            penalties = {name: (weight, images.requires_grad_()) for name, weight, images in wanted if weight}
+        real_seen, fake_seen = self._augment(batch, real), self._augment(batch, fake)
+        if self._mixes_samples:
+            real_logits, fake_logits = self._judge(real_seen, labels), self._judge(fake_seen, labels)
+        else:
+            both = None if labels is None else torch.cat([labels, labels])
+            real_logits, fake_logits = self._judge(torch.cat([real_seen, fake_seen]), both).chunk(2)
+        centred = real_logits.detach()
+        if not self.objective.centred:  # where 0 has no meaning, the middle between the two means stands for it
+            centred = centred - (centred.mean() + fake_logits.detach().mean()) / 2
+        if self.adaptive is not None:
+            self.adaptive.observe(centred)
+        smoothing = {"smoothing": config.label_smoothing} if self.objective.smoothing else {}
+        loss = self.objective.discriminator(real_logits, fake_logits, **smoothing).mean()
+        gap = (real_logits - fake_logits).detach()
+        metrics = {
+            "d_loss": loss.detach(),
+            "logit_gap": gap.mean(),
+            "ranked_right": (gap > 0).float().mean() + (gap == 0).float().mean() / 2,
+            "sign_real": centred.sign().mean(),
+        }
+        if penalties:  # both from one backward pass: no logit depends on an image of the other kind
+            logits = torch.cat([real_logits, fake_logits])
+            found = squared_gradients(logits, *(images for _, images in penalties.values()))
+            for (name, (weight, _)), penalty in zip(penalties.items(), found, strict=True):
+                loss = loss + config.penalty_interval * weight / 2 * penalty.mean()
+                metrics[name] = penalty.mean().detach()
+        if config.lipschitz_weight:
+            between = interpolate(real.detach(), fake.detach(), batch.random.uniform()).requires_grad_()
+            penalty = lipschitz_penalty(self._judge(self._augment(batch, between), labels), between).mean()
+            loss = loss + config.lipschitz_weight * penalty
+            metrics["lipschitz"] = penalty.detach()
+        if self.adaptive is not None:
+            metrics["augment_probability"] = self.adaptive.probability.clone()
+        return loss, metrics
+
+    def _generator_loss(
+        self, batch: Batch, fake: torch.Tensor, labels: torch.Tensor | None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        fake_logits = self._judge(self._augment(batch, fake), labels)
+        real_logits = None
+        if self.objective.relativistic:
+            with torch.no_grad():
+                real_logits = self._judge(self._augment(batch, batch.images), labels)
+        loss = self.objective.generator(real_logits, fake_logits).mean()
+        spread = torch.stack([scatter(images.detach(), labels) for images in (fake, batch.images)])
+        return loss, {"g_loss": loss.detach(), "diversity": spread}
+
+    @property
+    def _mixes_samples(self) -> bool:
+        return bool(self.modules["discriminator"].mixes_samples)
+
+    def _judge(self, images: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        return self.modules["discriminator"](images, labels).logits
+
+    def _augment(self, batch: Batch, images: torch.Tensor) -> torch.Tensor:
+        """What the discriminator sees: penalties are taken with respect to the image before."""
+        probability = self.adaptive.probability if self.adaptive is not None else self.config.augment_probability
+        if self.adaptive is None and not self.config.augment_probability:
+            return images
+        return augment(images, batch.random, probability, self.config.augmentations)
+
+    def after_step(self, images: int) -> None:
+        if self.adaptive is not None:
+            self.adaptive.update(images)
+
+    def warnings(self, means: dict[str, float], images_seen: int) -> list[str]:
+        return self._alarms(means, images_seen)
+
+    def pipeline(self, modules: dict[str, nn.Module], batches: Iterator[Batch] | None = None) -> DiffusionPipeline:
+        names = dict(enumerate(self.class_names)) if self.class_names else None
+        return GANPipeline(modules["generator"], names, self.class_shares)
+
+
+def scatter(images: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+    """How much the images of a batch differ: their squared distance from their mean, or from that of their class.
+
+    The mean squared distance of two images is twice their variance. Between classes there is always some, whatever a
+    generator makes of its latents; so only what differs within a class counts.
+
+    Args:
+        images (`torch.Tensor` of shape `(B, C, H, W)`): Images.
+        labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes. An image that is alone in its class counts as 0.
+
+    Returns:
+        A scalar, the sum over images and pixels.
+    """
+    flat = images.float().flatten(1)
+    labels = torch.zeros(len(flat), dtype=torch.int64, device=flat.device) if labels is None else labels
+    same = (labels[:, None] == labels).float()
+    with torch.autocast(flat.device.type, enabled=False):
+        return (flat - same @ flat / same.sum(1, keepdim=True)).square().sum()
+
+
+class Alarms:
+    """Says in plain words when a GAN goes wrong, once for each time that it does.
+
+    Args:
+        config ([`GANConfig`]): What is in use already, and need not be advised.
+        patience (`int`, *optional*, defaults to 50000): Images over which a sign must last.
+    """
+
+    def __init__(self, config: GANConfig, patience: int = 50_000):
+        self.config, self.patience = config, patience
+        self._since: dict[str, int] = {}  # images seen when a sign was first noticed
+        self._told: set[str] = set()
+
+    def __call__(self, means: dict[str, float], images_seen: int) -> list[str]:
+        """Looks at the means of an interval of steps that ended at `images_seen`."""
+        ranked, diversity = means.get("ranked_right", math.nan), means.get("diversity", math.nan)
+        saturated = (
+            f"the discriminator is saturated: it tells {ranked:.1%} of the pairs apart, and the generator learns "
+            f"little from it. Try {self._penalties()}, `ada_target` 0.6, or a lower `discriminator_learning_rate`."
+        )
+        stuck = (
+            f"the loss is stuck: the discriminator tells only {ranked:.1%} of the pairs apart, half by chance, and "
+            f"yet the generated images differ from each other only {diversity:.2f} times as much as real ones. Try a "
+            "higher `discriminator_learning_rate`, or weaker penalties."
+        )
+        collapsed = (
+            f"the generator collapses: its images (of one class or group) differ from each other only "
+            f"{diversity:.2f} times as much as real ones. Look at the sample grid; try `objective` relativistic, "
+            f"{self._penalties()}, a lower `learning_rate`, or a larger batch."
+        )
+        signs = {
+            # A critic of bounded slope is meant to tell all pairs apart.
+            saturated: ranked >= 0.99 and self.config.objective != "wasserstein",
+            stuck: ranked <= 0.52 and diversity < 0.5,  # ranks by chance and good images are what success looks like
+            collapsed: diversity < 0.25,
+        }
+        messages = []
+        for text, sign in signs.items():
+            name = text.partition(":")[0]
+            if not sign:
+                self._since.pop(name, None)
+                self._told.discard(name)
+            elif images_seen - self._since.setdefault(name, images_seen) >= self.patience and name not in self._told:
+                self._told.add(name)
+                messages.append(f"for {self.patience} images {text}")
+        return messages
+
+    def _penalties(self) -> str:
+        if self.config.r1_gamma and self.config.r2_gamma:
+            return "higher `r1_gamma` and `r2_gamma`"
+        batch_norm = self.config.architecture == "dcgan" and self.config.discriminator_norm == "batch"
+        return "`r1_gamma` 0.05 `r2_gamma` 0.05" + (" with `discriminator_norm` group" if batch_norm else "")

@@ -1,0 +1,172 @@
+"""The options of the family; no torch here, so that `--help` answers at once."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.options import Options, option, require_positive
+
+
+@dataclass(frozen=True)
+class VAEConfig(Options):
+    """VAE: network, likelihood, objective, prior and optimiser."""
+
+    architecture: str = option("residual", "the network", choices=("conv", "residual", "hierarchical", "vq"))
+    latent_channels: int | None = option(
+        None, "latents: all of conv and residual, per place of the others (default: 32; hierarchical 8, vq 16)"
+    )
+    block_out_channels: tuple[int, ...] | None = option(
+        None, "channels of each level, from the full size down (default: those of the architecture)"
+    )
+    spatial_latent: bool = option(False, "latents for each place of the smallest feature map (residual)")
+    num_vq_embeddings: int = option(256, "size of the codebook (vq)")
+    class_conditional: bool = option(False, "train on the labels, for sampling by class")
+    likelihood: str = option(
+        "gaussian",
+        "how the decoder's output stands for pixels; bernoulli is for black and white only",
+        choices=("gaussian", "bernoulli", "logistic", "logistic_mixture"),
+    )
+    num_mixtures: int = option(5, "components of logistic_mixture")
+    variance: float | None = option(
+        None, "variance of the gaussian, pixels being in [-1, 1] (default: the optimal one, followed while training)"
+    )
+    beta: float = option(
+        1.0, "weight of the KL divergence, summed over latents, beside the likelihood summed over pixels"
+    )
+    kl_warmup: float = option(0.0, "share of the run over which that weight rises from 0")
+    free_bits: float = option(0.0, "nats per latent (or group of latents) that cost nothing")
+    commitment_weight: float = option(0.25, "weight of the distance of latents from their codes (vq)")
+    task: str | None = option(
+        None,
+        "train on degraded images to give the clean ones: `denoise` or `super_resolve`",
+        choices=("denoise", "super_resolve"),
+    )
+    task_level: float | None = option(
+        None, "standard deviation of the noise, pixels being in [0, 1] (default 0.3), or the factor (default 2)"
+    )
+    prior_components: int = option(
+        100,
+        "Gaussians that the prior for sampling is fitted from after training, of all classes together; 0 for none, "
+        "which leaves N(0, I)",
+    )
+    learning_rate: float = option(1e-3, "peak learning rate of AdamW")
+    adam_beta1: float = option(0.9, "AdamW beta 1")
+    adam_beta2: float = option(0.99, "AdamW beta 2")
+    adam_weight_decay: float = option(1e-4, "AdamW weight decay")
+    adam_epsilon: float = option(1e-8, "AdamW epsilon")
+
+    @property
+    def level(self) -> float | None:
+        """How strongly the images of the task are degraded."""
+        return self.task_level or {None: None, "denoise": 0.3, "super_resolve": 2.0}[self.task]
+
+    def validate(self) -> None:
+        """Checks the values that can be checked on their own.
+
+        Raises:
+            UserError: For values out of range, or that do not go together.
+        """
+        require_positive(self, "num_mixtures", "learning_rate", "adam_epsilon")
+        for name in ("latent_channels", "variance", "task_level"):
+            if getattr(self, name) is not None:
+                require_positive(self, name)
+        if self.block_out_channels is not None and (not self.block_out_channels or min(self.block_out_channels) < 1):
+            raise UserError("`block_out_channels` needs the channels of each level, for example 32 64 128.")
+        for name in ("beta", "free_bits", "commitment_weight", "prior_components", "adam_weight_decay"):
+            if getattr(self, name) < 0:
+                raise UserError(f"`{name}` {getattr(self, name)} is negative: use 0 or more.")
+        for name in ("kl_warmup", "adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"`{name}` {getattr(self, name)} is not in [0, 1): use a share.")
+        if self.num_vq_embeddings < 2:
+            raise UserError(f"`num_vq_embeddings` {self.num_vq_embeddings} is out of range: use 2 or more.")
+        if self.variance is not None and self.likelihood != "gaussian":
+            raise UserError(f"`variance` {self.variance}: {self.likelihood} has none. Leave it out, or use gaussian.")
+        if self.spatial_latent and self.architecture != "residual":
+            raise UserError(f"`spatial_latent` is for residual, not for {self.architecture}: leave it out.")
+        if self.architecture == "vq" and (self.beta != 1 or self.kl_warmup or self.free_bits):
+            raise UserError(
+                "`beta`, `kl_warmup` and `free_bits` weigh a KL divergence, which vq has none of: leave them out, and "
+                "see `commitment_weight`."
+            )
+        if self.task_level is not None and self.task is None:
+            raise UserError(f"`task_level` {self.task_level} is the level of no task: give `task`.")
+        if self.task == "super_resolve" and (self.level in (None, 1) or self.level != int(self.level or 0)):
+            raise UserError(f"`task_level` {self.task_level}: the factor must be a whole number from 2 on.")
+
+
+COMMON: dict[str, Any] = {
+    "learning_rate": 2e-3,
+    "lr_warmup_steps": 100,
+    "max_grad_norm": 10.0,  # an accident's norm: usual ones are 1 to 8, and clipping these costs likelihood
+    "train_batch_size": 64,
+    "ema_half_life": 20_000,
+    "save_images_epochs": 1,
+    "num_epochs": 10,
+}
+
+
+def residual() -> dict[str, Any]:
+    """A residual VAE with a vector of latents, pixels as mixtures of logistics, and a mixture fitted as prior."""
+    return COMMON | {"architecture": "residual", "likelihood": "logistic_mixture"}
+
+
+def digits() -> dict[str, Any]:
+    """`residual` on scikit-learn's digits, enlarged from 8x8 to 16x16: about two minutes on two cores."""
+    return residual() | {"dataset_name": "digits", "resolution": 16, "num_epochs": 200, "save_images_epochs": 50}
+
+
+def conv() -> dict[str, Any]:
+    """The small convolutional VAE of tutorials."""
+    return COMMON | {"architecture": "conv"}
+
+
+def beta() -> dict[str, Any]:
+    """beta-VAE: `residual` with a heavier KL divergence, for latents that can be told apart."""
+    return residual() | {"beta": 4.0, "latent_channels": 16}
+
+
+def conditional() -> dict[str, Any]:
+    """`residual` by class."""
+    return residual() | {"class_conditional": True}
+
+
+def hierarchical() -> dict[str, Any]:
+    """A top-down hierarchical VAE with a discrete likelihood, for the fewest bits per dimension."""
+    return COMMON | {
+        "architecture": "hierarchical",
+        "likelihood": "logistic_mixture",
+        "kl_warmup": 0.1,
+        "free_bits": 4.0,  # per group: without, the coarse ones stay empty, and shapes do not hang together
+        "learning_rate": 4e-3,
+        "train_batch_size": 32,
+        "prior_components": 0,  # its own prior is learnt
+    }
+
+
+def vq() -> dict[str, Any]:
+    """VQ-VAE: latents from a codebook."""
+    return COMMON | {"architecture": "vq"}
+
+
+def denoise() -> dict[str, Any]:
+    """`residual`, from noisy images to clean ones."""
+    return residual() | {"task": "denoise"}
+
+
+def super_resolve() -> dict[str, Any]:
+    """`residual`, from small images to large ones."""
+    return residual() | {"task": "super_resolve"}
+
+
+PRESETS = {
+    "digits": digits,
+    "residual": residual,
+    "conv": conv,
+    "beta": beta,
+    "conditional": conditional,
+    "hierarchical": hierarchical,
+    "vq": vq,
+    "denoise": denoise,
+    "super_resolve": super_resolve,
+}

@@ -1,0 +1,325 @@
+"""The VAE recipe: an encoder and a decoder that maximise the evidence lower bound together."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+from torch.nn import functional as F
+
+from hfgen.data.cache import DataInfo
+from hfgen.families.vae.options import VAEConfig
+from hfgen.families.vae.prior import fit_mixture
+from hfgen.models.conv_vae import ConvVAE
+from hfgen.models.gaussian_mixture import GaussianMixturePrior
+from hfgen.models.hierarchical_vae import HierarchicalVAE
+from hfgen.models.residual_vae import ResidualVAE
+from hfgen.models.vq_vae import VQVAE
+from hfgen.objectives import elbo
+from hfgen.pipelines.vae import VAEPipeline
+from hfgen.runtime.errors import UserError
+from hfgen.training.recipe import Batch, Phase, Progress, Recipe, classes_of
+
+PRIOR_SAMPLE = 20_000  # latents that the prior is fitted to, but no more than four of each image
+MOMENTUM = 0.1  # weight of a step in the running variance
+RECONSTRUCTED = 10  # images on the card
+SHOWN = 64  # the KL divergence of each latent is logged if there are no more than these
+
+
+class RunningVariance(nn.Module):
+    """The variance under which the last steps' reconstructions are most likely: their mean squared error.
+
+    The optimum of sigma-VAE (https://huggingface.co/papers/2006.13202), taken from the steps before instead of the
+    batch itself, so that it does not depend on how a batch is split.
+    """
+
+    error_sum: torch.Tensor
+    error_count: torch.Tensor
+    observed: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("error_sum", "error_count", "observed"):
+            self.register_buffer(name, torch.zeros(()))
+
+    @torch.no_grad()
+    def observe(self, squared_errors: torch.Tensor) -> None:
+        """Notes squared errors per pixel and channel, of any shape."""
+        self.error_sum.add_(squared_errors.float().sum())
+        self.error_count.add_(squared_errors.numel())
+
+    @torch.no_grad()
+    def update_(self, variance: torch.Tensor) -> None:
+        """Once per step: moves `variance` towards what was observed; the first observation replaces it."""
+        found = elbo.optimal_variance(self.error_sum, self.error_count)
+        variance.lerp_(found, torch.where(self.observed > 0, MOMENTUM, 1.0))
+        self.observed.fill_(1.0)
+        self.error_sum.zero_()
+        self.error_count.zero_()
+
+
+class VAERecipe(Recipe):
+    """Trains a VAE, flat or hierarchical, or a VQ-VAE; by class if asked to.
+
+    Args:
+        config ([`VAEConfig`]): The options.
+        info ([`~data.images.DataInfo`]): Size, channels and classes of the images.
+
+    Raises:
+        UserError: If network and data do not fit.
+    """
+
+    def __init__(self, config: VAEConfig, info: DataInfo):
+        self.config = config
+        self.class_names = classes_of(info, config.class_conditional)
+        if config.class_conditional and info.unlabelled:
+            raise UserError(
+                f"`class_conditional`: {info.unlabelled} of the images have no class, and a VAE needs one for each: "
+                "label these images, or leave them out."
+            )
+        if config.task == "super_resolve" and info.resolution % int(config.level or 1):
+            raise UserError(
+                f"`task_level` {config.level:g} does not divide the {info.resolution} pixels of the images."
+            )
+        try:
+            self.vae = self._network(info)
+        except ValueError as error:
+            raise UserError(
+                f"`architecture` {config.architecture} does not fit the images or options: {error}"
+            ) from None
+        self.modules: dict[str, nn.Module] = {"vae": self.vae}
+        self.statistics: RunningVariance | None = None
+        if config.variance is None:  # followed for every likelihood: restoring images needs it, too
+            self.statistics = self.modules["statistics"] = RunningVariance()
+        else:
+            self.vae.variance.fill_(config.variance)
+        self.averaged = ("vae",)
+        self.num_images = info.num_images
+        self.dimensions = info.channels * info.resolution**2
+        if self.class_names and len(self.class_names) <= 16:
+            self.grid_columns = len(self.class_names)  # a column for each class
+        self.phases = (
+            Phase(
+                "vae",
+                updates=("vae",),
+                learning_rate=config.learning_rate,
+                betas=(config.adam_beta1, config.adam_beta2),
+                weight_decay=config.adam_weight_decay,
+                eps=config.adam_epsilon,
+            ),
+        )
+        self._alarm = CollapseAlarm(config)
+
+    def _network(self, info: DataInfo) -> Any:
+        config = self.config
+        options: dict[str, Any] = {
+            "sample_size": info.resolution,
+            "in_channels": info.channels,
+            "num_class_embeds": len(self.class_names) if self.class_names else None,
+            "likelihood": config.likelihood,
+            "num_mixtures": config.num_mixtures,
+        }
+        if config.latent_channels is not None:
+            options["latent_channels"] = config.latent_channels
+        if config.block_out_channels is not None:
+            options["block_out_channels"] = config.block_out_channels
+        if config.architecture == "conv":
+            return ConvVAE(**options)
+        if config.architecture == "residual":
+            return ResidualVAE(**options, spatial=config.spatial_latent)
+        if config.architecture == "hierarchical":
+            return HierarchicalVAE(**options)
+        return VQVAE(**options, num_vq_embeddings=config.num_vq_embeddings)
+
+    def look(self, images: torch.Tensor) -> None:
+        if self.config.likelihood == "bernoulli":
+            check_binary(images / 127.5 - 1)
+
+    def loss(self, phase: Phase, batch: Batch, progress: Progress) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        config, images = self.config, batch.images
+        if config.likelihood == "bernoulli" and progress.step == 0:  # augmented by now, or streamed
+            check_binary(images)
+        labels = batch.labels if self.class_names else None
+        encoded = self.vae.encode(degrade(batch, config.task, config.level), labels)
+        if isinstance(self.vae, VQVAE):
+            latents, penalty, metrics = self._quantised(encoded.latents)
+            decoded = self.vae.decode(latents, labels, force_not_quantize=True)
+        else:
+            weight = config.beta * elbo.kl_weight(progress.fraction, config.kl_warmup)
+            latents, penalty, metrics = self._variational(encoded.latent_dist, batch, weight)
+            if isinstance(self.vae, HierarchicalVAE):  # drawing went through the decoder's networks already
+                decoded = encoded.latent_dist.decode()
+            else:
+                decoded = self.vae.decode(latents, labels)
+        if self.statistics is not None:
+            self.statistics.observe((decoded.sample.detach().float() - images).square())
+        distortion = -self._log_likelihood(images, decoded.parameters).mean()
+        # Sums over pixels and over latents, both divided by the number of pixels: the balance stays that of the ELBO.
+        loss = (distortion + penalty) / self.dimensions
+        metrics |= {
+            "loss": loss.detach(),
+            "distortion": distortion.detach(),
+            "bits_per_dim": elbo.bits_per_dim(distortion.detach() + metrics["rate"], self.dimensions),
+            "mse": (decoded.sample.detach().float() - images).square().mean(),
+        }
+        if config.likelihood == "gaussian":
+            metrics["variance"] = self.vae.variance.clone()
+            metrics["bits_per_dim"] += elbo.LEVEL_BITS  # a density of pixels in [-1, 1], in units of 8-bit levels
+        return loss, metrics
+
+    def _variational(
+        self, posterior: Any, batch: Batch, weight: float
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """Latents from the posterior, the weighted KL divergence of a batch in nats per image, and metrics."""
+        latents, metrics = draw(posterior, batch, self.vae), {}
+        if isinstance(self.vae, HierarchicalVAE):
+            divergence, kind = torch.stack(posterior.kl_per_group(), dim=1), "group"
+        else:
+            divergence, kind = elbo.gaussian_kl(posterior.mean, posterior.logvar).flatten(1), "latent"
+            means, logvars = posterior.mean.detach().flatten(1), posterior.logvar.detach().flatten(1)
+            metrics["active_units"] = elbo.active_units(means).float()
+            metrics["mutual_information"] = elbo.mutual_information(latents.detach().flatten(1), means, logvars)
+        if divergence.shape[1] <= SHOWN:
+            each = divergence.detach().mean(0)
+            metrics |= {f"kl_{kind}_{number:02d}": each[number] for number in range(len(each))}
+        metrics["rate"] = divergence.detach().sum(1).mean()
+        return latents, weight * elbo.free_bits(divergence, self.config.free_bits), metrics
+
+    def _quantised(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """As `_variational`: the codes of latents, the weighted distance to them, and metrics."""
+        quantised = self.vae.quantize(latents)
+        self.vae.observe(latents.detach(), quantised.indices)
+        places = quantised.indices[0].numel()
+        rate = torch.tensor(
+            places * math.log(self.config.num_vq_embeddings), device=latents.device
+        )  # any code is as likely
+        metrics = {"rate": rate, "perplexity": self.vae.perplexity, "dead_codes": self.vae.dead_codes.clone()}
+        return quantised.latents, self.config.commitment_weight * quantised.commitment.mean(), metrics
+
+    def _log_likelihood(self, images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+        config = self.config
+        return elbo.log_likelihood(images, parameters, config.likelihood, self.vae.variance, config.num_mixtures)
+
+    def after_step(self, images: int) -> None:
+        if self.statistics is not None:
+            self.statistics.update_(self.vae.variance)
+        if isinstance(self.vae, VQVAE):
+            self.vae.update_codebook()
+
+    def warnings(self, means: dict[str, float], images_seen: int) -> list[str]:
+        return self._alarm(means, images_seen)
+
+    def pipeline(self, modules: dict[str, nn.Module], batches: Iterator[Batch] | None = None) -> DiffusionPipeline:
+        """With `batches`, a prior is fitted to the latents of training images."""
+        vae: Any = modules["vae"]
+        prior = None
+        if batches is not None and self.config.prior_components:
+            prior = self._fit_prior(vae, batches)
+        elif isinstance(vae, VQVAE):  # which cannot do without: N(0, I), so any code at any place
+            prior = GaussianMixturePrior(vae.latent_shape, num_class_embeds=vae.config.num_class_embeds)
+            prior.to(next(vae.parameters()).device)
+        names = dict(enumerate(self.class_names)) if self.class_names else None
+        return VAEPipeline(vae, prior, names, task=self.config.task, task_level=self.config.level)
+
+    @torch.no_grad()
+    def pictures(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> list[torch.Tensor]:
+        """Training images and their reconstructions; for a task, what was given, the answer, and the images."""
+        batch = next(batches)
+        shown, labels = slice(0, RECONSTRUCTED), batch.labels if self.class_names else None
+        given = degrade(batch, self.config.task, self.config.level)
+        again = modules["vae"](given, labels).sample
+        rows = [given, again] if self.config.task is None else [given, again, batch.images]
+        return [(row[shown].float() / 2 + 0.5).clamp(0, 1) for row in rows]
+
+    @torch.no_grad()
+    def _fit_prior(self, vae: Any, batches: Iterator[Batch]) -> GaussianMixturePrior:
+        latents: list[torch.Tensor] = []
+        labels: list[torch.Tensor] = []
+        wanted = min(PRIOR_SAMPLE, 4 * (self.num_images or PRIOR_SAMPLE))
+        while sum(map(len, latents)) < wanted:
+            batch = next(batches)
+            classes = batch.labels if self.class_names else None
+            encoded = vae.encode(degrade(batch, self.config.task, self.config.level), classes)
+            latents.append(encoded.latents if isinstance(vae, VQVAE) else draw(encoded.latent_dist, batch, vae))
+            labels += [] if classes is None else [classes]
+        return fit_mixture(
+            torch.cat(latents),
+            torch.cat(labels) if labels else None,
+            self.config.prior_components,
+            len(self.class_names) if self.class_names else None,
+        ).to(next(vae.parameters()).device)
+
+
+def draw(posterior: Any, batch: Batch, vae: Any) -> torch.Tensor:
+    """Latents drawn from the posterior of a batch with the random numbers of that batch."""
+    noise = batch.random.normal(*vae.latent_shape)
+    if isinstance(vae, HierarchicalVAE):
+        return posterior.sample(noise=noise)
+    return posterior.mean + posterior.std * noise
+
+
+def degrade(batch: Batch, task: str | None, level: float | None) -> torch.Tensor:
+    """What the encoder sees: the images, or, for a task, noisy or coarse ones of the same size."""
+    images = batch.images
+    if task == "denoise":
+        noise = batch.random.normal(*images.shape[1:])
+        return (images + 2 * float(level or 0) * noise).clamp(-1, 1)  # as a file can hold it
+    if task == "super_resolve":
+        small = F.avg_pool2d(images, int(level or 1))
+        return F.interpolate(small, size=images.shape[-2:], mode="bilinear")
+    return images
+
+
+def check_binary(images: torch.Tensor) -> None:
+    """Raises [`UserError`] if a pixel is neither black nor white."""
+    try:
+        elbo.check_images(images, "bernoulli")
+    except ValueError as error:
+        raise UserError(f"`likelihood` bernoulli is for black and white images: {error}") from None
+
+
+class CollapseAlarm:
+    """Says in plain words, once, when the latents carry nothing.
+
+    Args:
+        config ([`VAEConfig`]): What is in use already, and need not be advised.
+        patience (`int`, *optional*, defaults to 20000): Images over which the sign must last.
+    """
+
+    def __init__(self, config: VAEConfig, patience: int = 20_000):
+        self.config, self.patience = config, patience
+        self._since: int | None = None
+        self._told = False
+
+    def __call__(self, means: dict[str, float], images_seen: int) -> list[str]:
+        """Looks at the means of an interval of steps that ended at `images_seen`."""
+        if self.config.architecture == "vq":
+            collapsed = means.get("perplexity", math.inf) < 2
+            text = (
+                f"the codebook collapses: only {means.get('perplexity', math.nan):.1f} codes are in use. Try a lower "
+                "`learning_rate` or a larger batch."
+            )
+        else:
+            rate = means.get("rate", math.inf)
+            collapsed = rate < 0.5
+            remedies = [
+                *([f"a lower `beta` than {self.config.beta:g}"] if self.config.beta > 1 else []),
+                *(["a lower `variance`, or none"] if self.config.variance is not None else []),
+                *(["`kl_warmup` 0.2"] if not self.config.kl_warmup else []),
+                *(["`free_bits` 0.05"] if not self.config.free_bits else []),
+            ]
+            text = (
+                f"the posterior has collapsed: the latents carry {rate:.2f} nats per image, so every sample is the "
+                "mean image. The KL divergence weighs too much beside the likelihood: see that neither is averaged "
+                f"over what the other sums. Try {', '.join(remedies) or 'another `seed`'}."
+            )
+        if not collapsed:
+            self._since, self._told = None, False
+            return []
+        self._since = images_seen if self._since is None else self._since
+        if self._told or images_seen - self._since < self.patience:
+            return []
+        self._told = True
+        return [f"for {self.patience} images {text}"]

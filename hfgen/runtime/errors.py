@@ -1,0 +1,25 @@
+"""What a user can get wrong, said in one line."""
+
+import re
+from collections.abc import Mapping
+
+OPTION = re.compile(r"`([a-z_][a-z0-9_]*)`")  # how messages name an option
+
+
+class UserError(ValueError):
+    """Something that the user can fix: the message names the option or argument, its value, the reason and the remedy.
+
+    A message names options in backticks: "`resolution` 3 is too small: use at least 4 pixels." In Python it reads like
+    that; the command line writes `--resolution` in their place, prints one line and ends with exit code 2. So nothing
+    but `hfgen.commands` knows how a flag is spelt.
+    """
+
+    @property
+    def field(self) -> str | None:
+        """The option that the message is about: the first that it names."""
+        match = OPTION.search(str(self))
+        return match[1] if match else None
+
+    def renamed(self, names: Mapping[str, str]) -> "UserError":
+        """The same error for a user to whom some options have other names."""
+        return UserError(OPTION.sub(lambda match: f"`{names.get(match[1], match[1])}`", str(self)))

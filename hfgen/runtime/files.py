@@ -1,0 +1,81 @@
+"""Files and folders that are whole or absent: written under a temporary name, synced to the disk, then renamed."""
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+TEMPORARY = ".tmp-"
+
+
+@contextlib.contextmanager
+def write_at_once(path: Path) -> Iterator[Path]:
+    """Gives a temporary name beside `path` to write to, and renames it to `path` when all went well.
+
+    The folder of `path` is made if need be. If the block raises, what `path` held before is still there and the
+    temporary file is gone.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The ending stays, as several writers look at it; the name is one that no other process takes.
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name}")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text, all of it or nothing."""
+    with write_at_once(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON, all of it or nothing."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def sync(path: Path) -> None:
+    """Makes sure that a file's or folder's content is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # folders cannot be synced on some systems
+        os.fsync(descriptor)
+    os.close(descriptor)
+
+
+@contextlib.contextmanager
+def folder_at_once(target: Path) -> Iterator[Path]:
+    """Gives a folder to write into, and moves its entries into `target` when all went well.
+
+    What `target` holds beside them stays. `run.json` is moved last: a folder whose record is new has all that is new.
+    `model_index.json` is moved before it: a new folder that has it has everything that it names.
+    """
+    temporary = target / f"{TEMPORARY}pipeline"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                path.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
+                sync(path)
+        last = ("model_index.json", "run.json")
+        for path in sorted(temporary.iterdir(), key=lambda path: last.index(path.name) if path.name in last else -1):
+            old = target / path.name
+            if old.is_dir():
+                shutil.rmtree(old)
+            os.replace(path, old)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,130 @@
+"""Options: dataclass fields that are at once flags, keys of config files and arguments of Python functions."""
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from hfgen.runtime.errors import UserError
+
+
+def option(default: Any, help: str, *, choices: Sequence[Any] | None = None, **metadata: Any) -> Any:
+    """Declares a dataclass field that is also a flag.
+
+    Args:
+        default: The default value.
+        help (`str`): What it means, with its unit.
+        choices (*optional*): The values allowed.
+        metadata: `resumable=True` marks what may differ when a run is resumed (it changes no number that is
+            trained); `secret=True` what is never written to a file.
+    """
+    metadata |= {"help": help, "choices": choices}
+    if isinstance(default, list):
+        raise TypeError("use a tuple for the default of a list-valued option")
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class Options:
+    """The base of all dataclasses of options: values are checked when an object is made, wherever they come from.
+
+    Raises:
+        UserError: For a value of the wrong type, one that is no choice, and what `validate` refuses.
+    """
+
+    def __post_init__(self) -> None:
+        hints = _hints(type(self))  # type: ignore[arg-type]
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, list):  # as JSON and YAML have it
+                value = tuple(value)
+                object.__setattr__(self, field.name, value)
+            kind, optional, many = hints[field.name]
+            if value is None and optional:
+                continue
+            values = value if many and isinstance(value, tuple) else (value,)
+            if (many and not isinstance(value, tuple)) or not all(_fits(one, kind) for one in values):
+                wanted = f"{'a list of ' * many}{kind.__name__}{' or None' * optional}"
+                raise UserError(f"`{field.name}` is {value!r}, but must be {wanted}.")
+            choices = field.metadata.get("choices") or ()
+            for one in values if choices else ():
+                if one not in choices:
+                    raise UserError(f"`{field.name}` {one!r} is no choice: use {', '.join(map(str, choices))}.")
+        self.validate()
+
+    def validate(self) -> None:
+        """Checks what can be checked without data and machine.
+
+        Raises:
+            UserError: For values that are out of range, or that do not go together.
+        """
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, tuple[type, bool, bool]]:
+    """Of each field: the type of its value or values, whether it may be None, and whether it has many."""
+    found = {}
+    for name, hint in typing.get_type_hints(kind).items():
+        optional = isinstance(hint, types.UnionType)
+        if optional:
+            hint = next(part for part in typing.get_args(hint) if part is not type(None))
+        many = typing.get_origin(hint) is tuple
+        found[name] = (typing.get_args(hint)[0] if many else hint, optional, many)
+    return found
+
+
+def _fits(value: Any, kind: type) -> bool:
+    if kind is float:  # whole numbers are numbers
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def as_dict(configs: Iterable[Any]) -> dict[str, Any]:
+    """All values of some dataclasses in one flat, JSON-ready dict; secrets are left out."""
+    return {
+        field.name: list(value) if isinstance(value := getattr(config, field.name), tuple) else value
+        for config in configs
+        for field in dataclasses.fields(config)
+        if not field.metadata.get("secret")
+    }
+
+
+def make(kinds: Sequence[type], values: Mapping[str, Any]) -> list[Any]:
+    """Makes one object of each dataclass from values by name; what is left out has its default.
+
+    Raises:
+        UserError: For a name that none of them has, the nearest of which is suggested, and for a wrong value.
+    """
+    fields = {field.name: field for kind in kinds for field in dataclasses.fields(kind)}
+    for name in values:
+        if name not in fields:
+            raise UserError(f"`{name}` is no option here.{nearest(name, fields)}")
+    return [
+        kind(**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values})
+        for kind in kinds
+    ]
+
+
+def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """A sentence that suggests the known name that is most like an unknown one."""
+    import difflib
+
+    match = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {match[0]}?" if match else otherwise
+
+
+def require_positive(config: Any, *names: str) -> None:
+    """Raises [`UserError`] for the first of the named options that is not above 0."""
+    for name in names:
+        value = getattr(config, name)
+        if not value > 0:
+            raise UserError(f"`{name}` {value} is out of range: use more than 0.")
+
+
+def require_not_negative(config: Any, *names: str) -> None:
+    """Raises [`UserError`] for the first of the named options that is below 0."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value >= 0:
+            raise UserError(f"`{name}` {value} is negative: use 0 or more.")

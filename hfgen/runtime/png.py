@@ -1,0 +1,78 @@
+"""Grids of images, who makes which of them, and PNG files that say what made them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo, iTXt
+
+from hfgen import __version__
+
+# The mark of IPTC for media that a trained model made, or had a part in.
+XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" Iptc4xmpExt:DigitalSourceType='
+    '"http://cv.iptc.org/newscodes/digitalsourcetype/{}"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+def to_uint8(images: torch.Tensor) -> np.ndarray:
+    """`(B, C, H, W)` in [0, 1] to `(B, H, W, C)` in uint8."""
+    return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def to_pil(image: np.ndarray) -> Image.Image:
+    """`(H, W, C)` in uint8 to an image with 1, 3 or 4 channels."""
+    return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+
+
+def make_grid(images: Sequence[np.ndarray], columns: int | None = None, cell: int = 64, gap: int = 4) -> Image.Image:
+    """A near-square grid of images of shape `(H, W, C)`, row by row.
+
+    Small images are enlarged by a whole factor, without smoothing, to at most `cell` pixels; `gap` gray pixels part
+    them.
+    """
+    columns = columns or int(np.ceil(np.sqrt(len(images))))
+    rows = int(np.ceil(len(images) / columns))
+    factor = max(1, cell // max(images[0].shape[:2]))
+    height, width = images[0].shape[0] * factor + gap, images[0].shape[1] * factor + gap
+    canvas = np.full((rows * height + gap, columns * width + gap, images[0].shape[2]), 96, dtype=np.uint8)
+    for number, image in enumerate(images):
+        top, left = number // columns * height + gap, number % columns * width + gap
+        canvas[top : top + height - gap, left : left + width - gap] = image.repeat(factor, 0).repeat(factor, 1)
+    return to_pil(canvas)
+
+
+def notes(origin: dict[str, Any], composite: bool = False) -> dict[str, str]:
+    """What a PNG file says of its origin, by the key of the text: see [`save_png`]."""
+    kind = "compositeWithTrainedAlgorithmicMedia" if composite else "trainedAlgorithmicMedia"
+    return {
+        "Source": str(origin["model"]),
+        "Software": f"hfgen {__version__}",
+        "Comment": json.dumps(origin),
+        "XML:com.adobe.xmp": iTXt(XMP.format(kind)),
+    }
+
+
+def save_png(image: Image.Image, path: Path, origin: dict[str, Any] | None = None, composite: bool = False) -> None:
+    """Writes a PNG file at once or not at all.
+
+    Args:
+        image (`PIL.Image.Image`): The image.
+        path (`Path`): The file.
+        origin (`dict`, *optional*): What made the image: `model`, and whatever else can be written as JSON. The file
+            then says so, as the texts `Source` (the model), `Software` and `Comment` (all of it) and with IPTC's mark
+            for synthetic media.
+        composite (`bool`, *optional*, defaults to `False`): Whether real images are in it, too.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    texts = PngInfo()
+    for key, text in (notes(origin, composite) if origin is not None else {}).items():
+        texts.add_text(key, text)
+    image.save(temporary, format="PNG", pnginfo=texts)
+    temporary.replace(path)

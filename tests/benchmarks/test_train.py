@@ -1,0 +1,153 @@
+"""The benchmark of training: all three loops train, and a run says what it measured."""
+
+import json
+import statistics
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import ROOT
+from torch.utils.flop_counter import FlopCounterMode
+
+from hfgen.runtime.errors import UserError
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import benchmark_train as BENCHMARK  # under its own name, by which the processes that it starts find it
+
+SMALL = "--dataset_name digits --resolution 8 --train_batch_size 16 --mixed_precision no --cpu_threads 1".split()
+NETWORKS = {
+    "ddpm": "--block_out_channels 8 8 --norm_num_groups 4 --attention_head_dim 8".split(),
+    "gan": "--latent_dim 8 --base_channels 8 --class_conditional --penalty_interval 2".split(),
+    "vae": "--block_out_channels 8 8 --latent_channels 4".split(),
+}
+
+
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
+
+
+def job(family, *more):
+    return BENCHMARK.read_job(family, [*SMALL, *NETWORKS[family], *more])
+
+
+@pytest.mark.parametrize("loop", BENCHMARK.LOOPS)
+@pytest.mark.parametrize("family", BENCHMARK.FAMILIES)
+def test_the_loops_train(family, loop, monkeypatch):
+    recipes, make = [], BENCHMARK.Job.recipe
+    monkeypatch.setattr(BENCHMARK.Job, "recipe", lambda *args: recipes.append(make(*args)) or recipes[-1])
+    averages = []
+    for path in ("hfgen.training.ema.EMA", "diffusers.training_utils.EMAModel"):
+        module, _, name = path.rpartition(".")
+        kind = getattr(__import__(module, fromlist=[name]), name)
+        update = "update" if name == "EMA" else "step"
+        method = getattr(kind, update)
+        monkeypatch.setattr(kind, update, lambda *args, _method=method: averages.append(_method(*args)))
+    with BENCHMARK.in_a_folder(job(family, "--lr_scheduler", "constant")) as placed:
+        step = BENCHMARK.LOOPS[loop](placed)
+        before = {id(p): p.detach().clone() for m in recipes[0].modules.values() for p in m.parameters()}
+        for _ in range(3):
+            step()
+    moved = {phase.name: BENCHMARK.parameters_of(recipes[0], phase) for phase in recipes[0].phases}
+    for name, parameters in moved.items():
+        changed = [not torch.equal(parameter, before[id(parameter)]) for parameter in parameters]
+        assert sum(changed) > 0.8 * len(changed), name  # what has no gradient yet, such as class embeddings, stays
+    assert len(recipes) == 1 and len(averages) == 3
+
+
+def test_the_example_sees_the_same_images():
+    from hfgen.data.cache import open_images
+
+    data = job("ddpm").data
+    decoded = open_images(data)
+    dataset = BENCHMARK.transformed(job("ddpm"), decoded)
+    assert len(dataset) == len(decoded.images) == 1797
+    for number in (0, 5, 1796):
+        torch.testing.assert_close(
+            dataset[number]["input"], torch.from_numpy(decoded.images[number] / 127.5 - 1).float(), atol=1e-6, rtol=0
+        )
+        assert dataset[number]["label"] == decoded.labels[number]
+
+
+def test_flops_are_counted_per_image():
+    """As torch counts them, where it can."""
+    with BENCHMARK.in_a_folder(job("vae")) as placed:
+        step = BENCHMARK.bare(placed)
+        with FlopCounterMode(display=False) as counter:
+            step()
+        assert BENCHMARK.count_flops(placed) == counter.get_total_flops() / 16
+    counts = []
+    for batch in (8, 16):
+        with BENCHMARK.in_a_folder(job("vae", "--train_batch_size", str(batch))) as placed:
+            counts.append(BENCHMARK.count_flops(placed))
+    assert counts[0] == counts[1] > 1e5
+
+
+def test_a_run_of_all_families(tmp_path, capsys):
+    output = tmp_path / "train.json"
+    options = "--rounds 3 --round_seconds 0.01 --start_ups 0 --clock cpu".split()
+    BENCHMARK.main([*options, *SMALL, "--output", str(output)])
+    report, printed = json.loads(output.read_text()), capsys.readouterr().out
+    assert report["command"].endswith(f"--clock cpu {' '.join(SMALL)} --output {output}")
+    assert report["config"]["benchmark"]["clock"] == "cpu" and report["config"]["gan"]["r1_gamma"] > 0
+    for family in BENCHMARK.FAMILIES:
+        found = report["measured"][family]
+        assert len(found["turns"]) == 3 and found["flops_per_image"] > 0
+        for other, ratio in found["hfgen_over"].items():
+            wanted = statistics.median(turn["hfgen"] / turn[other] for turn in found["turns"])
+            assert ratio["median"] == pytest.approx(wanted)
+        (row,) = [row for row in report["tables"]["Images per second"] if row[0] == family]
+        assert row[4].startswith(f"{found['hfgen_over']['bare']['median']:.3f} ± ")
+        overhead = f"{family}: overhead over the bare loop {1 - found['hfgen_over']['bare']['median']:.1%}"
+        assert any(note.startswith(overhead) for note in report["notes"]) and overhead in printed
+
+
+@pytest.mark.slow
+def test_processes_of_their_own(tmp_path, capsys):
+    output = tmp_path / "train.json"
+    options = "--family vae --rounds 1 --round_seconds 0.01 --start_ups 1".split()
+    BENCHMARK.main([*options, *SMALL, *NETWORKS["vae"], "--output", str(output)])
+    report = json.loads(output.read_text())
+    for process in report["measured"]["vae"]["processes"].values():
+        assert process["seconds"]["median"] > 0.5 and process["megabytes"]["median"] > 100
+    imports = report["measured"]["imports"]
+    assert imports["import torch"]["median"] > imports["import hfgen"]["median"] > 0
+    scripts = {f"{path.name} --help" for path in (ROOT / "scripts").glob("*.py")}
+    assert scripts == set(imports) - {"import torch", "import hfgen"}
+    assert [row[1] for row in report["tables"]["Memory and start-up of training"][1:]] == list(BENCHMARK.LOOPS)
+    printed = capsys.readouterr().out
+    assert "| `import hfgen` | 0.0" in printed and "the slowest help, `" in printed
+
+
+@pytest.mark.parametrize("script", ["benchmark_train", "benchmark_memory", "benchmark_throughput", "write_benchmarks"])
+def test_help_imports_no_torch(script):
+    command = [sys.executable, "-X", "importtime", ROOT / "scripts" / f"{script}.py", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0 and "--config" in result.stdout
+    assert " torch\n" not in result.stderr and " numpy\n" not in result.stderr
+
+
+def test_flags_are_told_apart():
+    mine, others = BENCHMARK.separate(
+        BENCHMARK.BenchmarkConfig, "--resolution 8 --family gan vae --snr_gamma -1 --rounds=3 --num_epochs 2".split()
+    )
+    assert mine == ["--family", "gan", "vae", "--rounds=3"]
+    assert others == ["--resolution", "8", "--snr_gamma", "-1", "--num_epochs", "2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--rounds 0", "--rounds 0 is out of range"),
+        ("--start_ups -1", "--start_ups -1 is negative"),
+        ("--family", "--family is empty"),
+        ("--family dit", "invalid choice: 'dit'"),
+        ("--r1_gamma 1", "unknown flag --r1_gamma"),
+        ("--family gan --r1_gamma -1", "--r1_gamma -1.0 is negative"),
+        ("--gradient_accumulation_steps 2", "--gradient_accumulation_steps 2: the loops are compared"),
+        ("--mixed_precision fp16", "--mixed_precision fp16: the bare loop cannot do that"),
+    ],
+)
+def test_mistakes(arguments, message):
+    with pytest.raises(UserError) as error:
+        BENCHMARK.main(arguments.split())
+    assert message in str(error.value)

@@ -1,0 +1,73 @@
+"""What tests share: tiny options, and scripts run as users run them."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+TINY_NETWORK = "--block_out_channels 8 8 --norm_num_groups 4 --attention_head_dim 8".split()
+TINY = [
+    *"--dataset_name digits --resolution 8 --train_batch_size 16 --max_train_steps 6 --lr_warmup_steps 2".split(),
+    *"--logging_steps 2 --checkpointing_steps 2 --eval_batch_size 4 --ddpm_num_inference_steps 3".split(),
+    *"--save_images_epochs 0 --mixed_precision no".split(),
+    *TINY_NETWORK,
+]
+TINY_GAN = [
+    *"--dataset_name digits --resolution 8 --train_batch_size 16 --max_train_steps 6 --latent_dim 8".split(),
+    *"--base_channels 8 --logging_steps 2 --checkpointing_steps 2 --eval_batch_size 4".split(),
+    *"--save_images_epochs 0 --mixed_precision no".split(),
+]
+TINY_VAE = [
+    *"--dataset_name digits --resolution 8 --train_batch_size 16 --max_train_steps 6 --latent_channels 4".split(),
+    *"--block_out_channels 8 8 --logging_steps 2 --checkpointing_steps 2 --eval_batch_size 4".split(),
+    *"--save_images_epochs 0 --mixed_precision no --lr_warmup_steps 2 --prior_components 2".split(),
+]
+
+
+def load_script(name: str):
+    """Imports a script as a module, to call its `main` in this process."""
+    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def start(script: str, *arguments, processes: int = 1, launcher: bool = True, env: dict | None = None, **kwargs):
+    """Starts a script as a user does: `accelerate launch`, or torchrun for several processes on a CPU."""
+    bin_dir = Path(sys.executable).parent
+    if processes > 1:
+        command = [bin_dir / "torchrun", "--standalone", "--nproc_per_node", processes]
+    elif launcher:
+        command = [bin_dir / "accelerate", "launch", "--num_processes", 1, "--num_machines", 1]
+        command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    else:
+        command = [sys.executable]
+    command += [ROOT / "scripts" / f"{script}.py", *arguments]
+    return subprocess.Popen(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | (env or {}),
+        **kwargs,
+    )
+
+
+def run(script: str, *arguments, **kwargs) -> subprocess.CompletedProcess:
+    """Runs a script to its end."""
+    process = start(script, *arguments, **kwargs)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+CLOCK = ("images_per_second", "training_seconds")
+
+
+def metrics(folder: Path) -> list[dict]:
+    """The lines of metrics of a run, without what the clock says."""
+    lines = [json.loads(line) for line in (Path(folder) / "logs" / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in CLOCK} for line in lines]
