@@ -25,12 +25,13 @@ class PipelineEntry:
     Attributes:
         pipeline (`str`): `"package.module:Class"` of the `DiffusionPipeline`, ours or one of diffusers.
         adapter (`str`): The same of its [`~sampling.capabilities.Adapter`].
-        options (`str`): The same of the dataclass of its own sampling options; its module imports no torch.
+        options (`str`, *optional*): The same of the dataclass of its own sampling options, if it has any; its module
+            imports no torch.
     """
 
     pipeline: str
     adapter: str
-    options: str
+    options: str | None = None
 
     @property
     def class_name(self) -> str:
@@ -48,7 +49,7 @@ class Family:
         options (`str`): The dataclass of its training options, an [`~runtime.options.Options`]; no torch.
         recipe (`str`): The class of its [`~training.recipe.Recipe`], made from `(options, data)`.
         pipelines (`tuple` of [`PipelineEntry`]): What its checkpoints hold.
-        card (`str`): Its template for model cards, `"package:file.md"`, which extends `base.md`.
+        card (`str`, *optional*): Its template for model cards, `"package:file.md"`, which extends `base.md`.
         presets (`str`, *optional*): A dict from names to functions that return values of options.
         default_preset (`str`, *optional*): The preset that is used unless one is given.
         spec (`str`, *optional*): A function from options to the columns of the data, [`~data.columns`]; by default
@@ -62,7 +63,7 @@ class Family:
     options: str
     recipe: str
     pipelines: tuple[PipelineEntry, ...]
-    card: str
+    card: str | None = None
     presets: str | None = None
     default_preset: str | None = None
     spec: str | None = None

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+TOYS = ROOT / "tests" / "toys"  # a package that adds two families
 
 TINY_NETWORK = "--block_out_channels 8 8 --norm_num_groups 4 --attention_head_dim 8".split()
 TINY = [
