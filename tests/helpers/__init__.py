@@ -65,6 +65,25 @@ def run(script: str, *arguments, **kwargs) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def data_info(**changes):
+    """What is known of 100 gray images of 8 pixels, but for some changes."""
+    from hfgen.data.columns import Classes
+    from hfgen.data.info import DataInfo, ImageInfo, LabelInfo, SourceInfo
+
+    values = {"mode": "L", "resolution": 8, "num_images": 100, "class_names": ("a", "b", "c"), "unlabelled": 0}
+    values |= {"kind": "labels", "shares": None} | changes
+    columns = {"image": ImageInfo(values["mode"], values["resolution"])}
+    if values["class_names"]:
+        classes = Classes(tuple(values["class_names"]), values["kind"], values["shares"], values["unlabelled"])
+        columns["label"] = LabelInfo(classes)
+    return DataInfo({"train": SourceInfo("test", "train", values["num_images"], 0, "0")}, columns)
+
+
+def modules_of(recipe):
+    """The networks of a recipe by name, without what the loop knows of them."""
+    return {name: network.module for name, network in recipe.networks.items()}
+
+
 CLOCK = ("images_per_second", "training_seconds")
 
 
