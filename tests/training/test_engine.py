@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 from helpers import data_info, modules_of
+from hfgen.data.columns import DEFAULT
 from torch import nn
 
-from hfgen.data.columns import DEFAULT
 from hfgen.data.config import DataConfig
 from hfgen.data.streams import open_stream
 from hfgen.families.gan.options import GANConfig
@@ -57,7 +57,9 @@ def test_a_step_repeats_itself_from_its_state():
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert all(
         torch.equal(a, b)
-        for a, b in zip(engine.published["generator"].parameters(), other.published["generator"].parameters(), strict=True)
+        for a, b in zip(
+            engine.published["generator"].parameters(), other.published["generator"].parameters(), strict=True
+        )
     )
     assert engine.metrics.means() == other.metrics.means()
 

@@ -94,9 +94,7 @@ def test_a_run_goes_on_by_its_own_record(tmp_path):
     hfgen.train("vae", **TINY, beta=2.0, output_dir=str(tmp_path / "whole"), lr_scheduler="constant")
     first = TINY | {"max_train_steps": 2}
     hfgen.train("vae", **first, beta=2.0, output_dir=str(tmp_path / "half"), lr_scheduler="constant")
-    resumed = hfgen.train(
-        "vae", resume_from_checkpoint="latest", output_dir=str(tmp_path / "half"), max_train_steps=4
-    )
+    resumed = hfgen.train("vae", resume_from_checkpoint="latest", output_dir=str(tmp_path / "half"), max_train_steps=4)
     assert resumed.options.own.beta == 2.0 and resumed.options.training.lr_scheduler == "constant"
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "half")
     with pytest.raises(UserError, match="`beta` 2.0 there, 3.0 here"):
@@ -107,7 +105,9 @@ def test_a_run_goes_on_by_its_own_record(tmp_path):
 
 
 def test_options_are_resolved_before_they_are_recorded(tmp_path):
-    run = hfgen.train("vae", **TINY | {"latent_channels": None, "max_train_steps": 1}, output_dir=str(tmp_path / "run"))
+    run = hfgen.train(
+        "vae", **TINY | {"latent_channels": None, "max_train_steps": 1}, output_dir=str(tmp_path / "run")
+    )
     config = json.loads((run.folder.path / "run.json").read_text())["config"]
     assert config["latent_channels"] == 32 and config["image_mode"] == "L" and config["mixed_precision"] == "no"
 
@@ -136,4 +136,6 @@ def test_the_call_is_recorded_without_secrets(tmp_path):
     assert run.record()["command"] == ""
     run = hfgen.train("vae", **TINY | {"max_train_steps": 1}, output_dir=str(tmp_path / "b"), hub_token="hf_secret")
     command = run.record()["command"]
-    assert command.startswith("hfgen.train('vae', dataset_name='digits'") and "hf_secret" not in json.dumps(run.record())
+    assert command.startswith("hfgen.train('vae', dataset_name='digits'") and "hf_secret" not in json.dumps(
+        run.record()
+    )
