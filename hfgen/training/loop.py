@@ -6,7 +6,6 @@ nor the number of processes changes what is computed.
 """
 
 import contextlib
-import dataclasses
 import itertools
 import sys
 import time
@@ -22,7 +21,7 @@ from tqdm.auto import tqdm
 
 from hfgen.data.augment import prepare
 from hfgen.data.config import DataConfig
-from hfgen.data.streams import Batches, RawBatch
+from hfgen.data.streams import RawBatch, Stream
 from hfgen.hub.background import BackgroundPush
 from hfgen.hub.push import MESSAGE, push_folder
 from hfgen.runtime.distributed import in_turns
@@ -49,7 +48,7 @@ class Trainer:
 
     Args:
         recipe ([`Recipe`]): What to train.
-        batches ([`~data.batches.Batches`]): The data.
+        batches ([`~data.streams.Stream`]): The data.
         run ([`Run`]): Options and folder.
         data ([`DataConfig`]): The augmentation.
 
@@ -57,7 +56,7 @@ class Trainer:
         UserError: If the run cannot start as asked, or cannot go on.
     """
 
-    def __init__(self, recipe: Recipe, batches: Batches, run: Run, data: DataConfig):
+    def __init__(self, recipe: Recipe, batches: Stream, run: Run, data: DataConfig):
         config = run.training
         self.recipe, self.batches, self.run, self.config, self.data = recipe, batches, run, config, data
         self.accelerator = make_accelerator(config)
@@ -69,7 +68,7 @@ class Trainer:
         self._stopped_by = 0  # number of the signal
         self.seconds = 0.0  # of training, in this and earlier lives of the run
         self.length = Length(config, self.accelerator.num_processes, batches.info.num_images)
-        batches.place(self.device)
+        batches.to(self.device)
 
         self.modules = recipe.modules
         for name, module in self.modules.items():
@@ -251,10 +250,10 @@ class Trainer:
             seed = self.config.seed
             return StepRandom(seed, self.images_seen, self.length.batch, start, stop, purpose, self.device)
 
-        images = prepare(raw, self.data, stream("augmentation"))
+        images = prepare(raw, self.data, stream("augmentation"))["image"]
         if self.config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        return Batch(images, raw.labels, stream(f"phase {phase}"))
+        return Batch(images, raw.get("label"), stream(f"phase {phase}"))
 
     def _from_the_beginning(self) -> Iterator[Batch] | None:
         """The training images once more, the same ones in every process; not in the midst of a stream, whose images
@@ -265,7 +264,7 @@ class Trainer:
         def read(start: int) -> Batch:
             raw = self.batches.read(start, size)
             random = StepRandom(self.config.seed, start, size, purpose="after training", device=self.device)
-            return Batch(prepare(raw, self.data, random), raw.labels, random)
+            return Batch(prepare(raw, self.data, random)["image"], raw.get("label"), random)
 
         size = self.length.micro_batch
         return map(read, itertools.count(step=size))
@@ -548,7 +547,7 @@ class Trainer:
     def _record(self) -> dict[str, Any]:
         info = self.batches.info
         return self.run.record(
-            data=dataclasses.asdict(info),
+            data=info.as_record(),
             machine=describe(self.accelerator, self.accelerator.mixed_precision),
             precision=self.accelerator.mixed_precision,
             parameters={name: sum(p.numel() for p in module.parameters()) for name, module in self.modules.items()},

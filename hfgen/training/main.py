@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from hfgen.data.cache import DataInfo
+from hfgen.data.columns import DEFAULT
 from hfgen.data.config import DataConfig
-from hfgen.data.streams import open_batches
+from hfgen.data.info import DataInfo
+from hfgen.data.streams import open_stream
 from hfgen.hub.push import check_push
 from hfgen.training.config import TrainingConfig
 from hfgen.training.folder import Run
@@ -45,13 +46,13 @@ def train(
             model_id = check_push(model_id, training.hub_private_repo, training.hub_token)
         training = dataclasses.replace(training, hub_model_id=model_id)
     run = Run(family, (data, training, options), command)
-    batches = open_batches(
-        data, training.seed, training.hub_token, 0 if options.class_conditional else data.num_clusters
+    batches = open_stream(
+        DEFAULT, data, training.seed, training.hub_token, 0 if options.class_conditional else data.num_clusters
     )
     torch.manual_seed(training.seed)  # the initial weights
     recipe = make_recipe(batches.info)
     if not data.streaming:  # a stream's images come once
-        recipe.look(batches.read(0, min(FIRST, batches.info.num_images or FIRST)).images)
+        recipe.look(batches.read(0, min(FIRST, batches.info.num_images or FIRST))["image"])
     trainer = Trainer(recipe, batches, run, data)
     trainer.train()
     if training.push_to_hub and trainer.main:

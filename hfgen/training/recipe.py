@@ -20,7 +20,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from hfgen.data.cache import DataInfo
+from hfgen.data.info import DataInfo
 from hfgen.runtime.errors import UserError
 from hfgen.sampling.config import SamplingConfig
 from hfgen.training.random import StepRandom
@@ -77,7 +77,7 @@ def classes_of(info: DataInfo, class_conditional: bool) -> tuple[str, ...] | Non
         UserError: If classes are asked for and the images have none.
     """
     if not class_conditional:
-        return info.class_names if info.class_shares else None
+        return info.class_names if info.classes and info.classes.groups else None
     if not info.class_names:
         raise UserError(
             f"`class_conditional` needs labels, and {info.name} has no column of type ClassLabel: name the column "

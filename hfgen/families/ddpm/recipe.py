@@ -6,7 +6,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 from torch import nn
 
-from hfgen.data.cache import DataInfo
+from hfgen.data.info import DataInfo
 from hfgen.families.ddpm.options import DDPMConfig
 from hfgen.models.unet2d import build_unet, level_sizes, use_plain_attention_, zero_init_
 from hfgen.objectives import denoising
@@ -21,7 +21,7 @@ class DDPMRecipe(Recipe):
 
     Args:
         config ([`DDPMConfig`]): The options.
-        info ([`~data.images.DataInfo`]): Size, channels and classes of the images.
+        info ([`~data.info.DataInfo`]): Size, channels and classes of the images.
 
     Raises:
         UserError: If network and data do not fit.
@@ -30,10 +30,10 @@ class DDPMRecipe(Recipe):
     def __init__(self, config: DDPMConfig, info: DataInfo):
         self.config = config
         self.class_names = classes_of(info, config.class_conditional)
-        if config.class_conditional and info.unlabelled and not config.label_dropout:
+        if config.class_conditional and info.classes and info.classes.unlabelled and not config.label_dropout:
             raise UserError(
-                f"`label_dropout` 0: {info.unlabelled} of the images have no class, and only label dropout gives the "
-                "network a class for none. Use more than 0, or label the images."
+                f"`label_dropout` 0: {info.classes.unlabelled} of the images have no class, and only label dropout "
+                "gives the network a class for none. Use more than 0, or label the images."
             )
         unet = self._unet(info)
         self.scheduler = DDPMScheduler(
@@ -49,7 +49,7 @@ class DDPMRecipe(Recipe):
         self.modules = {"unet": unet}
         self.averaged = ("unet",)
         self.sampling = SamplingConfig(num_inference_steps=config.ddpm_num_inference_steps)
-        self.class_shares = info.class_shares
+        self.class_shares = info.classes.shares if info.classes else None
         if self.class_names and not self.class_shares and len(self.class_names) <= 16:
             self.grid_columns = len(self.class_names)  # a column for each class
         self.phases = (

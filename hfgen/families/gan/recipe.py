@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from hfgen.data.cache import DataInfo
+from hfgen.data.info import DataInfo
 from hfgen.families.gan.options import GANConfig
 from hfgen.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from hfgen.models.mlp_gan import MLPDiscriminator, MLPGenerator
@@ -27,7 +27,7 @@ class GANRecipe(Recipe):
 
     Args:
         config ([`GANConfig`]): The options.
-        info ([`~data.images.DataInfo`]): Size, channels and classes of the images.
+        info ([`~data.info.DataInfo`]): Size, channels and classes of the images.
 
     Raises:
         UserError: If networks and data do not fit.
@@ -36,10 +36,10 @@ class GANRecipe(Recipe):
     def __init__(self, config: GANConfig, info: DataInfo):
         self.config = config
         self.class_names = classes_of(info, config.class_conditional)
-        if config.class_conditional and info.unlabelled:
+        if config.class_conditional and info.classes and info.classes.unlabelled:
             raise UserError(
-                f"`class_conditional`: {info.unlabelled} of the images have no class, and a GAN needs one for each: "
-                "label these images, or leave them out."
+                f"`class_conditional`: {info.classes.unlabelled} of the images have no class, and a GAN needs one for "
+                "each: label these images, or leave them out."
             )
         self.objective = OBJECTIVES[config.objective]
         try:
@@ -61,7 +61,7 @@ class GANRecipe(Recipe):
                 "discriminator": "its gradient penalty differentiates twice, which compiled code cannot. To compile "
                 "it, set `r1_gamma`, `r2_gamma` and `lipschitz_weight` to 0."
             }
-        self.class_shares = info.class_shares
+        self.class_shares = info.classes.shares if info.classes else None
         if self.class_names and not self.class_shares and len(self.class_names) <= 16:
             self.grid_columns = len(self.class_names)  # a column for each class
         betas = (config.adam_beta1, config.adam_beta2)

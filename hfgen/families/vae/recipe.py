@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 from torch.nn import functional as F
 
-from hfgen.data.cache import DataInfo
+from hfgen.data.info import DataInfo
 from hfgen.families.vae.options import VAEConfig
 from hfgen.families.vae.prior import fit_mixture
 from hfgen.models.conv_vae import ConvVAE
@@ -65,7 +65,7 @@ class VAERecipe(Recipe):
 
     Args:
         config ([`VAEConfig`]): The options.
-        info ([`~data.images.DataInfo`]): Size, channels and classes of the images.
+        info ([`~data.info.DataInfo`]): Size, channels and classes of the images.
 
     Raises:
         UserError: If network and data do not fit.
@@ -74,10 +74,10 @@ class VAERecipe(Recipe):
     def __init__(self, config: VAEConfig, info: DataInfo):
         self.config = config
         self.class_names = classes_of(info, config.class_conditional)
-        if config.class_conditional and info.unlabelled:
+        if config.class_conditional and info.classes and info.classes.unlabelled:
             raise UserError(
-                f"`class_conditional`: {info.unlabelled} of the images have no class, and a VAE needs one for each: "
-                "label these images, or leave them out."
+                f"`class_conditional`: {info.classes.unlabelled} of the images have no class, and a VAE needs one for "
+                "each: label these images, or leave them out."
             )
         if config.task == "super_resolve" and info.resolution % int(config.level or 1):
             raise UserError(
