@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from hfgen.data.augment import to_float
+from hfgen.data.augment import crop_strips, to_float
 from hfgen.data.cache import META, Column, build_once, cache_key, cache_root
 from hfgen.data.columns import VARIANTS, Sources, Spec, kept_columns
 from hfgen.data.info import DataInfo, DerivedInfo, ImageInfo
-from hfgen.data.streams import CachedStream, Stream
+from hfgen.data.streams import CachedStream, RawBatch, Stream
 from hfgen.runtime.errors import UserError
 
 Encode = Callable[[dict[str, Any]], Mapping[str, torch.Tensor]]
@@ -110,8 +110,7 @@ def _encode(
         for start in range(0, total, batch_size):
             rows = torch.arange(start, min(start + batch_size, total))
             raw = stream.take({source: rows % size for source, size in sizes.items()}).to(device)
-            batch = {name: _plain(value, mirror) for name, value in raw.items()}
-            encoded = encode(batch)
+            encoded = encode({name: _plain(raw, name, mirror) for name in raw})
             for name, file in files.items():
                 if name not in encoded:
                     raise UserError(f"the family encodes {', '.join(encoded) or 'nothing'}, and no column {name!r}.")
@@ -122,8 +121,11 @@ def _encode(
     (folder / META).write_text(json.dumps(shapes))
 
 
-def _plain(value: Any, mirror: bool) -> Any:
-    """An image without augmentation, or its mirror image; other values as they are."""
+def _plain(raw: RawBatch, name: str, mirror: bool) -> Any:
+    """A column of images without augmentation, cropped in the centre, perhaps mirrored; other columns as they are."""
+    value = raw[name]
     if getattr(value, "dtype", None) != torch.uint8:
         return value
+    if name in raw.layouts:  # not an input: open_stream refuses these
+        value = crop_strips(value, raw.layouts[name], value.new_full((len(value), 1), 0.5, dtype=torch.float32))
     return to_float(value.flip(-1) if mirror else value)

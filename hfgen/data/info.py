@@ -167,8 +167,10 @@ class DataInfo:
     def __str__(self) -> str:
         parts = []
         for name, source in self.sources.items():
-            count = "a stream of images" if source.num_images is None else f"{source.num_images} images"
-            columns = [str(column) for column in self.columns.values() if column.source == name]
+            own = [column for column in self.columns.values() if column.source == name]
+            rows = "images" if any(isinstance(column, ImageInfo) for column in own) else "rows"
+            count = f"a stream of {rows}" if source.num_images is None else f"{source.num_images} {rows}"
+            columns = [str(column) for column in own]
             skipped = [f"{source.skipped} corrupt ones skipped"] if source.skipped else []
             parts.append(f"{source.name} [{source.split}]: {', '.join([count, *columns, *skipped])}")
         return "; ".join(parts)

@@ -132,12 +132,15 @@ def find_columns(features: Any, columns: Mapping[str, Given], config: DataConfig
                     f"{spelt[name]} holds no {content}; the columns are: {listing}. Give one with {content}."
                 )
             chosen[name] = column
-        open_ = [name for name, column in asked.items() if column is None]
-        for name in open_:
+        unnamed = [name for name, column in asked.items() if column is None]
+        if len(unnamed) > 1 or kind is Text:
+            same = [name for name in unnamed if name in features and fits(features[name])]
+            chosen |= {name: name for name in same if name not in chosen.values()}
+        for name in unnamed:
             free = [column for column, feature in features.items() if fits(feature) and column not in chosen.values()]
-            if name in free and (len(open_) > 1 or kind is Text):
-                chosen[name] = name
-            elif free:
+            if name in chosen:
+                continue
+            if free:
                 chosen[name] = free[0]
             elif kind is not Label:
                 other = "other " if any(fits(features[column]) for column in chosen.values()) else ""

@@ -50,8 +50,8 @@ class RawBatch(Mapping[str, Any]):
     """Columns as they are stored, by name.
 
     Attributes:
-        columns (`dict`): Images `(B, C, R, L)` in uint8; classes `(B,)` in int64, -1 for none; texts as a tuple, `None`
-            for none; derived columns `(B, V, ...)` in float32 with all their variants.
+        columns (`dict`): Images `(B, C, R, L)` in uint8; classes `(B,)` in int64, -1 for none; texts as a tuple,
+            `None` for none; derived columns `(B, V, ...)` in float32 with all their variants.
         layouts (`dict[str, torch.Tensor]`): The layout of [`~data.cache.Column`] for images that still have to be
             cropped.
         sources (`dict[str, str]`): The source of each column; those that are left out are of one.
