@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 from diffusers import DDPMPipeline
+from helpers import data_info
 
-from hfgen.data.cache import DataInfo
 from hfgen.families.ddpm.options import DDPMConfig
 from hfgen.families.ddpm.recipe import DDPMRecipe
 from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline
@@ -15,7 +15,7 @@ from hfgen.sampling.sampler import Sampler
 from hfgen.training.random import StepRandom
 from hfgen.training.recipe import Batch, Progress
 
-INFO = DataInfo("test", "train", 100, 0, 0, "L", 8, ("a", "b", "c"), "0")
+INFO = data_info()
 TINY = DDPMConfig(block_out_channels=(8, 8), norm_num_groups=4, attention_head_dim=8)
 
 
@@ -74,7 +74,7 @@ def test_labels_are_dropped_in_the_share_asked_for():
 
 
 def test_images_without_a_class_train_the_null_class():
-    recipe = DDPMRecipe(dataclasses.replace(TINY, class_conditional=True), dataclasses.replace(INFO, unlabelled=1))
+    recipe = DDPMRecipe(dataclasses.replace(TINY, class_conditional=True), data_info(unlabelled=1))
     images, labels = torch.rand(4, 1, 8, 8), torch.tensor([0, -1, 2, -1])
     loss, _ = recipe.loss(recipe.phases[0], batch_of(images, 0, labels), Progress(0, 0))
     loss.backward()
@@ -100,7 +100,7 @@ def test_pipelines():
 
 def test_channels_follow_the_data():
     for mode, channels in (("L", 1), ("RGB", 3), ("RGBA", 4)):
-        unet = DDPMRecipe(TINY, dataclasses.replace(INFO, mode=mode)).modules["unet"]
+        unet = DDPMRecipe(TINY, data_info(mode=mode)).modules["unet"]
         assert (unet.config.in_channels, unet.config.out_channels) == (channels, channels)
 
 
@@ -120,20 +120,20 @@ def test_channels_follow_the_data():
 )
 def test_mistakes(changes, info, message):
     with pytest.raises(UserError, match=message):
-        DDPMRecipe(dataclasses.replace(TINY, **changes), dataclasses.replace(INFO, **info))
+        DDPMRecipe(dataclasses.replace(TINY, **changes), data_info(**info))
 
 
 def test_a_model_config_from_a_file(tmp_path):
     DDPMRecipe(dataclasses.replace(TINY, class_conditional=True), INFO).modules["unet"].save_config(tmp_path)
     given = dataclasses.replace(TINY, class_conditional=True, model_config_name_or_path=str(tmp_path))
-    unet = DDPMRecipe(given, dataclasses.replace(INFO, resolution=16)).modules["unet"]
+    unet = DDPMRecipe(given, data_info(resolution=16)).modules["unet"]
     assert unet.config.sample_size == 16
     assert unet.conv_out.weight.abs().max() == 0
     with pytest.raises(UserError, match="num_class_embeds 4, but this run has 6, 'no class' included, classes"):
-        DDPMRecipe(given, dataclasses.replace(INFO, class_names=tuple("abcde")))
+        DDPMRecipe(given, data_info(class_names=tuple("abcde")))
     with pytest.raises(UserError, match="in_channels 1, but the images have 3"):
-        DDPMRecipe(given, dataclasses.replace(INFO, mode="RGB"))
+        DDPMRecipe(given, data_info(mode="RGB"))
     with pytest.raises(UserError, match="cannot be halved"):
-        DDPMRecipe(given, dataclasses.replace(INFO, resolution=9))
+        DDPMRecipe(given, data_info(resolution=9))
     with pytest.raises(UserError, match="cannot be loaded"):
         DDPMRecipe(dataclasses.replace(given, model_config_name_or_path=str(tmp_path / "absent")), INFO)

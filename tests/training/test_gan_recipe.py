@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 import torch
+from helpers import data_info
 
-from hfgen.data.cache import DataInfo
 from hfgen.families.gan.options import GANConfig
 from hfgen.families.gan.recipe import Alarms, GANRecipe, scatter
 from hfgen.objectives.adversarial import OBJECTIVES
@@ -15,7 +15,7 @@ from hfgen.sampling.sampler import Sampler, image_generators
 from hfgen.training.random import StepRandom
 from hfgen.training.recipe import Batch, Progress
 
-INFO = DataInfo("test", "train", 100, 0, 0, "L", 8, ("a", "b", "c"), "0")
+INFO = data_info()
 TINY = GANConfig(latent_dim=4, base_channels=8)
 ARCHITECTURES = ("mlp", "dcgan", "residual", "stylegan2")
 
@@ -242,7 +242,7 @@ def test_pipelines_and_samples():
 )
 def test_mistakes(changes, info, message):
     with pytest.raises(UserError, match=message):
-        GANRecipe(dataclasses.replace(TINY, **changes), dataclasses.replace(INFO, **info))
+        GANRecipe(dataclasses.replace(TINY, **changes), data_info(**info))
 
 
 def test_batches_too_small_for_their_statistics():

@@ -5,8 +5,8 @@ import itertools
 
 import pytest
 import torch
+from helpers import data_info
 
-from hfgen.data.cache import DataInfo
 from hfgen.families.vae.options import VAEConfig
 from hfgen.families.vae.recipe import CollapseAlarm, RunningVariance, VAERecipe, degrade
 from hfgen.objectives import elbo
@@ -16,7 +16,7 @@ from hfgen.sampling.sampler import Sampler
 from hfgen.training.random import StepRandom
 from hfgen.training.recipe import Batch, Progress
 
-INFO = DataInfo("test", "train", 100, 0, 0, "L", 8, ("a", "b", "c"), "0")
+INFO = data_info()
 TINY = VAEConfig(block_out_channels=(8, 16), latent_channels=4, prior_components=2)
 ARCHITECTURES = ("conv", "residual", "hierarchical", "vq")
 
@@ -187,7 +187,7 @@ def test_the_alarm_of_a_codebook():
 )
 def test_mistakes(changes, info, message):
     with pytest.raises(UserError) as error:
-        VAERecipe(dataclasses.replace(TINY, **changes), dataclasses.replace(INFO, **info))
+        VAERecipe(dataclasses.replace(TINY, **changes), data_info(**info))
     assert message in str(error.value)
 
 
