@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # they take seconds to import, and `--help` does not need the
     import numpy as np
     import torch
 
-    from hfgen.data.cache import DataInfo
+    from hfgen.data.info import DataInfo
 
 COLOURS = 3  # gray images are shown three times, because the pipeline of transformers makes all images RGB
 HELD_OUT = 5  # one image in so many, where there is no split to measure on
@@ -168,7 +168,7 @@ class Part:
     """Some rows of a data set, all of them with a class.
 
     Attributes:
-        data ([`~hfgen.data.images.ImageData`]): The data set.
+        data ([`~hfgen.data.cache.SourceData`]): The data set.
         rows (`np.ndarray` of shape `(N,)`): Which of its images.
     """
 
@@ -280,12 +280,13 @@ def train(model: Any, part: Part, data: DataConfig, config: ClassifierConfig, fo
     steps = itertools.count()
 
     def collate(rows: list[int]) -> dict[str, torch.Tensor]:
-        arrays = (part.data.images, part.data.labels, part.data.layout)
-        batch = RawBatch(*(None if array is None else torch.from_numpy(array[rows]) for array in arrays))  # type: ignore[arg-type]
+        assert part.data.labels is not None
+        layout = {} if part.data.layout is None else {"image": torch.from_numpy(part.data.layout[rows])}
+        raw = RawBatch({"image": torch.from_numpy(part.data.images[rows])}, layout)
         random = StepRandom(config.seed, next(steps), len(rows), purpose="augmentation")
-        images = prepare(batch, data, random).expand(-1, COLOURS, -1, -1)
-        assert batch.labels is not None
-        return {"pixel_values": images.contiguous(memory_format=torch.channels_last), "labels": batch.labels}
+        images = prepare(raw, data, random)["image"].expand(-1, COLOURS, -1, -1)
+        labels = torch.from_numpy(part.data.labels[rows])
+        return {"pixel_values": images.contiguous(memory_format=torch.channels_last), "labels": labels}
 
     total = config.num_epochs * -(-len(part.rows) // config.train_batch_size)
     arguments = TrainingArguments(

@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from hfgen.data.columns import Classes
+from hfgen.data.info import DataInfo, ImageInfo, LabelInfo, SourceInfo
+
 ROOT = Path(__file__).parents[2]
 TOYS = ROOT / "tests" / "toys"  # a package that adds two families
 
@@ -27,6 +30,16 @@ TINY_VAE = [
     *"--block_out_channels 8 8 --logging_steps 2 --checkpointing_steps 2 --eval_batch_size 4".split(),
     *"--save_images_epochs 0 --mixed_precision no --lr_warmup_steps 2 --prior_components 2".split(),
 ]
+
+
+def data_info(
+    mode: str = "L", resolution: int = 8, class_names: tuple[str, ...] | None = ("a", "b", "c"), unlabelled: int = 0
+) -> DataInfo:
+    """What a recipe is told of a hundred images."""
+    columns = {"image": ImageInfo(mode, resolution)}
+    if class_names is not None:
+        columns["label"] = LabelInfo(Classes(class_names, unlabelled=unlabelled))
+    return DataInfo({"train": SourceInfo("test", "train", 100, 0, "0")}, columns)
 
 
 def load_script(name: str):
