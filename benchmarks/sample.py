@@ -410,9 +410,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from hfgen.evaluation.features import load_extractor
     from hfgen.runtime.launch import describe, make_accelerator
-    from hfgen.training.config import TrainingConfig
 
-    accelerator = make_accelerator(TrainingConfig(mixed_precision="no", cpu_threads=config.cpu_threads))
+    accelerator = make_accelerator(cpu_threads=config.cpu_threads)
     samplers = load_samplers(config.model, sampling, accelerator.device)
     judged, real = [sampler for sampler in samplers if sampler.family == "DDPM" and config.steps], None
     if judged:  # first, as it is here that options may be wrong

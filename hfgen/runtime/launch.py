@@ -18,7 +18,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from hfgen.runtime.errors import UserError
-from hfgen.training.config import TrainingConfig
 
 
 def on_cpu() -> bool:
@@ -50,16 +49,23 @@ def resolve_precision(wanted: str) -> str:
     return wanted
 
 
-def make_accelerator(config: TrainingConfig) -> Accelerator:
-    """The one place that configures Accelerate.
+def make_accelerator(
+    precision: str = "no", cpu_threads: int | None = None, tracker: str | None = None, project_dir: str | None = None
+) -> Accelerator:
+    """Configures Accelerate; nothing else does.
+
+    Args:
+        precision (`str`, *optional*, defaults to `"no"`): As [`resolve_precision`] takes it.
+        cpu_threads (`int`, *optional*): Threads per process on a CPU; by default, all cores are dealt out.
+        tracker (`str`, *optional*): The name of a tracker of Accelerate.
+        project_dir (`str`, *optional*): Folder of the run, for the tracker.
 
     Raises:
         UserError: If the launcher's idea of this run and Accelerate's differ, or a tracker is not installed.
     """
     cpu = on_cpu()
-    precision = resolve_precision(config.mixed_precision)
+    precision = resolve_precision(precision)
     world_size = int(os.environ.get("WORLD_SIZE", 1))
-    tracker = None if config.logger == "none" else config.logger
     if tracker is not None:
         from accelerate.tracking import get_available_trackers
 
@@ -71,7 +77,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
             cpu=cpu,
             mixed_precision=precision,
             log_with=tracker,
-            project_dir=config.output_dir,
+            project_dir=project_dir,
             # The others wait while the first process computes metrics or writes files.
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=1))],
         )
@@ -97,7 +103,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     if cpu:
         # accelerate launch and torchrun leave torch one thread per process.
         local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-        torch.set_num_threads(config.cpu_threads or max(1, cores() // local))
+        torch.set_num_threads(cpu_threads or max(1, cores() // local))
     elif precision != "no":
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
     return accelerator

@@ -2,21 +2,17 @@
 
 import dataclasses
 import json
-import platform
 import shutil
-import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from hfgen.hub.push import BESIDE_COMPONENTS
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import as_dict
+from hfgen.runtime.provenance import record
 from hfgen.training import checkpoint
 from hfgen.training.config import TrainingConfig
-
-PACKAGES = ("torch", "diffusers", "accelerate", "datasets", "safetensors", "numpy")
 
 
 class Run:
@@ -129,12 +125,4 @@ class Run:
 
     def record(self, **progress: Any) -> dict[str, Any]:
         """What `run.json` holds."""
-        return {
-            "hfgen": version("hfgen"),
-            "family": self.family,
-            "command": self.command,
-            "config": self.settings,
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-            "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            **progress,
-        }
+        return record(self.command, family=self.family, config=self.settings, **progress)

@@ -7,10 +7,11 @@ nor the number of processes changes what is computed.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,15 +53,25 @@ class Trainer:
         batches ([`~data.batches.Batches`]): The data.
         run ([`Run`]): Options and folder.
         data ([`DataConfig`]): The augmentation.
+        say (`Callable`, *optional*): Prints a line; by default beside the progress bar.
 
     Raises:
         UserError: If the run cannot start as asked, or cannot go on.
     """
 
-    def __init__(self, recipe: Recipe, batches: Batches, run: Run, data: DataConfig):
+    def __init__(
+        self,
+        recipe: Recipe,
+        batches: Batches,
+        run: Run,
+        data: DataConfig,
+        say: Callable[[str], None] | None = None,
+    ):
         config = run.training
+        self._say = say or functools.partial(tqdm.write, file=sys.stdout)
         self.recipe, self.batches, self.run, self.config, self.data = recipe, batches, run, config, data
-        self.accelerator = make_accelerator(config)
+        tracker = None if config.logger == "none" else config.logger
+        self.accelerator = make_accelerator(config.mixed_precision, config.cpu_threads, tracker, config.output_dir)
         self.device = self.accelerator.device
         self.main = self.accelerator.is_main_process
         self.images_seen = 0
@@ -597,7 +608,7 @@ class Trainer:
         self.say(f"Pipeline: {folder} (its card: {folder / 'README.md'})")
         if (self._best / "model_index.json").exists():
             self.say(f"Best:     {self._best}")
-        self.say(f"Use it:   python scripts/sample.py --model {folder} --num_images 16")
+        self.say(f"Use it:   hfgen sample --model {folder} --num_images 16")
         if self.pushes:
             self.pushes.finish()
 
@@ -630,7 +641,7 @@ class Trainer:
     def say(self, text: str) -> None:
         """Prints a line, in one process, beside the progress bar."""
         if self.main:
-            tqdm.write(text, file=sys.stdout)
+            self._say(text)
 
     def _progress_bar(self) -> Any:
         return tqdm(

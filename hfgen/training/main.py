@@ -27,6 +27,7 @@ def train(
     options: Any,
     make_recipe: Callable[[DataInfo], Recipe],
     command: str = "",
+    say: Callable[[str], None] | None = None,
 ) -> None:
     """Trains a recipe on the data, and pushes the result if asked to.
 
@@ -35,6 +36,7 @@ def train(
         data ([`DataConfig`]), training ([`TrainingConfig`]), options: The three groups of options.
         make_recipe (`Callable`): Makes the recipe, knowing the images.
         command (`str`, *optional*): The command line, for the record.
+        say (`Callable`, *optional*): Prints a line; by default beside the progress bar.
 
     Raises:
         UserError: For whatever a user can put right.
@@ -52,7 +54,7 @@ def train(
     recipe = make_recipe(batches.info)
     if not data.streaming:  # a stream's images come once
         recipe.look(batches.read(0, min(FIRST, batches.info.num_images or FIRST)).images)
-    trainer = Trainer(recipe, batches, run, data)
+    trainer = Trainer(recipe, batches, run, data, say)
     trainer.train()
     if training.push_to_hub and trainer.main:
         trainer.say(f"Pushed:   {trainer.push_to_hub()}")

@@ -1,0 +1,69 @@
+"""Trains a generator: `hfgen train gan --dataset_name ylecun/mnist`; without data, on digits that are installed.
+
+    hfgen train ddpm
+    hfgen train gan --dataset_name ylecun/mnist --num_epochs 10
+    accelerate launch -m hfgen train ddpm --preset mnist
+    torchrun --nproc_per_node 2 -m hfgen train ddpm --preset cifar10
+"""
+
+import sys
+from collections.abc import Sequence
+
+from hfgen.commands.cli import Given, command_line, read, spell
+from hfgen.data.config import DataConfig
+from hfgen.registry import Family, families, find_family
+from hfgen.runtime.errors import UserError
+from hfgen.training.config import MOVED, TrainingConfig
+from hfgen.training.options import merge_options
+
+
+def option_kinds(family: Family) -> tuple[type, ...]:
+    """Returns the dataclasses whose fields are the flags."""
+    return DataConfig, TrainingConfig, family.load("options")
+
+
+def read_given(argv: Sequence[str]) -> tuple[Family, Given]:
+    """Reads the family and what was given for it.
+
+    Raises:
+        UserError: For an unknown family or flag, and for a value of the wrong type.
+    """
+    if not argv or argv[0].startswith("-"):
+        raise UserError(f"hfgen train needs the name of a family first: {', '.join(families())}.")
+    family = find_family(argv[0])
+    presets = list(family.load("presets") or ())
+    prog, title = f"hfgen train {family.name}", family.title
+    return family, read(
+        option_kinds(family), argv[1:], prog=prog, description=title, presets=presets, moved=MOVED
+    )
+
+
+def read_options(argv: Sequence[str]) -> tuple:
+    """Reads and checks the options of a run: of the data, of training, and the family's own."""
+    family, given = read_given(argv)
+    return merge_options(family, given.preset, given.values)
+
+
+def say(text: str) -> None:
+    """Prints a line of the library beside the progress bar, with options as flags."""
+    from tqdm.auto import tqdm
+
+    tqdm.write(spell(text), file=sys.stdout)
+
+
+def main(argv: Sequence[str]) -> None:
+    if argv and argv[0] in ("-h", "--help"):
+        print("usage: hfgen train FAMILY ...\n\nThe families:\n")
+        print(*(f"  {family.name:<9} {family.title}" for family in families().values()), sep="\n")
+        print("\n`hfgen train FAMILY --help` shows the flags of each, `hfgen list` the presets.")
+        return
+    family, given = read_given(argv)
+    command = command_line(f"train {family.name}", option_kinds(family), argv[1:])
+
+    # SEAM: replaced by `hfgen.training.api.train(family.name, given.preset, command=command, say=say, **given.values)`.
+    data, training, options = merge_options(family, given.preset, given.values)
+
+    from hfgen.training.main import train
+
+    recipe = family.load("recipe")
+    train(family.name, data, training, options, lambda info: recipe(options, info), command, say)
