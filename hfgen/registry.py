@@ -54,7 +54,7 @@ class Family:
         default_preset (`str`, *optional*): The preset that is used unless one is given.
         spec (`str`, *optional*): A function from options to the columns of the data, [`~data.columns`]; by default
             `{"image": Image(), "label": Label()}`.
-        compare (`Mapping`, *optional*): The options, and perhaps the `preset`, with which `compare` trains it beside the
+        compare (`Mapping`, *optional*): The options, and perhaps the `preset`, with which `compare` trains it beside
             other families, on other data than the digits; a family without is only compared when asked for.
         resolve (`str`, *optional*): A function `(options, data, machine)` that returns the options with numbers in
             place of what was left out; no torch.
@@ -84,7 +84,7 @@ class Family:
         return None if where is None else load(where, f"the {part} of the family {self.name!r} ({self.origin})")
 
     def fault(self) -> str | None:
-        """Returns what is missing of the parts that the declaration names; imports those without torch, finds others."""
+        """Returns what is missing of the parts that the declaration names; imports only those without torch."""
         try:
             for part in ("options", "presets", "spec", "resolve"):
                 self.load(part)

@@ -1,4 +1,4 @@
-"""Lists the families that can be trained, those of installed packages too, and their presets."""
+"""Lists the families that can be trained, and their presets."""
 
 from collections.abc import Sequence
 

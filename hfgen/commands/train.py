@@ -1,9 +1,11 @@
-"""Trains a generator: `hfgen train gan --dataset_name ylecun/mnist`; without data, on digits that are installed.
+"""Trains a generator of one family: `hfgen train gan --dataset_name ylecun/mnist`.
 
-    hfgen train ddpm
-    hfgen train gan --dataset_name ylecun/mnist --num_epochs 10
-    accelerate launch -m hfgen train ddpm --preset mnist
-    torchrun --nproc_per_node 2 -m hfgen train ddpm --preset cifar10
+Without data it trains on the handwritten digits that ship with the installation.
+
+hfgen train ddpm
+hfgen train gan --dataset_name ylecun/mnist --num_epochs 10
+accelerate launch -m hfgen train ddpm --preset mnist
+torchrun --nproc_per_node 2 -m hfgen train ddpm --preset cifar10
 """
 
 import sys
@@ -33,9 +35,7 @@ def read_given(argv: Sequence[str]) -> tuple[Family, Given]:
     family = find_family(argv[0])
     presets = list(family.load("presets") or ())
     prog, title = f"hfgen train {family.name}", family.title
-    return family, read(
-        option_kinds(family), argv[1:], prog=prog, description=title, presets=presets, moved=MOVED
-    )
+    return family, read(option_kinds(family), argv[1:], prog=prog, description=title, presets=presets, moved=MOVED)
 
 
 def read_options(argv: Sequence[str]) -> tuple:
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
     family, given = read_given(argv)
     command = command_line(f"train {family.name}", option_kinds(family), argv[1:])
 
-    # SEAM: replaced by `hfgen.training.api.train(family.name, given.preset, command=command, say=say, **given.values)`.
+    # SEAM: `hfgen.training.api.train(family.name, given.preset, command=command, say=say, **given.values)` comes here.
     data, training, options = merge_options(family, given.preset, given.values)
 
     from hfgen.training.main import train

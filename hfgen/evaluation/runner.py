@@ -49,8 +49,10 @@ NEEDS_LOGITS = ("is", *NEEDS_JUDGE)
 # Metrics that need more than features
 
 
-def likelihood(sampler: Sampler, part: Part, accelerator: Accelerator, leave: bool = True) -> list[Result]:
-    """Bits per dimension of real images under a VAE."""
+def likelihood(
+    sampler: Sampler, part: Part, accelerator: Accelerator, num_samples: int = LIKELIHOOD_SAMPLES, leave: bool = True
+) -> list[Result]:
+    """Bits per dimension of real images under a VAE, with so many latents for each image."""
     chosen = np.random.default_rng(DATA_SEED).permutation(len(part.rows))[:LIKELIHOOD_IMAGES]
     part = Part(part.data, np.sort(part.rows[chosen]))
     model, device = sampler.pipe.model, accelerator.device
@@ -65,7 +67,7 @@ def likelihood(sampler: Sampler, part: Part, accelerator: Accelerator, leave: bo
         pixels = part.images(indices).to(device).float() / 127.5 - 1
         given = None if labels is None else labels[indices].to(device)
         try:
-            lower, weighted = log_evidence(model, pixels, given, LIKELIHOOD_SAMPLES, generator)
+            lower, weighted = log_evidence(model, pixels, given, num_samples, generator)
         except ValueError as error:
             raise UserError(f"`metrics` bits_per_dim: {sampler.name} does not fit the data: {error}") from None
         return {"lower": lower.float(), "weighted": weighted.float()}
@@ -78,7 +80,7 @@ def likelihood(sampler: Sampler, part: Part, accelerator: Accelerator, leave: bo
     lower, weighted = (bits_per_dim(-found[name].double(), dimensions) for name in ("lower", "weighted"))
     error = (weighted.std() / len(weighted) ** 0.5).item() if len(weighted) > 1 else None
     details = {
-        "bound": f"iwae-{LIKELIHOOD_SAMPLES}",
+        "bound": f"iwae-{num_samples}",
         "likelihood": model.config.likelihood,
         "num_images": len(weighted),
         "split": part.data.info.split,
@@ -289,11 +291,11 @@ class Evaluator:
             result.real = self.baseline.get(result.key, result.real)
         return results
 
-    def likelihood(self, sampler: Sampler) -> list[Result]:
+    def likelihood(self, sampler: Sampler, num_samples: int = LIKELIHOOD_SAMPLES) -> list[Result]:
         """Bits per dimension, if they are asked for. As [`~Evaluator.measure`], but no images are generated."""
         if "bits_per_dim" not in self.metrics:
             return []
-        return likelihood(sampler, self.reference.held_out, self.accelerator, self.leave_bars)
+        return likelihood(sampler, self.reference.held_out, self.accelerator, num_samples, self.leave_bars)
 
     def _generate(self, sampler: Sampler, seed: int) -> Images | None:
         """Features of generated images; in the first process only."""
@@ -322,6 +324,7 @@ def evaluate(
     seed: int = 0,
     seeds: int = 1,
     batch_size: int = 64,
+    likelihood_samples: int = LIKELIHOOD_SAMPLES,
 ) -> dict[str, Any]:
     """Evaluates a generator against data. Every process must call this.
 
@@ -329,6 +332,7 @@ def evaluate(
         sampler, config, extractor, accelerator, metrics, num_images, batch_size: As for [`Evaluator`].
         seed (`int`, *optional*, defaults to 0): Of the first image.
         seeds (`int`, *optional*, defaults to 1): How often to repeat it with new images, for a mean and a deviation.
+        likelihood_samples (`int`, *optional*, defaults to 100): Latents per image for bits_per_dim.
 
     Returns:
         `dict`: The report, JSON, the same in every process.
@@ -340,7 +344,7 @@ def evaluate(
     start = time.perf_counter()
     starts = [seed + number * num_images for number in range(seeds)]
     repeats = [evaluator.measure(sampler, first) for first in starts]
-    once = evaluator.likelihood(sampler)
+    once = evaluator.likelihood(sampler, likelihood_samples)
     report: list[Any] = [None]
     if accelerator.is_main_process:
         results = over_seeds(repeats) + once

@@ -1,0 +1,75 @@
+"""Samples images from any checkpoint that hfgen writes, to PNG files and a grid.
+
+Image number i is made from the seed `--seed` + i alone: batch size and number of processes change nothing.
+
+    hfgen sample --model out/ddpm-digits --num_images 16
+    hfgen sample --model user/ddpm-mnist --class_labels 3 8 --guidance_scale 2
+    torchrun --nproc_per_node 2 -m hfgen sample --model out/ddpm-mnist --num_images 1000
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hfgen.commands.cli import parse
+from hfgen.commands.options import ModelOptions, check_seed, require_least
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.options import option
+from hfgen.sampling.config import SamplingConfig
+
+
+@dataclass(frozen=True)
+class SampleConfig(ModelOptions):
+    """Images: from what, how many, and where to."""
+
+    num_images: int = option(16, "number of images")
+    seed: int = option(0, "seed of the first image; each following one has the next")
+    batch_size: int | None = option(None, "images at once per process (default: as many as fit, at most 64)")
+    output_dir: str | None = option(
+        None, "folder for the images (default: <model>/images, or images-<model> for a Hub id)"
+    )
+    overwrite_output_dir: bool = option(False, "replace the images that `output_dir` holds")
+
+    def validate(self) -> None:
+        super().validate()
+        require_least(self, 1, "num_images", "batch_size")
+        check_seed(self.seed, self.num_images, "num_images")
+
+
+def read_options(argv: Sequence[str]) -> tuple[SampleConfig, SamplingConfig]:
+    description = str(__doc__).partition("\n")[0]
+    config, sampling = parse((SampleConfig, SamplingConfig), argv, description=description, prog="hfgen sample")
+    return config, sampling
+
+
+def main(argv: Sequence[str]) -> None:
+    config, sampling = read_options(argv)
+    assert config.model is not None
+    folder = Path(config.model)
+    default = folder / "images" if folder.is_dir() else Path(f"images-{folder.name}")
+    output = Path(config.output_dir or default)
+
+    from hfgen.sampling.folder import existing_images, write_images
+
+    old = existing_images(output)
+    if old and not config.overwrite_output_dir:
+        raise UserError(f"`output_dir` {output} holds {len(old)} images: add `overwrite_output_dir` or give another.")
+
+    from hfgen.evaluation.report import origin_of
+    from hfgen.runtime.launch import make_accelerator
+    from hfgen.sampling.sampler import load_sampler
+
+    accelerator = make_accelerator()
+    sampler = load_sampler(config.model, sampling, accelerator.device, config.revision, config.hub_token)
+    origin = None
+    if sampling.provenance:
+        settings = {**sampler.how, "precision": sampling.mixed_precision}
+        origin = origin_of(config.model, config.revision, config.hub_token, **settings)
+    record = {"model": config.model, "revision": config.revision}
+    shown = write_images(
+        sampler, accelerator, output, config.num_images, config.seed, config.batch_size, origin, record
+    )
+    if accelerator.is_main_process:
+        print(f"{config.num_images} images in {output}, the first {shown} of them in {output / 'grid.png'}")
+    accelerator.wait_for_everyone()  # a process that ends early would tear down what the others still use
+    accelerator.end_training()
