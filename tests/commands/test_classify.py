@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
-from helpers import load_script, run
+from helpers import Command, run
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
@@ -25,7 +25,7 @@ TINY = "--dataset_name digits --resolution 8 --base_channels 8 --num_epochs 1".s
 
 @pytest.fixture(scope="module")
 def script():
-    return load_script("train_classifier")
+    return Command("classify")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from evaluation.tiny import save_classifier, save_data, save_model
-from helpers import load_script, run, start
+from helpers import Command, run, start
 from huggingface_hub import ModelCard
 from PIL import Image
 
@@ -31,7 +31,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def script():
-    module = load_script("compare")
+    module = Command("compare")
     module.TURN_SECONDS = 0.01
     return module
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 import yaml
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from helpers import load_script, run, start
+from helpers import Command, run, start
 from PIL import Image
 
 from hfgen.models.conv_vae import ConvVAE
@@ -72,7 +72,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def demo():
-    return load_script("demo")
+    return Command("demo")
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def gan(models):
 
 def sampled(model, output, *options):
     """What sample.py makes."""
-    load_script("sample").main(["--model", str(model), "--output_dir", str(output), *map(str, options)])
+    Command("sample").main(["--model", str(model), "--output_dir", str(output), *map(str, options)])
     return [np.asarray(Image.open(path)) for path in sorted(output.glob("[0-9]*.png"))]
 
 
