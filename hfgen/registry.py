@@ -26,12 +26,13 @@ class PipelineEntry:
     Attributes:
         pipeline (`str`): `"package.module:Class"` of the `DiffusionPipeline`, ours or one of diffusers.
         adapter (`str`): The same of its [`~sampling.capabilities.Adapter`].
-        options (`str`): The same of the dataclass of its own sampling options; its module imports no torch.
+        options (`str`, *optional*): The same of the dataclass of its own sampling options, if it has any; its module
+            imports no torch.
     """
 
     pipeline: str
     adapter: str
-    options: str
+    options: str | None = None
 
     @property
     def class_name(self) -> str:
@@ -49,7 +50,7 @@ class Family:
         options (`str`): The dataclass of its training options, an [`~runtime.options.Options`]; no torch.
         recipe (`str`): The class of its [`~training.recipe.Recipe`], made from `(options, data)`.
         pipelines (`tuple` of [`PipelineEntry`]): What its checkpoints hold.
-        card (`str`): Its template for model cards, `"package:file.md"`, which extends `base.md`.
+        card (`str`, *optional*): Its template for model cards, `"package:file.md"`, which extends `base.md`.
         presets (`str`, *optional*): A dict from names to functions that return values of options.
         default_preset (`str`, *optional*): The preset that is used unless one is given.
         spec (`str`, *optional*): A function from options to the columns of the data, [`~data.columns`]; by default
@@ -65,7 +66,7 @@ class Family:
     options: str
     recipe: str
     pipelines: tuple[PipelineEntry, ...]
-    card: str
+    card: str | None = None
     presets: str | None = None
     default_preset: str | None = None
     spec: str | None = None
@@ -89,7 +90,8 @@ class Family:
             for part in ("options", "presets", "spec", "resolve"):
                 self.load(part)
             for entry in self.pipelines:
-                load(entry.options, f"the sampling options of the family {self.name!r} ({self.origin})")
+                if entry.options is not None:
+                    load(entry.options, f"the sampling options of the family {self.name!r} ({self.origin})")
         except UserError as error:
             return str(error)
         for where in (self.recipe, *(part for entry in self.pipelines for part in (entry.pipeline, entry.adapter))):
@@ -130,7 +132,6 @@ def load(where: str, what: str) -> Any:
         raise UserError(f"{what} is not at {where}: {error}. Fix its declaration, or install what it needs.") from None
 
 
-@functools.cache
 def _declared() -> tuple[dict[str, Family], dict[str, UserError]]:
     points: list[Any] = [EntryPoint(where, where, GROUP) for where in OURS]
     points += sorted(entry_points(group=GROUP), key=lambda point: point.name)
@@ -157,6 +158,7 @@ def _declared() -> tuple[dict[str, Family], dict[str, UserError]]:
     return working, broken
 
 
+@functools.cache
 def families() -> Mapping[str, Family]:
     """Returns all families by name, ours first, without those of [`broken`]."""
     return _declared()[0]

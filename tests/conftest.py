@@ -46,3 +46,17 @@ def hub():
     server = Hub()
     yield server
     server.close()
+
+
+@pytest.fixture
+def toys(monkeypatch):
+    """Two families of an installed package that hfgen has never heard of: see tests/toys."""
+    from helpers import TOYS
+
+    from hfgen.registry import families
+
+    monkeypatch.syspath_prepend(str(TOYS))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TOYS), os.environ.get("PYTHONPATH", "")]))
+    families.cache_clear()
+    yield TOYS
+    families.cache_clear()

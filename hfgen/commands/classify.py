@@ -17,7 +17,6 @@ from hfgen.data.config import DataConfig
 from hfgen.evaluation.config import CLASSIFIER_PRESETS, GOOD_ACCURACY, ClassifierConfig
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import make
-from hfgen.training.options import choose_preset, with_preset
 
 KINDS = (DataConfig, ClassifierConfig)
 
@@ -25,8 +24,11 @@ KINDS = (DataConfig, ClassifierConfig)
 def read_options(argv: Sequence[str]) -> tuple[DataConfig, ClassifierConfig]:
     description = str(__doc__).partition("\n")[0]
     given = read(KINDS, argv, description=description, prog="hfgen classify", presets=list(CLASSIFIER_PRESETS))
-    name = given.preset or choose_preset(given.values, CLASSIFIER_PRESETS, "gray")
-    data, config = make(KINDS, with_preset(given.values, CLASSIFIER_PRESETS[str(name)]))
+    no_data = given.values.get("dataset_name") in (None, "digits") and given.values.get("train_data_dir") is None
+    values = CLASSIFIER_PRESETS[given.preset or ("digits" if no_data else "gray")]()
+    if given.values.get("train_data_dir") is not None:
+        values.pop("dataset_name", None)
+    data, config = make(KINDS, values | given.values)
     return data, config.resolved(data)
 
 

@@ -29,7 +29,7 @@ from hfgen.registry import Family, families
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import as_dict, option, require_positive
 from hfgen.sampling.config import SamplingConfig
-from hfgen.training.options import merge_options
+from hfgen.training.options import collect
 
 NUM_IMAGES = 5000
 EVALUATIONS, EVALUATION_IMAGES = 10, 1000  # while training
@@ -119,12 +119,11 @@ def train_missing(config: CompareConfig, reference: ReferenceConfig, folder: Pat
 def evaluations(family: Family, values: dict[str, Any]) -> dict[str, Any]:
     """Returns the options that have a training measure its own quality every now and then."""
     from hfgen.data.cache import open_images
-    from hfgen.training.schedules import Length
+    from hfgen.training.schedules import Schedule
 
-    given = {name: value for name, value in values.items() if name != "preset"}
-    data, training, _ = merge_options(family, values.get("preset"), given)
-    length = Length(training, 1, open_images(data).info.num_images)
-    every = -(-length.total // length.batch // EVALUATIONS)  # rounded up: the last one comes anyway
+    options = collect(family, **values)
+    schedule = Schedule(options.training, open_images(options.data).info.num_images)
+    every = -(-schedule.total // schedule.batch // EVALUATIONS)  # rounded up: the last one comes anyway
     return {"eval_every": every, "eval_metrics": ("fd",), "eval_num_images": EVALUATION_IMAGES}
 
 

@@ -8,20 +8,14 @@ accelerate launch -m hfgen train ddpm --preset mnist
 torchrun --nproc_per_node 2 -m hfgen train ddpm --preset cifar10
 """
 
-import sys
 from collections.abc import Sequence
+from typing import Any
 
 from hfgen.commands.cli import Given, command_line, read, spell
-from hfgen.data.config import DataConfig
 from hfgen.registry import Family, families, find_family
 from hfgen.runtime.errors import UserError
-from hfgen.training.config import MOVED, TrainingConfig
-from hfgen.training.options import merge_options
-
-
-def option_kinds(family: Family) -> tuple[type, ...]:
-    """Returns the dataclasses whose fields are the flags."""
-    return DataConfig, TrainingConfig, family.load("options")
+from hfgen.training.config import MOVED
+from hfgen.training.options import collect, option_kinds
 
 
 def read_given(argv: Sequence[str]) -> tuple[Family, Given]:
@@ -38,17 +32,10 @@ def read_given(argv: Sequence[str]) -> tuple[Family, Given]:
     return family, read(option_kinds(family), argv[1:], prog=prog, description=title, presets=presets, moved=MOVED)
 
 
-def read_options(argv: Sequence[str]) -> tuple:
+def read_options(argv: Sequence[str]) -> tuple[Any, ...]:
     """Reads and checks the options of a run: of the data, of training, and the family's own."""
     family, given = read_given(argv)
-    return merge_options(family, given.preset, given.values)
-
-
-def say(text: str) -> None:
-    """Prints a line of the library beside the progress bar, with options as flags."""
-    from tqdm.auto import tqdm
-
-    tqdm.write(spell(text), file=sys.stdout)
+    return collect(family, given.preset, **given.values).parts
 
 
 def main(argv: Sequence[str]) -> None:
@@ -60,10 +47,11 @@ def main(argv: Sequence[str]) -> None:
     family, given = read_given(argv)
     command = command_line(f"train {family.name}", option_kinds(family), argv[1:])
 
-    # SEAM: `hfgen.training.api.train(family.name, given.preset, command=command, say=say, **given.values)` comes here.
-    data, training, options = merge_options(family, given.preset, given.values)
+    options = collect(family, given.preset, command, **given.values)  # mistakes are told before torch is imported
 
-    from hfgen.training.main import train
+    from hfgen.training.api import run_training
+    from hfgen.training.run import say
 
-    recipe = family.load("recipe")
-    train(family.name, data, training, options, lambda info: recipe(options, info), command, say)
+    run = run_training(options, lambda text: say(spell(text)))
+    if run.main and not run.stopped_by:
+        say(f"Use it:   hfgen sample --model {run.folder.path} --num_images 16")

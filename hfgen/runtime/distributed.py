@@ -4,7 +4,10 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
+
+from hfgen.runtime.errors import UserError
 
 Rows = dict[str, torch.Tensor]  # by name, one row for each image
 
@@ -49,3 +52,20 @@ def in_turns(
                     collected.setdefault(name, []).append(rows.cpu())
             bar.update(min(accelerator.num_processes * size, count - int(bar.n)))
     return {name: torch.cat(parts)[:count] for name, parts in collected.items()}
+
+
+def in_first_process(accelerator: Accelerator, act: Callable[[], None]) -> None:
+    """Lets the first process do something while the others wait.
+
+    Raises:
+        UserError: If it raised one, in every process: none waits for one that is gone.
+    """
+    problem = None
+    if accelerator.is_main_process:
+        try:
+            act()
+        except UserError as error:
+            problem = str(error)
+    problem = gather_object([problem])[0]
+    if problem:
+        raise UserError(problem)

@@ -6,18 +6,30 @@ A checkpoint is written under a temporary name, synced to the disk and renamed. 
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from hfgen.runtime.distributed import in_first_process
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.files import TEMPORARY, sync, write_json
 
+if TYPE_CHECKING:
+    from hfgen.training.engine import Engine
+    from hfgen.training.folder import RunFolder
+
 FORMAT = 1
 PREFIX = "checkpoint-"
+
+
+def path_of(folder: Path, images_seen: int) -> Path:
+    """The folder of a checkpoint."""
+    return folder / f"{PREFIX}{images_seen:012d}"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -38,7 +50,7 @@ def save(folder: Path, images_seen: int, tensors: dict[str, dict[str, torch.Tens
     Raises:
         UserError: If it cannot be written; older checkpoints are untouched.
     """
-    name = f"{PREFIX}{images_seen:012d}"
+    name = path_of(folder, images_seen).name
     temporary = folder / f"{TEMPORARY}{name}"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -100,7 +112,7 @@ def prune(folder: Path, limit: int | None) -> None:
 
 
 def set_aside(folder: Path, images_seen: int) -> list[Path]:
-    """Renames checkpoints later than the one that is resumed from: they belong to a future that will not be."""
+    """Renames checkpoints later than the one that is resumed from: the run will make others in their place."""
     moved = []
     for path in list_checkpoints(folder):
         if int(path.name.removeprefix(PREFIX)) > images_seen:
@@ -108,3 +120,104 @@ def set_aside(folder: Path, images_seen: int) -> list[Path]:
             shutil.rmtree(target, ignore_errors=True)
             moved.append(path.rename(target))
     return moved
+
+
+class Checkpoints:
+    """Saves and resumes a run: all that its engine, its stream and its position are made of.
+
+    Args:
+        engine ([`Engine`]), stream ([`~data.streams.Stream`]), folder ([`RunFolder`]): The parts of the run.
+    """
+
+    def __init__(self, engine: "Engine", stream: Any, folder: "RunFolder"):
+        self.engine, self.stream, self.folder = engine, stream, folder
+        self.schedule, self.accelerator = engine.schedule, engine.accelerator
+
+    def save(self, images_seen: int, seconds: float, write_record: Callable[[], None]) -> Path:
+        """Writes a checkpoint, deletes the oldest beyond the limit, and calls `write_record`. Every process must call
+        this.
+
+        Args:
+            images_seen (`int`), seconds (`float`): The position, and the time that it took.
+            write_record (`Callable`): Writes `run.json`.
+
+        Raises:
+            UserError: If it cannot be written, in every process: none waits for one that is gone.
+        """
+        streams = gather_object([self.stream.state()])
+        tensors, values = self.engine.state_dict()
+        state = {
+            "config": self.folder.options.fixed,
+            "data": self.stream.info.fingerprint,
+            "images_per_step": self.schedule.batch,
+            "total": self.schedule.total,
+            "seconds": seconds,
+            "streams": streams,
+            **values,
+        }
+
+        def write() -> None:
+            save(self.folder.path, images_seen, tensors, state)
+            prune(self.folder.path, self.engine.config.checkpoints_total_limit)
+            write_record()
+
+        in_first_process(self.accelerator, write)
+        return path_of(self.folder.path, images_seen)
+
+    def resume(self, say: Callable[[str], None]) -> dict[str, Any]:
+        """Gives engine and stream the state of the folder's checkpoint.
+
+        Returns:
+            Its JSON values, and `has_metrics`: whether it holds sums of metrics since the last line.
+
+        Raises:
+            UserError: If it is the checkpoint of another run.
+        """
+        path = self.folder.checkpoint
+        assert path is not None
+        tensors, state = load(path)
+        try:
+            self._check(state, say)
+            self.engine.load_state_dict(tensors, state)
+        except UserError as error:
+            raise UserError(f"`resume_from_checkpoint` {path}: {error}") from None
+        if state["streams"][0] is not None:
+            self.stream.restore(state["streams"][self.accelerator.process_index])
+        if state["total"] != self.schedule.total:
+            say(
+                f"The run was to be {state['total']} images long and is now {self.schedule.total}: the learning rate "
+                "follows the new length from here on."
+            )
+        return state | {"has_metrics": bool(tensors.get("metrics"))}
+
+    def _check(self, state: dict[str, Any], say: Callable[[str], None]) -> None:
+        """Raises [`UserError`] for the checkpoint of another run, and says what another split of a batch changes."""
+        difference = self.folder.difference(state["config"])
+        if difference:
+            raise UserError(f"it belongs to a different run{difference}. Give these as they were.")
+        if state["data"] != self.stream.info.fingerprint:
+            raise UserError(f"it was trained on other data than {self.stream.info.name} now holds: give the same.")
+        if state["images_per_step"] != self.schedule.batch:
+            raise UserError(
+                f"it took {state['images_per_step']} images per step, this run takes {self.schedule.batch}: choose "
+                "`train_batch_size` and `gradient_accumulation_steps` so that processes x batch x accumulation agree."
+            )
+        streams, processes = state["streams"], self.accelerator.num_processes
+        if streams[0] is not None and len(streams) != processes:
+            raise UserError(
+                f"it was written by {len(streams)} processes; a stream can only be resumed with as many, not with "
+                f"{processes}."
+            )
+        before, now = state.get("micro_batch", self.schedule.micro_batch), self.schedule.micro_batch
+        statistics = self.engine.recipe.batch_statistics or batch_normalised(self.engine.modules)
+        if before != now and statistics:
+            say(
+                f"Warning: the batch was split into parts of {before} images and is now split into parts of {now}. Over "
+                f"each, {statistics} is computed, so the run goes on otherwise than it would have."
+            )
+
+
+def batch_normalised(modules: dict[str, torch.nn.Module]) -> str | None:
+    """Names batch normalisation if a network has it."""
+    kinds = torch.nn.modules.batchnorm._BatchNorm
+    return "batch normalisation" if any(isinstance(m, kinds) for n in modules.values() for m in n.modules()) else None

@@ -1,98 +1,100 @@
-"""The run directory: what it may be used for, and `run.json`, which says how it came about."""
+"""The folder of a run: what it may be used for, and `run.json`, which says how it came about."""
 
-import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hfgen.hub.push import BESIDE_COMPONENTS
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import as_dict
 from hfgen.runtime.provenance import record
 from hfgen.training import checkpoint
-from hfgen.training.config import TrainingConfig
+from hfgen.training.options import RunOptions
 
 
-class Run:
-    """A run's options and its folder.
+class RunFolder:
+    """A run's folder, which is also the folder of its pipeline.
 
     Args:
-        family (`str`): `"ddpm"`, ...: chooses the card.
-        configs: The dataclasses of options; one of them is a [`TrainingConfig`].
-        command (`str`, *optional*): The command line, for the record.
+        options ([`RunOptions`]): The options of the run.
 
     Raises:
-        UserError: If the folder holds another run; nothing is changed then.
+        UserError: If the folder cannot be that of this run; nothing is changed then.
     """
 
-    def __init__(self, family: str, configs: Sequence[Any], command: str = ""):
-        self.family = family
-        self.training = next(config for config in configs if isinstance(config, TrainingConfig))
-        assert self.training.output_dir is not None
-        self.folder = Path(self.training.output_dir)
-        self.settings = as_dict(configs)
-        fields = {field.name: field for config in configs for field in dataclasses.fields(config)}
-        self.fixed = {name: v for name, v in self.settings.items() if not fields[name].metadata.get("resumable")}
-        if self.settings.get("streaming") and self.training.max_train_steps is None:
-            raise UserError("`streaming` has no epochs: give the length with `max_train_steps`.")
-        self.command = command
-        self.file = self.folder / "run.json"
-        self.resume_from = self._find_checkpoint()
+    def __init__(self, options: RunOptions):
+        self.options, training = options, options.training
+        self.path = Path(str(training.output_dir))
+        self.file = self.path / "run.json"
+        self.best = self.path / "best"
+        self.logs = self.path / training.logging_dir
+        self.checkpoint = self._find_checkpoint()
+
+    @property
+    def model_id(self) -> str:
+        """The repository of the run on the Hub."""
+        return self.options.training.hub_model_id or self.path.resolve().name
+
+    def grid(self, images_seen: int) -> Path:
+        """The file of a sample grid."""
+        return self.path / "samples" / f"{images_seen:012d}.png"
+
+    def last_good(self) -> str:
+        """Says which checkpoint a failed run can go on from."""
+        good = checkpoint.list_checkpoints(self.path)
+        return f"The last good checkpoint is {good[-1]}." if good else "There is no checkpoint yet."
 
     def _find_checkpoint(self) -> Path | None:
         """Decides whether to start or to go on, and from where, without touching anything."""
-        wanted = self.training.resume_from_checkpoint
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UserError(f"`output_dir` {self.folder} is a file: give a folder.")
-        if self.folder.resolve() not in (self.folder / self.training.logging_dir).resolve().parents:
-            raise UserError(
-                f"`logging_dir` {self.training.logging_dir} is outside of `output_dir`: give a folder name."
-            )
-        names = (*BESIDE_COMPONENTS, "samples", "best", self.training.logging_dir)
-        taken = [name for name in names if (self.folder / name).exists()]
+        training = self.options.training
+        wanted = training.resume_from_checkpoint
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"`output_dir` {self.path} is a file: give a folder.")
+        if self.path.resolve() not in self.logs.resolve().parents:
+            raise UserError(f"`logging_dir` {training.logging_dir} is outside of `output_dir`: give a folder name.")
+        names = (*BESIDE_COMPONENTS, "samples", "best", training.logging_dir)
+        taken = [path.name for name in names for path in self.path.glob(name)]
         if taken and not self.file.exists():
             raise UserError(
-                f"`output_dir` {self.folder} holds {', '.join(taken)} of something else than a run of hfgen: give "
+                f"`output_dir` {self.path} holds {', '.join(taken)} of something else than a run of hfgen: give "
                 "another folder."
             )
-        if self.training.overwrite_output_dir:
+        if training.overwrite_output_dir:
             if wanted:
                 raise UserError(
                     f"`overwrite_output_dir` and `resume_from_checkpoint` {wanted} exclude each other: give only one."
                 )
             return None
-        existing = checkpoint.list_checkpoints(self.folder)
+        existing = checkpoint.list_checkpoints(self.path)
         if wanted is None:
             if existing or self.file.exists():
                 raise UserError(
-                    f"`output_dir` {self.folder} already holds a run{self._difference()}. Go on with it (add "
+                    f"`output_dir` {self.path} already holds a run{self._difference()}. Go on with it (add "
                     "`resume_from_checkpoint` latest), delete it (`overwrite_output_dir`) or give another folder."
                 )
             return None
         if wanted != "latest":
             path = Path(wanted)
-            if not path.is_dir() and (self.folder / wanted).is_dir():  # diffusers takes the bare name
-                path = self.folder / wanted
+            if not path.is_dir() and (self.path / wanted).is_dir():  # diffusers takes the bare name
+                path = self.path / wanted
             if not (path / "state.json").is_file():
                 raise UserError(f"`resume_from_checkpoint` {wanted} is no checkpoint: give `latest` or its folder.")
-            if self.file.exists() and path.resolve().parent != self.folder.resolve():
+            if self.file.exists() and path.resolve().parent != self.path.resolve():
                 raise UserError(
-                    f"`resume_from_checkpoint` {wanted} belongs to another folder than `output_dir` {self.folder}, "
+                    f"`resume_from_checkpoint` {wanted} belongs to another folder than `output_dir` {self.path}, "
                     "which holds a run of its own: give another `output_dir`."
                 )
             return path
         if self.file.exists() and (difference := self._difference()):
             raise UserError(
-                f"`output_dir` {self.folder} holds a different run{difference}. Give these as they were, or another "
+                f"`output_dir` {self.path} holds a different run{difference}. Give these as they were, or another "
                 "`output_dir`."
             )
         return existing[-1] if existing else None
 
     def _difference(self) -> str:
         try:
-            before = json.loads(self.file.read_text())["config"]
+            before = json.loads(self.file.read_text(encoding="utf-8"))["config"]
         except (OSError, ValueError, KeyError):
             return ""
         return self.difference(before)
@@ -101,28 +103,27 @@ class Run:
         """Which of the options that must not change are not what they were: empty if all are."""
         changed = [
             f"`{name}` {before[name]} there, {value} here"
-            for name, value in self.fixed.items()
-            if name in before and before[name] != value
+            for name, value in self.options.fixed.items()
+            if name in before and before[name] != value and not self.options.left_open(name, value, before[name])
         ]
         return f", whose options differ ({'; '.join(changed)})" if changed else ""
 
     def clear(self) -> None:
         """Deletes an earlier run's files, and nothing that hfgen did not write, if that was asked for."""
-        if not self.training.overwrite_output_dir or not self.file.exists():
+        if not self.options.training.overwrite_output_dir or not self.file.exists():
             return
         try:
-            entries = json.loads((self.folder / "model_index.json").read_text())
+            entries = json.loads((self.path / "model_index.json").read_text(encoding="utf-8"))
             components = [name for name, value in entries.items() if isinstance(value, list) and name.isidentifier()]
         except (OSError, ValueError):
             components = []
-        for path in [*checkpoint.list_checkpoints(self.folder), *(self.folder / name for name in components)]:
-            shutil.rmtree(path, ignore_errors=True)
-        for name in ("samples", "best", self.training.logging_dir):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+        folders = [*checkpoint.list_checkpoints(self.path), *(self.path / name for name in components)]
+        for folder in [*folders, self.path / "samples", self.best, self.logs]:
+            shutil.rmtree(folder, ignore_errors=True)
         for name in (*BESIDE_COMPONENTS, "run.json"):
-            for path in self.folder.glob(name):
+            for path in self.path.glob(name):
                 path.unlink()
 
     def record(self, **progress: Any) -> dict[str, Any]:
         """What `run.json` holds."""
-        return record(self.command, family=self.family, config=self.settings, **progress)
+        return record(self.options.command, family=self.options.family.name, config=self.options.values, **progress)

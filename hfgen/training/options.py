@@ -1,55 +1,141 @@
-"""From what a user gave to the options of a run; no torch here, so that `--help` answers at once."""
+"""The options of a run: from what was given, a preset, and the record of the run that is resumed. No torch."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hfgen.data.config import DataConfig
-from hfgen.registry import Family
-from hfgen.runtime.options import make
+from hfgen.registry import Family, find_family
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.machine import Machine
+from hfgen.runtime.options import as_dict, make
 from hfgen.training.config import TrainingConfig
 
-
-def choose_preset(given: Mapping[str, Any], presets: Mapping[str, Any], otherwise: str | None = None) -> str | None:
-    """Returns the preset, if none is given: without any data named, `digits`."""
-    no_data = given.get("dataset_name") in (None, "digits") and given.get("train_data_dir") is None
-    return "digits" if no_data and "digits" in presets else otherwise
+DIGITS = "digits"
 
 
-def with_preset(values: Mapping[str, Any], preset: Callable[[], dict[str, Any]] | None) -> dict[str, Any]:
-    """Returns the values of a preset, and over them those that were given.
+@dataclass(frozen=True)
+class RunOptions:
+    """All options of a run.
 
-    A folder of images that was given takes the place of the data set of the preset.
+    Attributes:
+        family ([`~registry.Family`]): What is trained.
+        data ([`DataConfig`]), training ([`TrainingConfig`]): The options that all families share.
+        own: Those of the family.
+        given (`frozenset[str]`): The names of those that the user gave.
+        command (`str`): The command that repeats the run, for its record.
     """
-    defaults = dict(preset()) if preset else {}
-    if "train_data_dir" in values:
-        defaults.pop("dataset_name", None)
-    return defaults | dict(values)
+
+    family: Family
+    data: DataConfig
+    training: TrainingConfig
+    own: Any
+    given: frozenset[str] = frozenset()
+    command: str = ""
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        return self.data, self.training, self.own
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Every option by name, JSON-ready, but for secrets."""
+        return as_dict(self.parts)
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """Those that a resumed run cannot change."""
+        fields = [field for part in self.parts for field in dataclasses.fields(part)]
+        resumable = {field.name for field in fields if field.metadata.get("resumable")}
+        return {name: value for name, value in self.values.items() if name not in resumable}
+
+    def left_open(self, name: str, *values: Any) -> bool:
+        """Whether one of some values of an option leaves it to data or machine."""
+        fields = {field.name: field for part in self.parts for field in dataclasses.fields(part)}
+        return bool(fields[name].metadata.get("resolved")) and any(value in (None, "auto") for value in values)
+
+    def resolve(self, info: Any, machine: Machine, precision: str) -> "RunOptions":
+        """The options with numbers in place of what was left to the data and the machine.
+
+        Args:
+            info ([`~data.info.DataInfo`]): What is known of the data.
+            machine ([`~runtime.machine.Machine`]): What it will run on.
+            precision (`str`): What `mixed_precision` "auto" is there.
+        """
+        data = dataclasses.replace(self.data, resolution=info.resolution, image_mode=info.mode)
+        training = dataclasses.replace(self.training, mixed_precision=precision)
+        resolve = self.family.load("resolve")
+        own = resolve(self.own, info, machine) if resolve else self.own
+        return dataclasses.replace(self, data=data, training=training, own=own)
 
 
-def merge_options(family: Family, preset: str | None, values: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """Makes the options of a training run. What wins, from weakest: the default, the preset, what was given.
+def option_kinds(family: Family) -> tuple[type, type, type]:
+    """The dataclasses that hold the options of a run."""
+    return DataConfig, TrainingConfig, family.load("options")
+
+
+def collect(family: str | Family, preset: str | None = None, command: str = "", **given: Any) -> RunOptions:
+    """Makes the options of a run.
+
+    What wins, from weakest to strongest: the default, the preset, the record of the run that is resumed, what is
+    given. Without any data named, the preset is `digits`.
 
     Args:
-        family ([`~registry.Family`]): What to train.
-        preset (`str`, *optional*): The preset that was given; by default one that fits the data.
-        values (`Mapping`): The options that were given.
-
-    Returns:
-        A [`DataConfig`], a [`TrainingConfig`] and the family's own options.
+        family (`str` or [`~registry.Family`]): What to train.
+        preset (`str`, *optional*): Its set of defaults that fit together.
+        command (`str`, *optional*): For the record.
+        given: Options by name.
 
     Raises:
-        UserError: For an unknown option, and for values that are out of range or do not go together.
+        UserError: For options that do not exist, have wrong values, do not go together, or are not those of the run
+            that is to be resumed.
     """
+    family = find_family(family) if isinstance(family, str) else family
+    no_data = given.get("dataset_name") in (None, DIGITS) and given.get("train_data_dir") is None
     presets = family.load("presets") or {}
-    name = preset or choose_preset(values, presets, family.default_preset)
-    given = with_preset(values, (lambda: family.preset_values(name)) if name else None)
-    data, training, options = make((DataConfig, TrainingConfig, family.load("options")), given)
-    if data.dataset_name in (None, "digits") and data.train_data_dir is None and data.resolution is None:
+    preset = preset or (DIGITS if no_data and DIGITS in presets else family.default_preset)
+    values = family.preset_values(preset) if preset else {}
+    if given.get("train_data_dir") is not None:
+        values.pop("dataset_name", None)
+    values |= read_record(family, values | given)
+    data, training, own = make(option_kinds(family), values | given)
+    if data.dataset_name in (None, DIGITS) and data.train_data_dir is None and data.resolution is None:
         data = dataclasses.replace(data, resolution=16)  # 8x8 as they come are too few pixels to please the eye
-    if hasattr(options, "check"):
-        options.check(data.resolution, training.train_batch_size)
-    source = data.train_data_dir or data.dataset_name or "digits"
-    folder = training.output_dir or f"out/{family.name}-{Path(source).resolve().name}"
-    return data, dataclasses.replace(training, output_dir=folder), options
+    if data.streaming and training.max_train_steps is None:
+        raise UserError("`streaming` has no epochs: give the length with `max_train_steps`.")
+    training = dataclasses.replace(training, output_dir=training.output_dir or default_folder(family, values | given))
+    return RunOptions(family, data, training, own, frozenset(given), command)
+
+
+def default_folder(family: Family, values: Mapping[str, Any]) -> str:
+    """The folder of a run that is given none."""
+    source = values.get("train_data_dir") or values.get("dataset_name") or DIGITS
+    return f"out/{family.name}-{Path(source).resolve().name}"
+
+
+def read_record(family: Family, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the run had which is to be resumed, so that it goes on by its own, and not by new defaults.
+
+    Raises:
+        UserError: If it is a run of another family.
+    """
+    wanted = values.get("resume_from_checkpoint")
+    if wanted is None or values.get("overwrite_output_dir"):
+        return {}
+    folder = Path(values.get("output_dir") or default_folder(family, values))
+    file = folder / "run.json" if wanted == "latest" or not Path(wanted).is_dir() else Path(wanted).parent / "run.json"
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        config, before = dict(record["config"]), record["family"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    if before != family.name:
+        raise UserError(f"`output_dir` {folder} holds a run of {before}, not of {family.name}: give another folder.")
+    known = {field.name for kind in option_kinds(family) for field in dataclasses.fields(kind)}
+    kept = {name: value for name, value in config.items() if name in known}
+    for name in ("output_dir", "resume_from_checkpoint", "overwrite_output_dir"):  # where and how, not what
+        kept.pop(name, None)
+    return kept

@@ -1,64 +1,145 @@
 """What a family says about its training: which networks, in which phases, with which loss. Nothing else.
 
-A recipe is pure: it knows no Accelerator, calls no `backward`, logs nothing and reads no clock. Plain torch trains it,
-too:
+A recipe is pure: it knows no processes, no devices and no files, calls no `backward`, logs nothing and reads no clock.
+What it must remember lives in networks of role `"state"`. Plain torch trains it, too:
 
 ```py
 recipe = DDPMRecipe(DDPMConfig(), info)
-optimizer = torch.optim.AdamW(recipe.modules["unet"].parameters(), lr=1e-3)
+phase = recipe.phases[0]
+optimizer = torch.optim.AdamW(recipe.networks["unet"].module.parameters(), lr=1e-3)
 for step in range(steps):
-    batch = Batch(images, None, StepRandom(seed, step * len(images), len(images)))
-    loss, _ = recipe.loss(recipe.phases[0], batch, Progress(step * len(images), step / steps))
+    batch = Batch({"image": images}, StepRandom(seed, step * len(images), len(images)))
+    loss, _ = recipe.loss(phase, batch, Progress(step * len(images), step / steps, step))
     loss.backward(), optimizer.step(), optimizer.zero_grad()
 ```
+
+This file imports no torch, so that a family can be declared in one file without waiting for it.
 """
 
-from collections.abc import Iterator
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-from diffusers import DiffusionPipeline
-from torch import nn
-
-from hfgen.data.cache import DataInfo
 from hfgen.runtime.errors import UserError
-from hfgen.sampling.config import SamplingConfig
-from hfgen.training.random import StepRandom
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+    from torch import nn
+
+    from hfgen.data.info import DataInfo
+    from hfgen.training.random import StepRandom
+
+TRAINED, FROZEN, STATE = "trained", "frozen", "state"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A module, and what it is to the training loop.
+
+    Attributes:
+        module (`nn.Module`): The module. It is moved and changed in place.
+        role (`str`): `"trained"`: phases update its parameters. `"frozen"`: only used; it is in evaluation mode, gets
+            no gradients, and is neither saved nor averaged nor counted, but recorded by `origin` and a digest of its
+            weights. `"state"`: changed by `after_step` or by the loss itself, without gradients; saved.
+        averaged (`bool`): Whether its moving average is sampled and published.
+        buffers (`str`): What processes do with its buffers after each step: `"averaged"` makes floating-point ones
+            their mean (running statistics) and expects others to be equal, `"broadcast"` gives all of them the first
+            process's, `"own"` leaves each process its own, which checkpoints keep one by one.
+        eager_reason (`str`, *optional*): Why `compile` must leave it alone.
+        origin (`str`, *optional*): Where a frozen network comes from: an id on the Hub with its revision, or a folder.
+    """
+
+    module: nn.Module
+    role: str = TRAINED
+    averaged: bool = False
+    buffers: str = "averaged"
+    eager_reason: str | None = None
+    origin: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.role not in (TRAINED, FROZEN, STATE):
+            raise ValueError(f"role is {self.role!r}, but must be one of {TRAINED}, {FROZEN}, {STATE}.")
+        if self.buffers not in ("averaged", "broadcast", "own"):
+            raise ValueError(f"buffers is {self.buffers!r}, but must be one of averaged, broadcast, own.")
+        if self.averaged and self.role == FROZEN:
+            raise ValueError("a frozen network does not change, so that its average is itself: leave averaged out.")
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters with a learning rate or weight decay of their own.
+
+    Attributes:
+        select (`tuple[str, ...]`): Patterns of names such as `"unet.*.bias"`; `*` stands for any characters.
+        learning_rate, weight_decay (`float`, *optional*): Where they differ from those of the optimizer.
+    """
+
+    select: tuple[str, ...]
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """AdamW (https://huggingface.co/papers/1711.05101), as a value.
+
+    Attributes:
+        learning_rate (`float`): Peak; the schedule of the run multiplies it.
+        groups (`tuple` of [`ParameterGroup`]): The first group that selects a parameter has it; the others share the
+            values above.
+    """
+
+    learning_rate: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    groups: tuple[ParameterGroup, ...] = ()
+
+    def make(self, groups: list[dict[str, Any]], fused: bool) -> torch.optim.Optimizer:
+        """Makes the optimizer of parameter groups `{"params": ..., "lr": ..., "weight_decay": ...}`."""
+        import torch
+
+        return torch.optim.AdamW(groups, betas=self.betas, eps=self.eps, fused=fused)
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One update of some of the networks, with an AdamW of its own.
+    """One update of some parameters, with an optimizer of its own.
 
     Attributes:
         name (`str`): Shown in metrics and messages.
-        updates (`tuple[str, ...]`): Names of the modules that this phase trains; the others are frozen during it.
-        learning_rate (`float`): Peak; the schedule of the run multiplies it.
+        updates (`tuple[str, ...]`): What is trained: the name of a network for all its parameters, or a pattern of
+            names such as `"unet.mid_block.*"`, in which `*` stands for any characters. All other parameters get no
+            gradients during the phase.
+        optimizer ([`AdamW`]): How.
         every (`int`): Runs in every n-th step only (lazy regularisation, several critic steps).
     """
 
     name: str
     updates: tuple[str, ...]
-    learning_rate: float
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    eps: float = 1e-8
+    optimizer: AdamW
     every: int = 1
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One micro-batch of one process.
+class Batch(dict):
+    """The columns of one micro-batch of one process, by name: `batch["image"]`, `batch["label"]`.
+
+    Images are float32 `(B, C, H, W)` in [-1, 1], labels int64 `(B,)` (the column is left out if the data has no
+    classes), texts a tuple of `str`.
 
     Attributes:
-        images (`torch.Tensor` of shape `(B, C, H, W)`): float32 in [-1, 1].
-        labels (`torch.Tensor` of shape `(B,)`, or `None`): Classes.
-        random ([`StepRandom`]): The random numbers of these images.
+        random ([`StepRandom`]): The random numbers of these images in this phase.
+        carry (`dict`): One for each micro-batch: what a phase leaves here, detached, a later phase of the same step
+            finds.
     """
 
-    images: torch.Tensor
-    labels: torch.Tensor | None
-    random: StepRandom
+    def __init__(self, columns: Mapping[str, Any], random: StepRandom, carry: dict[str, Any] | None = None):
+        super().__init__(columns)
+        self.random = random
+        self.carry: dict[str, Any] = {} if carry is None else carry
 
 
 @dataclass(frozen=True)
@@ -70,47 +151,34 @@ class Progress:
     step: int = 0
 
 
-def classes_of(info: DataInfo, class_conditional: bool) -> tuple[str, ...] | None:
-    """The names of the classes to train on: those of the labels, or those of the groups in their place.
-
-    Raises:
-        UserError: If classes are asked for and the images have none.
-    """
-    if not class_conditional:
-        return info.class_names if info.class_shares else None
-    if not info.class_names:
-        raise UserError(
-            f"`class_conditional` needs labels, and {info.name} has no column of type ClassLabel: name the column "
-            "with `label_column`, or leave `class_conditional` out."
-        )
-    return info.class_names
-
-
 class Recipe:
-    """The whole interface between a family and the loop.
+    """The whole interface between a family and the loop: made from `(options, data)`.
 
     Attributes:
-        modules (`dict[str, nn.Module]`): What is trained, checkpointed, moved and compiled, under these names.
+        networks (`dict[str, Network]`): All modules, under the names that checkpoints and metrics have for them.
         phases (`tuple[Phase, ...]`): What is updated in each step, in this order.
-        averaged (`tuple[str, ...]`): Names of the modules whose moving average is sampled and published.
-        uncompiled (`dict[str, str]`): Modules that `compile` must leave alone, each with the reason.
         grid_columns (`int`, *optional*): Columns of the sample grid; by default it is square.
-        sampling ([`~evaluation.config.SamplingConfig`]): How the pipeline makes the images of the sample grids.
+        sampling (*optional*): The sampling options of the sample grids, of the class that the family declares.
+        batch_statistics (`str`, *optional*): What in the loss is defined over a micro-batch, and not per image, so
+            that another split of the batch gives another run. Batch normalisation is noticed without it.
     """
 
-    modules: dict[str, nn.Module]
+    networks: dict[str, Network]
     phases: tuple[Phase, ...]
-    averaged: tuple[str, ...]
-    uncompiled: dict[str, str] = {}
     grid_columns: int | None = None
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: Any = None
+    batch_statistics: str | None = None
 
-    def look(self, images: torch.Tensor) -> None:
-        """Called with the first images of a data set, uint8, before anything is written.
+    def check_images(self, columns: Mapping[str, Any]) -> None:
+        """Called with the first rows of the data as they are stored (images uint8), before anything is written.
 
         Raises:
-            UserError: If they are none to train on.
+            UserError: If they cannot be trained on.
         """
+
+    def encode(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Derived columns of a batch: see [`~data.columns.Derived`]. Must not depend on random numbers."""
+        raise NotImplementedError
 
     def loss(self, phase: Phase, batch: Batch, progress: Progress) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss of a micro-batch and what is worth logging.
@@ -123,26 +191,67 @@ class Recipe:
         raise NotImplementedError
 
     def after_step(self, images: int) -> None:
-        """Called after each step of `images` images, in all processes alike: for state that no optimiser trains.
-
-        Such state lives in floating-point buffers of `modules`, which the loop has averaged over the processes.
-        """
+        """Called after each step of `images` images, in all processes alike: for state that no optimizer trains."""
 
     def warnings(self, means: dict[str, float], images_seen: int) -> list[str]:
         """What a person should know about the means of the metrics since the last call: what is wrong, and what to
-        try."""
+        try. Options are named in backticks."""
         return []
 
-    def pipeline(self, modules: dict[str, nn.Module], batches: Iterator[Batch] | None = None) -> DiffusionPipeline:
-        """The pipeline that samples and is published, made of `modules` (the averaged ones, in evaluation mode).
+    def fit(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> Any:
+        """Fits what is learnt after training, such as the prior of a VAE.
 
         Args:
-            modules: By name.
-            batches (*optional*): Training images from the beginning of the run, without end, the same ones in all
-                processes: for what is fitted to the networks afterwards. Without them, that is left out.
+            modules: The published ones, by name.
+            batches: Training images from the beginning of the run, without end, the same ones in all processes.
+
+        Returns:
+            What [`pipeline`] is given as `fitted`.
+        """
+        return None
+
+    def pipeline(self, modules: dict[str, nn.Module], fitted: Any = None) -> DiffusionPipeline:
+        """The pipeline that samples and is published.
+
+        Args:
+            modules: Averaged and frozen networks by name, in evaluation mode.
+            fitted (*optional*): What [`fit`] returned; `None` where nothing was fitted yet.
         """
         raise NotImplementedError
 
-    def pictures(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> list[torch.Tensor]:
+    def card_images(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> list[torch.Tensor]:
         """What becomes of some given images, for the card: rows `(N, C, H, W)` in [0, 1]; by default none."""
         return []
+
+
+def class_names(data: DataInfo, class_conditional: bool, needs_all: bool = True) -> tuple[str, ...] | None:
+    """The names of the classes to train on: those of the labels, or of the groups in their place; `None` for neither.
+
+    Raises:
+        UserError: If labels are asked for and the data has none, or not for all images where each needs one.
+    """
+    classes = data.classes
+    if not class_conditional:
+        return classes.names if classes and classes.groups else None
+    if classes is None:
+        raise UserError(
+            f"`class_conditional` needs labels, and {data.name} has no column of type ClassLabel: name the column "
+            "with `label_column`, or leave `class_conditional` out."
+        )
+    if needs_all and classes.unlabelled:
+        raise UserError(
+            f"`class_conditional`: {classes.unlabelled} of the images have no class, and each needs one: label these "
+            "images, or leave them out."
+        )
+    return classes.names
+
+
+def group_shares(data: DataInfo) -> tuple[float, ...] | None:
+    """The share of the images in each group, by which pipelines draw one; `None` for labels, and without classes."""
+    return data.classes.shares if data.classes and data.classes.groups else None
+
+
+def class_columns(data: DataInfo, names: tuple[str, ...] | None) -> int | None:
+    """The columns of a sample grid that shows a class in each, if there are not too many and they mean something."""
+    named = names and data.classes and not data.classes.groups and len(names) <= 16
+    return len(names) if named and names else None

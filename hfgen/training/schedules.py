@@ -25,18 +25,29 @@ def lr_factor(name: str, images: float, warmup: float, total: float) -> float:
     raise ValueError(f"lr_scheduler is {name!r}, which is unknown.")
 
 
-class Length:
+class Schedule:
     """A run's length and intervals in images: steps and epochs are converted here, once.
 
     Args:
         config ([`TrainingConfig`]): The options.
-        num_processes (`int`): How many processes train.
         num_images (`int`, *optional*): Images in an epoch; `None` for a stream, which has no epochs.
+        num_processes (`int`, *optional*, defaults to 1): How many processes train.
+        process_index (`int`, *optional*, defaults to 0): Which one this is.
+
+    Attributes:
+        micro_batch (`int`): Images of one process and micro-batch.
+        batch (`int`): Images per step, over all processes and micro-batches.
+        starts (`list[int]`): Where the micro-batches of this process begin within a step: micro-batch m of process p
+            holds the images from `(m * processes + p) * micro_batch` on.
+        total (`int`): Images of the whole run, a multiple of `batch`.
     """
 
-    def __init__(self, config: TrainingConfig, num_processes: int, num_images: int | None):
-        self.micro_batch = config.train_batch_size
-        self.batch = config.train_batch_size * config.gradient_accumulation_steps * num_processes
+    def __init__(
+        self, config: TrainingConfig, num_images: int | None = None, num_processes: int = 1, process_index: int = 0
+    ):
+        micro, accumulation = config.train_batch_size, config.gradient_accumulation_steps
+        self.micro_batch, self.batch = micro, micro * accumulation * num_processes
+        self.starts = [(number * num_processes + process_index) * micro for number in range(accumulation)]
         epoch = num_images or math.inf
         if config.max_train_steps is not None:
             self.total = config.max_train_steps * self.batch
@@ -50,6 +61,15 @@ class Length:
             self.images = config.save_images_steps * self.batch
         self.evaluation = None if config.eval_every is None else config.eval_every * self.batch
         self.model = self._epochs(config.save_model_epochs, epoch)
+        self._lr_scheduler = config.lr_scheduler
+
+    def learning_rate(self, images_seen: int) -> float:
+        """The factor of the learning rates of the step that begins after `images_seen` images."""
+        return lr_factor(self._lr_scheduler, images_seen + self.batch, self.warmup, self.total + self.batch)
+
+    def due(self, interval: int | None, images_seen: int) -> bool:
+        """Whether the step that ended at `images_seen` ended an interval of so many images."""
+        return interval is not None and images_seen // interval > (images_seen - self.batch) // interval
 
     def _epochs(self, epochs: float, epoch: float) -> int | None:
         if not epochs or math.isinf(epoch):

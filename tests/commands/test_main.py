@@ -74,9 +74,9 @@ def plugin(tmp_path, monkeypatch):
         (folder / "entry_points.txt").write_text(f"[hfgen.families]\ntoy = {value}\n")
 
     monkeypatch.syspath_prepend(tmp_path)
-    registry._declared.cache_clear()
+    registry.families.cache_clear()
     yield install
-    registry._declared.cache_clear()
+    registry.families.cache_clear()
     sys.modules.pop("toy_family", None)
 
 

@@ -58,7 +58,7 @@ def test_the_run_directory(trained):
     assert "digits [train]: 1797 images, 8x8 L, 10 classes" in result.stdout
     threads = len(os.sched_getaffinity(0))
     assert re.search(rf"CPU(| \(.*\)), {threads} threads? of {threads} cores, precision no", result.stdout)
-    for line in ("Samples:", f"Pipeline: {folder}", "Use it:   python scripts/sample.py --model"):
+    for line in ("Samples:", f"Pipeline: {folder}", "Use it:   hfgen sample --model"):
         assert line in result.stdout
     index = json.loads((folder / "model_index.json").read_text())
     index.pop("_diffusers_version")

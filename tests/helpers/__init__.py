@@ -14,6 +14,7 @@ from hfgen.commands.main import load
 from hfgen.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
+TOYS = ROOT / "tests" / "toys"  # a package that adds two families
 
 TINY_NETWORK = "--block_out_channels 8 8 --norm_num_groups 4 --attention_head_dim 8".split()
 TINY = [
@@ -97,6 +98,25 @@ def run(script: str, *arguments, **kwargs) -> subprocess.CompletedProcess:
     process = start(script, *arguments, **kwargs)
     out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def data_info(**changes):
+    """What is known of 100 gray images of 8 pixels, but for some changes."""
+    from hfgen.data.columns import Classes
+    from hfgen.data.info import DataInfo, ImageInfo, LabelInfo, SourceInfo
+
+    values = {"mode": "L", "resolution": 8, "num_images": 100, "class_names": ("a", "b", "c"), "unlabelled": 0}
+    values |= {"kind": "labels", "shares": None} | changes
+    columns = {"image": ImageInfo(values["mode"], values["resolution"])}
+    if values["class_names"]:
+        classes = Classes(tuple(values["class_names"]), values["kind"], values["shares"], values["unlabelled"])
+        columns["label"] = LabelInfo(classes)
+    return DataInfo({"train": SourceInfo("test", "train", values["num_images"], 0, "0")}, columns)
+
+
+def modules_of(recipe):
+    """The networks of a recipe by name, without what the loop knows of them."""
+    return {name: network.module for name, network in recipe.networks.items()}
 
 
 CLOCK = ("images_per_second", "training_seconds")

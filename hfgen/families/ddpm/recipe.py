@@ -1,6 +1,6 @@
 """The DDPM recipe: a `UNet2DModel` that learns to denoise (https://huggingface.co/papers/2006.11239)."""
 
-from collections.abc import Iterator
+from typing import Any
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
@@ -12,8 +12,18 @@ from hfgen.models.unet2d import build_unet, level_sizes, use_plain_attention_, z
 from hfgen.objectives import denoising
 from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline, sampling_scheduler
 from hfgen.runtime.errors import UserError
-from hfgen.sampling.config import SamplingConfig
-from hfgen.training.recipe import Batch, Phase, Progress, Recipe, classes_of
+from hfgen.sampling.config import DDPMSamplingConfig
+from hfgen.training.recipe import (
+    AdamW,
+    Batch,
+    Network,
+    Phase,
+    Progress,
+    Recipe,
+    class_columns,
+    class_names,
+    group_shares,
+)
 
 
 class DDPMRecipe(Recipe):
@@ -29,10 +39,12 @@ class DDPMRecipe(Recipe):
 
     def __init__(self, config: DDPMConfig, info: DataInfo):
         self.config = config
-        self.class_names = classes_of(info, config.class_conditional)
-        if config.class_conditional and info.unlabelled and not config.label_dropout:
+        self.class_names = class_names(info, config.class_conditional, needs_all=False)
+        self.class_shares = group_shares(info)
+        unlabelled = info.classes.unlabelled if config.class_conditional and info.classes else 0
+        if unlabelled and not config.label_dropout:
             raise UserError(
-                f"`label_dropout` 0: {info.unlabelled} of the images have no class, and only label dropout gives the "
+                f"`label_dropout` 0: {unlabelled} of the images have no class, and only label dropout gives the "
                 "network a class for none. Use more than 0, or label the images."
             )
         unet = self._unet(info)
@@ -46,22 +58,13 @@ class DDPMRecipe(Recipe):
         self.alphas_cumprod = self.scheduler.alphas_cumprod.clone()
         if not torch.cuda.is_available() and info.resolution <= 64:
             use_plain_attention_(unet)
-        self.modules = {"unet": unet}
-        self.averaged = ("unet",)
-        self.sampling = SamplingConfig(num_inference_steps=config.ddpm_num_inference_steps)
-        self.class_shares = info.class_shares
-        if self.class_names and not self.class_shares and len(self.class_names) <= 16:
-            self.grid_columns = len(self.class_names)  # a column for each class
-        self.phases = (
-            Phase(
-                "unet",
-                updates=("unet",),
-                learning_rate=config.learning_rate,
-                betas=(config.adam_beta1, config.adam_beta2),
-                weight_decay=config.adam_weight_decay,
-                eps=config.adam_epsilon,
-            ),
-        )
+        self.unet = unet
+        self.networks = {"unet": Network(unet, averaged=True)}
+        self.sampling = DDPMSamplingConfig(num_inference_steps=config.ddpm_num_inference_steps)
+        self.grid_columns = class_columns(info, self.class_names)
+        betas = (config.adam_beta1, config.adam_beta2)
+        optimizer = AdamW(config.learning_rate, betas, config.adam_epsilon, config.adam_weight_decay)
+        self.phases = (Phase("unet", ("unet",), optimizer),)
 
     @property
     def null_class(self) -> int | None:
@@ -127,34 +130,33 @@ class DDPMRecipe(Recipe):
         return unet
 
     def loss(self, phase: Phase, batch: Batch, progress: Progress) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        config, clean = self.config, batch.images
+        config, clean = self.config, batch["image"]
         if self.alphas_cumprod.device != clean.device:
             self.alphas_cumprod = self.alphas_cumprod.to(clean.device)
-        place = batch.random.stratified()
+        quantile = batch.random.stratified()  # of the timestep, in [0, 1)
         noise = batch.random.normal(*clean.shape[1:])
         labels = None
         if self.class_names:
-            assert batch.labels is not None
-            labels = batch.labels
+            labels = batch["label"]
             if self.null_class is not None:
                 dropped = batch.random.uniform() < config.label_dropout
                 labels = torch.where(dropped | (labels < 0), torch.full_like(labels, self.null_class), labels)
-        timesteps = (place * config.ddpm_num_steps).long()
+        timesteps = (quantile * config.ddpm_num_steps).long()
         alpha = self.alphas_cumprod[timesteps]
         noisy = denoising.add_noise(clean, noise, alpha)
-        prediction = self.modules["unet"](noisy, timesteps, class_labels=labels).sample
+        prediction = self.unet(noisy, timesteps, class_labels=labels).sample
         error = denoising.squared_error(prediction, denoising.target(config.prediction_type, clean, noise, alpha))
         loss = (error * denoising.loss_weight(config.prediction_type, alpha, config.snr_gamma)).mean()
         metrics = {"loss": loss.detach()}
         # The error of the noise over the quarters of the schedule: comparable between targets and weightings.
         noise_error = denoising.noise_error(config.prediction_type, error.detach(), alpha)
-        quarters = (place * 4).long()
+        quarters = (quantile * 4).long()
         for quarter in range(4):
             inside = (quarters == quarter).float()
             metrics[f"noise_mse_{quarter + 1}"] = torch.stack([(noise_error * inside).sum(), inside.sum()])
         return loss, metrics
 
-    def pipeline(self, modules: dict[str, nn.Module], batches: Iterator[Batch] | None = None) -> DiffusionPipeline:
+    def pipeline(self, modules: dict[str, nn.Module], fitted: Any = None) -> DiffusionPipeline:
         if self.class_names is None:
             return DDPMPipeline(unet=modules["unet"], scheduler=self.scheduler)
         return ClassConditionalDDPMPipeline(

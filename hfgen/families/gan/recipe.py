@@ -1,7 +1,6 @@
 """The GAN recipe: a generator and a discriminator in two phases, each a function of the other's output."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,8 +17,19 @@ from hfgen.objectives.adaptive_augmentation import AdaptiveProbability, augment
 from hfgen.objectives.adversarial import OBJECTIVES, interpolate, lipschitz_penalty, squared_gradients
 from hfgen.pipelines.gan import GANPipeline
 from hfgen.runtime.errors import UserError
-from hfgen.sampling.config import SamplingConfig
-from hfgen.training.recipe import Batch, Phase, Progress, Recipe, classes_of
+from hfgen.sampling.config import GANSamplingConfig
+from hfgen.training.recipe import (
+    STATE,
+    AdamW,
+    Batch,
+    Network,
+    Phase,
+    Progress,
+    Recipe,
+    class_columns,
+    class_names,
+    group_shares,
+)
 
 
 class GANRecipe(Recipe):
@@ -35,12 +45,7 @@ class GANRecipe(Recipe):
 
     def __init__(self, config: GANConfig, info: DataInfo):
         self.config = config
-        self.class_names = classes_of(info, config.class_conditional)
-        if config.class_conditional and info.unlabelled:
-            raise UserError(
-                f"`class_conditional`: {info.unlabelled} of the images have no class, and a GAN needs one for each: "
-                "label these images, or leave them out."
-            )
+        self.class_names = class_names(info, config.class_conditional)
         self.objective = OBJECTIVES[config.objective]
         try:
             generator, discriminator = self._networks(info)
@@ -49,38 +54,33 @@ class GANRecipe(Recipe):
             raise UserError(
                 f"{flag} does not fit {config.architecture} at {info.resolution} pixels: {error}"
             ) from None
-        self.modules = {"generator": generator, "discriminator": discriminator}
+        self.generator, self.discriminator = generator, discriminator
+        eager = None
+        if config.penalised:
+            eager = (
+                "its gradient penalty differentiates twice, which compiled code cannot. To compile it, set "
+                "`r1_gamma`, `r2_gamma` and `lipschitz_weight` to 0."
+            )
+        self.networks = {
+            "generator": Network(generator, averaged=True),
+            "discriminator": Network(discriminator, eager_reason=eager),
+        }
         self.adaptive: AdaptiveProbability | None = None
         if config.ada_target is not None:
             self.adaptive = AdaptiveProbability(config.ada_target, config.augment_probability)
-            self.modules["augmentation"] = self.adaptive
-        self.averaged = ("generator",)
-        self.sampling = SamplingConfig(truncation=config.truncation)
-        if config.penalised:
-            self.uncompiled = {
-                "discriminator": "its gradient penalty differentiates twice, which compiled code cannot. To compile "
-                "it, set `r1_gamma`, `r2_gamma` and `lipschitz_weight` to 0."
-            }
-        self.class_shares = info.class_shares
-        if self.class_names and not self.class_shares and len(self.class_names) <= 16:
-            self.grid_columns = len(self.class_names)  # a column for each class
-        betas = (config.adam_beta1, config.adam_beta2)
+            self.networks["augmentation"] = Network(self.adaptive, STATE)
+        self.sampling = GANSamplingConfig(truncation=config.truncation)
+        self.class_shares = group_shares(info)
+        self.grid_columns = class_columns(info, self.class_names)
+
+        def adam(learning_rate: float) -> AdamW:
+            return AdamW(learning_rate, (config.adam_beta1, config.adam_beta2), config.adam_epsilon)
+
         self.phases = (
             Phase(
-                "discriminator",
-                updates=("discriminator",),
-                learning_rate=config.discriminator_learning_rate or config.learning_rate,
-                betas=betas,
-                eps=config.adam_epsilon,
+                "discriminator", ("discriminator",), adam(config.discriminator_learning_rate or config.learning_rate)
             ),
-            Phase(
-                "generator",
-                updates=("generator",),
-                learning_rate=config.learning_rate,
-                betas=betas,
-                eps=config.adam_epsilon,
-                every=config.discriminator_steps,
-            ),
+            Phase("generator", ("generator",), adam(config.learning_rate), every=config.discriminator_steps),
         )
         self._alarms = Alarms(config)
 
@@ -110,9 +110,9 @@ class GANRecipe(Recipe):
 
     def loss(self, phase: Phase, batch: Batch, progress: Progress) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         latents = batch.random.normal(self.config.latent_dim)
-        labels = batch.labels if self.class_names else None  # pairs share their class, as relativistic ones must
+        labels = batch["label"] if self.class_names else None  # pairs share their class, as relativistic ones must
         options: dict[str, Any] = {}
-        generator = self.modules["generator"]
+        generator: Any = self.generator
         if isinstance(generator, StyleGAN2Generator):
             options["noise"] = [batch.random.normal(*shape) for shape in generator.noise_shapes]
         fake = generator(latents, labels, **options).sample
@@ -124,7 +124,7 @@ class GANRecipe(Recipe):
         self, batch: Batch, fake: torch.Tensor, labels: torch.Tensor | None, progress: Progress
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         config = self.config
-        real, penalties = batch.images.detach(), {}
+        real, penalties = batch["image"].detach(), {}
         if progress.step % config.penalty_interval == 0:
             wanted = (("r1", config.r1_gamma, real), ("r2", config.r2_gamma, fake))
             penalties = {name: (weight, images.requires_grad_()) for name, weight, images in wanted if weight}
@@ -170,17 +170,17 @@ class GANRecipe(Recipe):
         real_logits = None
         if self.objective.relativistic:
             with torch.no_grad():
-                real_logits = self._judge(self._augment(batch, batch.images), labels)
+                real_logits = self._judge(self._augment(batch, batch["image"]), labels)
         loss = self.objective.generator(real_logits, fake_logits).mean()
-        spread = torch.stack([scatter(images.detach(), labels) for images in (fake, batch.images)])
+        spread = torch.stack([within_class_scatter(images.detach(), labels) for images in (fake, batch["image"])])
         return loss, {"g_loss": loss.detach(), "diversity": spread}
 
     @property
     def _mixes_samples(self) -> bool:
-        return bool(self.modules["discriminator"].mixes_samples)
+        return bool(self.discriminator.mixes_samples)
 
     def _judge(self, images: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        return self.modules["discriminator"](images, labels).logits
+        return self.discriminator(images, labels).logits
 
     def _augment(self, batch: Batch, images: torch.Tensor) -> torch.Tensor:
         """What the discriminator sees: penalties are taken with respect to the image before."""
@@ -196,12 +196,12 @@ class GANRecipe(Recipe):
     def warnings(self, means: dict[str, float], images_seen: int) -> list[str]:
         return self._alarms(means, images_seen)
 
-    def pipeline(self, modules: dict[str, nn.Module], batches: Iterator[Batch] | None = None) -> DiffusionPipeline:
+    def pipeline(self, modules: dict[str, nn.Module], fitted: Any = None) -> DiffusionPipeline:
         names = dict(enumerate(self.class_names)) if self.class_names else None
         return GANPipeline(modules["generator"], names, self.class_shares)
 
 
-def scatter(images: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+def within_class_scatter(images: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
     """How much the images of a batch differ: their squared distance from their mean, or from that of their class.
 
     The mean squared distance of two images is twice their variance. Between classes there is always some, whatever a

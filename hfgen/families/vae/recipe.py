@@ -1,7 +1,7 @@
 """The VAE recipe: an encoder and a decoder that maximise the evidence lower bound together."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,18 @@ from hfgen.models.vq_vae import VQVAE
 from hfgen.objectives import elbo
 from hfgen.pipelines.vae import VAEPipeline
 from hfgen.runtime.errors import UserError
-from hfgen.training.recipe import Batch, Phase, Progress, Recipe, classes_of
+from hfgen.training.recipe import (
+    STATE,
+    AdamW,
+    Batch,
+    Network,
+    Phase,
+    Progress,
+    Recipe,
+    class_columns,
+    class_names,
+    group_shares,
+)
 
 PRIOR_SAMPLE = 20_000  # latents that the prior is fitted to, but no more than four of each image
 MOMENTUM = 0.1  # weight of a step in the running variance
@@ -73,12 +84,7 @@ class VAERecipe(Recipe):
 
     def __init__(self, config: VAEConfig, info: DataInfo):
         self.config = config
-        self.class_names = classes_of(info, config.class_conditional)
-        if config.class_conditional and info.unlabelled:
-            raise UserError(
-                f"`class_conditional`: {info.unlabelled} of the images have no class, and a VAE needs one for each: "
-                "label these images, or leave them out."
-            )
+        self.class_names = class_names(info, config.class_conditional)
         if config.task == "super_resolve" and info.resolution % int(config.level or 1):
             raise UserError(
                 f"`task_level` {config.level:g} does not divide the {info.resolution} pixels of the images."
@@ -89,27 +95,22 @@ class VAERecipe(Recipe):
             raise UserError(
                 f"`architecture` {config.architecture} does not fit the images or options: {error}"
             ) from None
-        self.modules: dict[str, nn.Module] = {"vae": self.vae}
+        self.networks = {"vae": Network(self.vae, averaged=True)}
         self.statistics: RunningVariance | None = None
         if config.variance is None:  # followed for every likelihood: restoring images needs it, too
-            self.statistics = self.modules["statistics"] = RunningVariance()
+            self.statistics = RunningVariance()
+            self.networks["statistics"] = Network(self.statistics, STATE)
         else:
             self.vae.variance.fill_(config.variance)
-        self.averaged = ("vae",)
+        if config.free_bits:
+            self.batch_statistics = "the mean of the KL divergence, which `free_bits` compares with its floor,"
         self.num_images = info.num_images
         self.dimensions = info.channels * info.resolution**2
-        if self.class_names and len(self.class_names) <= 16:
-            self.grid_columns = len(self.class_names)  # a column for each class
-        self.phases = (
-            Phase(
-                "vae",
-                updates=("vae",),
-                learning_rate=config.learning_rate,
-                betas=(config.adam_beta1, config.adam_beta2),
-                weight_decay=config.adam_weight_decay,
-                eps=config.adam_epsilon,
-            ),
-        )
+        self.class_shares = group_shares(info)
+        self.grid_columns = class_columns(info, self.class_names)
+        betas = (config.adam_beta1, config.adam_beta2)
+        optimizer = AdamW(config.learning_rate, betas, config.adam_epsilon, config.adam_weight_decay)
+        self.phases = (Phase("vae", ("vae",), optimizer),)
         self._alarm = CollapseAlarm(config)
 
     def _network(self, info: DataInfo) -> Any:
@@ -133,15 +134,15 @@ class VAERecipe(Recipe):
             return HierarchicalVAE(**options)
         return VQVAE(**options, num_vq_embeddings=config.num_vq_embeddings)
 
-    def look(self, images: torch.Tensor) -> None:
+    def check_images(self, columns: Mapping[str, Any]) -> None:
         if self.config.likelihood == "bernoulli":
-            check_binary(images / 127.5 - 1)
+            check_binary(columns["image"] / 127.5 - 1)
 
     def loss(self, phase: Phase, batch: Batch, progress: Progress) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        config, images = self.config, batch.images
+        config, images = self.config, batch["image"]
         if config.likelihood == "bernoulli" and progress.step == 0:  # augmented by now, or streamed
             check_binary(images)
-        labels = batch.labels if self.class_names else None
+        labels = batch["label"] if self.class_names else None
         encoded = self.vae.encode(degrade(batch, config.task, config.level), labels)
         if isinstance(self.vae, VQVAE):
             latents, penalty, metrics = self._quantised(encoded.latents)
@@ -211,26 +212,27 @@ class VAERecipe(Recipe):
     def warnings(self, means: dict[str, float], images_seen: int) -> list[str]:
         return self._alarm(means, images_seen)
 
-    def pipeline(self, modules: dict[str, nn.Module], batches: Iterator[Batch] | None = None) -> DiffusionPipeline:
-        """With `batches`, a prior is fitted to the latents of training images."""
+    def fit(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> GaussianMixturePrior | None:
+        """A prior, fitted to the latents of training images."""
+        return self._fit_prior(modules["vae"], batches) if self.config.prior_components else None
+
+    def pipeline(self, modules: dict[str, nn.Module], fitted: Any = None) -> DiffusionPipeline:
         vae: Any = modules["vae"]
-        prior = None
-        if batches is not None and self.config.prior_components:
-            prior = self._fit_prior(vae, batches)
-        elif isinstance(vae, VQVAE):  # which cannot do without: N(0, I), so any code at any place
+        prior = fitted
+        if prior is None and isinstance(vae, VQVAE):  # which cannot do without: N(0, I), so any code at any place
             prior = GaussianMixturePrior(vae.latent_shape, num_class_embeds=vae.config.num_class_embeds)
             prior.to(next(vae.parameters()).device)
         names = dict(enumerate(self.class_names)) if self.class_names else None
-        return VAEPipeline(vae, prior, names, task=self.config.task, task_level=self.config.level)
+        return VAEPipeline(vae, prior, names, self.class_shares, task=self.config.task, task_level=self.config.level)
 
     @torch.no_grad()
-    def pictures(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> list[torch.Tensor]:
+    def card_images(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> list[torch.Tensor]:
         """Training images and their reconstructions; for a task, what was given, the answer, and the images."""
         batch = next(batches)
-        shown, labels = slice(0, RECONSTRUCTED), batch.labels if self.class_names else None
+        shown, labels = slice(0, RECONSTRUCTED), batch["label"] if self.class_names else None
         given = degrade(batch, self.config.task, self.config.level)
         again = modules["vae"](given, labels).sample
-        rows = [given, again] if self.config.task is None else [given, again, batch.images]
+        rows = [given, again] if self.config.task is None else [given, again, batch["image"]]
         return [(row[shown].float() / 2 + 0.5).clamp(0, 1) for row in rows]
 
     @torch.no_grad()
@@ -240,7 +242,7 @@ class VAERecipe(Recipe):
         wanted = min(PRIOR_SAMPLE, 4 * (self.num_images or PRIOR_SAMPLE))
         while sum(map(len, latents)) < wanted:
             batch = next(batches)
-            classes = batch.labels if self.class_names else None
+            classes = batch["label"] if self.class_names else None
             encoded = vae.encode(degrade(batch, self.config.task, self.config.level), classes)
             latents.append(encoded.latents if isinstance(vae, VQVAE) else draw(encoded.latent_dist, batch, vae))
             labels += [] if classes is None else [classes]
@@ -262,7 +264,7 @@ def draw(posterior: Any, batch: Batch, vae: Any) -> torch.Tensor:
 
 def degrade(batch: Batch, task: str | None, level: float | None) -> torch.Tensor:
     """What the encoder sees: the images, or, for a task, noisy or coarse ones of the same size."""
-    images = batch.images
+    images = batch["image"]
     if task == "denoise":
         noise = batch.random.normal(*images.shape[1:])
         return (images + 2 * float(level or 0) * noise).clamp(-1, 1)  # as a file can hold it

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,62 +11,51 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from hfgen.runtime.files import write_text
+
 NEVER = 2**62  # "no step was non-finite": later than any number of images
 
 
-class Monitor:
-    """Collects what a run reports.
+class Metrics:
+    """Sums of metrics, and the first step that was not finite, kept on the device.
 
     Args:
-        accelerator (`Accelerator`): For reductions and trackers.
-        file (`Path`): The JSON-lines file.
-        resumed_at (`int`): Lines of later images are dropped: the steps behind them will be taken again.
-        has_sums (`bool`): Whether sums since the last line come from the checkpoint; then a line at its very position
-            was written after it, and is dropped, too.
+        accelerator (`Accelerator`): For reductions over the processes.
     """
 
-    def __init__(self, accelerator: Accelerator, file: Path, resumed_at: int = 0, has_sums: bool = False):
-        self.accelerator, self.file = accelerator, file
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
         self._sums: dict[str, torch.Tensor] = {}
-        self._bad: dict[str, torch.Tensor] = {}
-        self._since = (time.perf_counter(), resumed_at)
-        if accelerator.is_main_process:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            lines = file.read_text().splitlines() if file.exists() else []
-            kept = [line for line in lines if _images_seen(line) <= resumed_at - (has_sums and not _evaluates(line))]
-            self._evaluated_at = max((_images_seen(line) for line in kept if _evaluates(line)), default=None)
-            temporary = file.with_name(file.name + ".tmp")
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(temporary, file)
+        self._first_bad: dict[str, torch.Tensor] = {}
 
     def add(self, metrics: dict[str, torch.Tensor]) -> None:
         """Adds scalars, or pairs of a sum and a count, without waiting for the device."""
         if not metrics:
             return
-        found = {name: value.detach().float() for name, value in metrics.items()}
-        scalars = {name: value for name, value in found.items() if value.ndim == 0}
+        pairs = {name: value.detach().float() for name, value in metrics.items()}
+        scalars = {name: value for name, value in pairs.items() if value.ndim == 0}
         if scalars:  # all at once: there may be dozens, and each operation on a GPU costs its launch
             values = torch.stack(list(scalars.values()))
-            found |= zip(scalars, torch.stack([values, torch.ones_like(values)], 1).unbind(), strict=True)
-        for name, pair in found.items():
+            pairs |= zip(scalars, torch.stack([values, torch.ones_like(values)], 1).unbind(), strict=True)
+        for name, pair in pairs.items():
             if name not in self._sums:
                 self._sums[name] = torch.full_like(pair, -0.0)  # which leaves whatever is added to it as it is
-        sums = torch._foreach_add([self._sums[name] for name in found], list(found.values()))
-        self._sums |= zip(found, sums, strict=True)
+        sums = torch._foreach_add([self._sums[name] for name in pairs], list(pairs.values()))
+        self._sums |= zip(pairs, sums, strict=True)
 
-    def watch(self, phase: str, finite: torch.Tensor, images_seen: int) -> None:
+    def note_finite(self, phase: str, finite: torch.Tensor, images_seen: int) -> None:
         """Remembers, on the device, the first step of a phase whose loss or gradient was not finite."""
-        first = self._bad.get(phase)
+        first = self._first_bad.get(phase)
         if first is None:
             first = torch.full((), NEVER, dtype=torch.int64, device=finite.device)
-        self._bad[phase] = torch.where(finite, first, first.clamp_max(images_seen))
+        self._first_bad[phase] = torch.where(finite, first, first.clamp_max(images_seen))
 
     def first_bad_step(self) -> tuple[str, int] | None:
         """The first phase, and the images seen before it, that was not finite in any process; waits for the device."""
-        if not self._bad:
+        if not self._first_bad:
             return None
-        firsts = self.accelerator.gather(torch.stack(list(self._bad.values())).view(1, -1)).amin(0).tolist()
-        phase, images_seen = min(zip(self._bad, firsts, strict=True), key=lambda pair: pair[1])
+        firsts = self.accelerator.gather(torch.stack(list(self._first_bad.values())).view(1, -1)).amin(0).tolist()
+        phase, images_seen = min(zip(self._first_bad, firsts, strict=True), key=lambda pair: pair[1])
         return (phase, images_seen) if images_seen < NEVER else None
 
     def means(self) -> dict[str, float]:
@@ -79,8 +67,43 @@ class Monitor:
         self._sums.clear()
         return means
 
-    def write(self, images_seen: int, values: dict[str, Any]) -> dict[str, Any]:
-        """Writes one line and returns it."""
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The sums since the last call of `means`, over all processes.
+
+        This run goes on from the same sums as a resumed one, so that both round alike.
+        """
+        sums = {name: self.accelerator.reduce(value, reduction="sum") for name, value in self._sums.items()}
+        self.load_state_dict(sums)
+        return sums
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Goes on from the sums of a checkpoint; one process holds them, the others begin at zero."""
+        share = 1.0 if self.accelerator.is_main_process else 0.0
+        self._sums = {name: value.to(self.accelerator.device) * share for name, value in state.items()}
+
+
+class MetricsLog:
+    """The lines of metrics of a run, in a file and in a tracker.
+
+    Args:
+        accelerator (`Accelerator`): For trackers.
+        file (`Path`): The JSON-lines file.
+        resumed_at (`int`): Lines of later images are dropped: the steps behind them will be taken again.
+        has_sums (`bool`): Whether sums since the last line come from the checkpoint; then a line at its very position
+            was written after it, and is dropped, too.
+    """
+
+    def __init__(self, accelerator: Accelerator, file: Path, resumed_at: int = 0, has_sums: bool = False):
+        self.accelerator, self.file = accelerator, file
+        self._since = (time.perf_counter(), resumed_at)
+        if accelerator.is_main_process:
+            lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+            kept = [line for line in lines if _images_seen(line) <= resumed_at - (has_sums and not _evaluates(line))]
+            self._evaluated_at = max((_images_seen(line) for line in kept if _evaluates(line)), default=None)
+            write_text(file, "".join(f"{line}\n" for line in kept))
+
+    def write(self, images_seen: int, values: dict[str, Any]) -> None:
+        """Writes one line, with the speed since the last one."""
         now = time.perf_counter()
         speed = (images_seen - self._since[1]) / max(now - self._since[0], 1e-9)
         self._since = (now, images_seen)
@@ -88,7 +111,6 @@ class Monitor:
         if self.accelerator.device.type == "cuda":
             line["peak_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
         self.record(line)
-        return line
 
     def record(self, line: dict[str, Any]) -> None:
         """Writes a line as it is, in one process; an evaluation that is repeated is not written twice."""
@@ -96,7 +118,7 @@ class Monitor:
             text = json.dumps(line)
             if _evaluates(text) and line["images_seen"] == self._evaluated_at:
                 return
-            with self.file.open("a") as file:
+            with self.file.open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
         if self.accelerator.trackers:
             values = {key: value for key, value in line.items() if key != "images_seen"}
@@ -110,20 +132,6 @@ class Monitor:
         start = time.perf_counter()
         yield
         self._since = (self._since[0] + time.perf_counter() - start, self._since[1])
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """The sums since the last line, over all processes, for a checkpoint between two lines.
-
-        This run goes on from the same sums as a resumed one, so that both round alike.
-        """
-        sums = {name: self.accelerator.reduce(value, reduction="sum") for name, value in self._sums.items()}
-        self.restore(sums)
-        return sums
-
-    def restore(self, state: dict[str, torch.Tensor]) -> None:
-        """Goes on from the sums of a checkpoint; one process holds them, the others begin at zero."""
-        share = 1.0 if self.accelerator.is_main_process else 0.0
-        self._sums = {name: value.to(self.accelerator.device) * share for name, value in state.items()}
 
 
 def _evaluates(line: str) -> bool:

@@ -1,0 +1,110 @@
+"""Training from Python."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from hfgen.data.columns import DEFAULT, Derived, Sources
+from hfgen.data.derived import derive
+from hfgen.data.streams import open_stream
+from hfgen.hub.push import check_push
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.launch import make_accelerator
+from hfgen.runtime.machine import Machine
+from hfgen.training.engine import digest
+from hfgen.training.folder import RunFolder
+from hfgen.training.options import RunOptions, collect
+from hfgen.training.recipe import FROZEN
+from hfgen.training.run import Run
+
+FIRST = 256  # rows that a recipe looks at beforehand
+
+
+def train(
+    family: str,
+    preset: str | None = None,
+    *,
+    command: str = "",
+    say: Callable[[str], None] | None = None,
+    **options: Any,
+) -> Run:
+    """Trains a generator, with the options, defaults and errors of the command `hfgen train`.
+
+    ```py
+    run = hfgen.train("gan", dataset_name="ylecun/mnist", num_epochs=2, output_dir="out/gan")
+    pipe = hfgen.GANPipeline.from_pretrained(run.folder.path)
+    ```
+
+    Args:
+        family (`str`): `"ddpm"`, `"gan"`, `"vae"`, or one that an installed package adds.
+        preset (`str`, *optional*): A set of defaults that fit together.
+        command (`str`, *optional*): What repeats the run, for its record; by default this call.
+        say (`Callable`, *optional*): Told what a person should know; by default it is printed.
+        options: See [`DataConfig`], [`TrainingConfig`] and the options of the family.
+
+    Returns:
+        [`Run`]: At its end; `run.folder.path` is the folder of the pipeline.
+
+    Raises:
+        UserError: For whatever a user can put right.
+    """
+    return run_training(collect(family, preset, command or call(family, preset, options), **options), say)
+
+
+def run_training(options: RunOptions, say: Callable[[str], None] | None = None) -> Run:
+    """Trains with options that were collected, and pushes the result if they ask for it: see [`train`]."""
+    threads, numbers = torch.get_num_threads(), torch.random.get_rng_state()
+    try:
+        run = prepare(options, say).train()
+    finally:  # for the notebook that goes on
+        torch.set_num_threads(threads)
+        torch.random.set_rng_state(numbers)
+    if run.config.push_to_hub and run.main and not run.stopped_by:
+        run.say(f"Pushed:   {run.push_to_hub()}")
+    return run
+
+
+def call(family: str, preset: str | None, options: dict[str, Any]) -> str:
+    """The call of [`train`] as text, without secrets."""
+    secret = ("hub_token",)
+    preset_text = [f"preset={preset!r}"] if preset else []
+    values = [f"{name}={'***' if name in secret else repr(value)}" for name, value in options.items()]
+    return f"hfgen.train({', '.join([repr(family), *preset_text, *values])})"
+
+
+def prepare(options: RunOptions, say: Callable[[str], None] | None = None) -> Run:
+    """Opens the data, makes the recipe and the run, and rehearses its end; nothing is trained yet.
+
+    Raises:
+        UserError: For whatever a user can put right.
+    """
+    training = options.training
+    if training.push_to_hub:
+        model_id = training.hub_model_id or RunFolder(options).model_id
+        if os.environ.get("RANK", "0") == "0":  # one process asks, and takes the others down if the answer is no
+            model_id = check_push(model_id, training.hub_private_repo, training.hub_token)
+        options = dataclasses.replace(options, training=dataclasses.replace(training, hub_model_id=model_id))
+    RunFolder(options)  # mistakes in the folder are told before any data is read
+    tracker = None if training.logger == "none" else training.logger
+    accelerator = make_accelerator(training.mixed_precision, training.cpu_threads, tracker, training.output_dir)
+    spec = options.family.load("spec")
+    asked = spec(options.own, options.data) if spec else DEFAULT
+    sources = asked if isinstance(asked, Sources) else Sources(asked)
+    groups = 0 if getattr(options.own, "class_conditional", False) else options.data.num_clusters
+    stream = open_stream(sources, options.data, training.seed, training.hub_token, groups)
+    options = options.resolve(stream.info, Machine.here(), accelerator.mixed_precision)
+    torch.manual_seed(training.seed)  # the initial weights
+    recipe = options.family.load("recipe")(options.own, stream.info)
+    if not options.data.streaming:  # a stream's images come once
+        recipe.check_images(stream.read(0, min(FIRST, stream.info.num_images or FIRST)))
+    derived = {name: column for name, column in sources.columns.items() if isinstance(column, Derived)}
+    live = any(column.live for column in derived.values())
+    if derived and not live:
+        frozen = [n.module.to(accelerator.device).eval() for n in recipe.networks.values() if n.role == FROZEN]
+        if not frozen:
+            raise UserError(f"the family {options.family.name!r} derives {', '.join(derived)} by no frozen network.")
+        stream = derive(stream, sources, recipe.encode, "-".join(map(digest, frozen)), accelerator.device)
+    return Run(recipe, stream, options, accelerator, live, say)
