@@ -50,21 +50,24 @@ def resolve_precision(wanted: str) -> str:
 
 
 def make_accelerator(
-    precision: str = "no", cpu_threads: int | None = None, tracker: str | None = None, project_dir: str | None = None
+    mixed_precision: str = "no",
+    cpu_threads: int | None = None,
+    tracker: str | None = None,
+    output_dir: str | None = None,
 ) -> Accelerator:
-    """Configures Accelerate; nothing else does.
+    """The one place that configures Accelerate.
 
     Args:
-        precision (`str`, *optional*, defaults to `"no"`): As [`resolve_precision`] takes it.
-        cpu_threads (`int`, *optional*): Threads per process on a CPU; by default, all cores are dealt out.
-        tracker (`str`, *optional*): The name of a tracker of Accelerate.
-        project_dir (`str`, *optional*): Folder of the run, for the tracker.
+        mixed_precision (`str`, *optional*, defaults to `"no"`): `"no"`, `"bf16"`, `"fp16"` or `"auto"`.
+        cpu_threads (`int`, *optional*): Threads per process on a CPU; by default its share of the cores.
+        tracker (`str`, *optional*): Where metrics are logged to: the name of an installed tracker.
+        output_dir (`str`, *optional*): The folder of the tracker's files.
 
     Raises:
         UserError: If the launcher's idea of this run and Accelerate's differ, or a tracker is not installed.
     """
     cpu = on_cpu()
-    precision = resolve_precision(precision)
+    precision = resolve_precision(mixed_precision)
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if tracker is not None:
         from accelerate.tracking import get_available_trackers
@@ -77,7 +80,7 @@ def make_accelerator(
             cpu=cpu,
             mixed_precision=precision,
             log_with=tracker,
-            project_dir=project_dir,
+            project_dir=output_dir,
             # The others wait while the first process computes metrics or writes files.
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=1))],
         )
