@@ -25,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ from hfgen.commands.cli import command_line, one_line_errors, parse
 from hfgen.evaluation.config import METRICS, ReferenceConfig
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import as_dict, option
-from hfgen.sampling.config import SamplingConfig
+from hfgen.sampling.config import all_sampling_options, given_values, share_options
 
 if TYPE_CHECKING:  # they take seconds to import, and `--help` does not need them
     from PIL import Image
@@ -44,11 +44,6 @@ if TYPE_CHECKING:  # they take seconds to import, and `--help` does not need the
 SCRIPTS = Path(__file__).parent
 # The families, with the options that they need for other data than the digits: about ten minutes each for MNIST.
 FAMILIES = {"gan": ["--num_epochs", "10"], "vae": [], "ddpm": ["--preset", "mnist", "--resolution", "none"]}
-OPTIONS_OF = {  # what only one family has
-    "GAN": ("truncation",),
-    "VAE": ("temperature", "prior"),
-    "DDPM": ("guidance_scale", "sampler", "num_inference_steps"),
-}
 NUM_IMAGES = 5000
 EVALUATIONS, EVALUATION_IMAGES = 10, 1000  # while training
 TURNS, TURN_SECONDS = 5, 0.5  # of timing
@@ -110,16 +105,12 @@ class CompareConfig:
             raise UserError(f"--seed {self.seed} is out of range: use 0 to 2**32 - 1 - seeds * num_images.")
 
 
-Options = tuple[CompareConfig, ReferenceConfig, SamplingConfig]
-
-
-def read_options(argv: Sequence[str] | None = None) -> Options:
-    kinds = (CompareConfig, ReferenceConfig, SamplingConfig)
-    config, reference, sampling = parse(kinds, argv, description=str(__doc__).partition("\n")[0])
-    for part in (config, reference, sampling):
-        part.validate()
+def read_options(argv: Sequence[str] | None = None) -> list[Any]:
+    kinds = (CompareConfig, ReferenceConfig, *all_sampling_options())
+    config, reference, *sampling = parse(kinds, argv, description=str(__doc__).partition("\n")[0])
+    config.validate()
     folder = config.output_dir or f"out/compare-{data_name(reference)}"
-    return dataclasses.replace(config, output_dir=folder), reference, sampling
+    return [dataclasses.replace(config, output_dir=folder), reference, *sampling]
 
 
 def data_name(reference: ReferenceConfig) -> str:
@@ -187,31 +178,25 @@ def run_script(name: str, flags: list[str]) -> None:
 # Costs
 
 
-def load_samplers(models: Sequence[str], sampling: SamplingConfig, device: Any) -> list["Sampler"]:
-    """Loads the checkpoints, each with the options that its family has.
+def load_samplers(models: Sequence[str], given: Mapping[str, Any], device: Any) -> list["Sampler"]:
+    """Loads the checkpoints, each with those of the given sampling options that it has.
 
     Raises:
         UserError: If one cannot be loaded, an option fits none of them, or their images differ in size.
     """
     from hfgen.sampling.sampler import Sampler, load_sampler
 
-    plain = SamplingConfig(mixed_precision=sampling.mixed_precision)
-    samplers = [load_sampler(model, plain, device) for model in models]
-    families = {sampler.family for sampler in samplers}
-    for family, names in OPTIONS_OF.items():
-        for name in names:
-            if family not in families and getattr(sampling, name) != getattr(plain, name):
-                raise UserError(f"--{name} {getattr(sampling, name)}: there is no {family} here. Leave it out.")
-    shapes = {sampler.name: "x".join(map(str, sampler.image_shape)) for sampler in samplers}
+    loading = {name: value for name, value in given.items() if name == "mixed_precision"}
+    adapters = {model: load_sampler(model, loading, device).adapter for model in models}
+    options = share_options(adapters, given)
+    shapes = {model: "x".join(map(str, adapter.image_shape)) for model, adapter in adapters.items()}
     if len(set(shapes.values())) > 1:
         sizes = ", ".join(f"{shape} of {name}" for name, shape in shapes.items())
         raise UserError(f"--model: images of different sizes cannot be compared: {sizes} (channels, height, width).")
-    found = []
-    for sampler in samplers:
-        others = [name for family in OPTIONS_OF if family != sampler.family for name in OPTIONS_OF[family]]
-        own = dataclasses.replace(sampling, **{name: getattr(plain, name) for name in others})
-        found.append(Sampler(sampler.pipe, own, sampler.name))
-    return found
+    return [
+        Sampler(adapters[model], own, model, class_labels=common.class_labels, precision=common.mixed_precision)
+        for model, (common, own) in options.items()
+    ]
 
 
 def time_samplers(samplers: Sequence["Sampler"], batch_size: int, seed: int) -> list[list[float]]:
@@ -235,7 +220,6 @@ def costs(sampler: "Sampler", speeds: list[float], quality_key: str) -> dict[str
     """What a model costs to sample and, if its folder tells, what it cost to train."""
     from torch import nn
 
-    guided = sampler.how.get("guidance_scale") not in (None, 1)
     modules = [module for module in sampler.pipe.components.values() if isinstance(module, nn.Module)]
     record, lines = read_run(Path(sampler.name))
     rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
@@ -243,7 +227,7 @@ def costs(sampler: "Sampler", speeds: list[float], quality_key: str) -> dict[str
         "sampling_images_per_second": statistics.median(speeds),
         "sampling_deviation": statistics.stdev(speeds),
         "sampling_turns": speeds,
-        "network_evaluations_per_image": sampler.how.get("num_inference_steps", 1) * (1 + guided),
+        "network_evaluations_per_image": sampler.adapter.passes(sampler.options),
         "parameters": sum(weight.numel() for module in modules for weight in module.parameters()),
         "training_parameters": sum(record["parameters"].values()) if "parameters" in record else None,
         "training_machine": record.get("machine"),
@@ -392,7 +376,8 @@ def check_output(folder: Path, config: CompareConfig) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = read_options(argv)
-    config, reference, sampling = options
+    config, reference, *sampling = options
+    common, given = sampling[0], given_values(sampling)
     folder = Path(str(config.output_dir))
     output = check_output(folder, config)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -408,7 +393,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from hfgen.runtime.files import write_json
     from hfgen.runtime.launch import describe, make_accelerator
     from hfgen.runtime.png import save_png
-    from hfgen.training.config import TrainingConfig
 
     if config.model:
         models, judge = list(config.model), config.extractor or "inception"
@@ -417,9 +401,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             load_extractor(config.extractor, config.extractor_weights)  # before the hours of training
         models, judge = train_missing(config, reference, folder)
 
-    accelerator = make_accelerator(TrainingConfig(mixed_precision="no", cpu_threads=config.cpu_threads))
+    accelerator = make_accelerator(cpu_threads=config.cpu_threads)
     extractor = load_extractor(judge, config.extractor_weights, accelerator.device)
-    samplers = load_samplers(models, sampling, accelerator.device)
+    samplers = load_samplers(models, given, accelerator.device)
     parts = open_reference(reference, samplers[0].image_shape, NUM_IMAGES, NUM_IMAGES)
     count = config.num_images or min(NUM_IMAGES, len(parts.real.rows), len(parts.held_out.rows))
     reports = []
@@ -441,7 +425,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     notes = [note for report in reports for note in remarks(report, described)]
     notes = [*dict.fromkeys(notes), *own_remarks(reports, config, quality)]
     command = command_line([type(part) for part in options], argv)
-    machine = describe(accelerator, sampling.mixed_precision)
+    machine = describe(accelerator, common.mixed_precision)
     whole = wrap(reports, described, command, as_dict(options), machine) | {"quality": quality, "remarks": notes}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(output, whole)
@@ -453,7 +437,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = [parts.real.images(some)] + [sampler(list(range(COLUMNS * ROWS)), config.seed) for sampler in samplers]
     blocks = [block.permute(0, 2, 3, 1).cpu().numpy() for block in images]
     title = heading(reports[0], described)
-    origin = {"model": ", ".join(short_names(reports)), "seed": config.seed} if sampling.provenance else None
+    origin = {"model": ", ".join(short_names(reports)), "seed": config.seed} if common.provenance else None
     save_png(picture(reports, shown, blocks, title, quality), output.with_suffix(".png"), origin, composite=True)
     print(f"\n{', '.join(short_names(reports))}: {title}\n\n{table(shown)}\n")
     print(*(f"- {note}" for note in notes), sep="\n")

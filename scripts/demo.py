@@ -466,7 +466,7 @@ def serve(
     import gradio as gr
     from accelerate import PartialState
 
-    from hfgen.pipelines import load_pipeline
+    from hfgen.sampling.loading import load_pipeline
 
     pipe: Any = load_pipeline(model, revision=revision, token=token).to(PartialState().device)
     pipe.set_progress_bar_config(disable=True)

@@ -23,7 +23,7 @@ from hfgen.commands.cli import command_line, one_line_errors, parse
 from hfgen.evaluation.config import METRICS, ReferenceConfig
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import as_dict, option
-from hfgen.sampling.config import SamplingConfig
+from hfgen.sampling.config import all_sampling_options, given_values
 
 
 @dataclass(frozen=True)
@@ -74,15 +74,11 @@ class EvaluateConfig:
             raise UserError(f"--seed {self.seed} is out of range: use 0 to 2**32 - 1 - seeds * num_images.")
 
 
-Options = tuple[EvaluateConfig, ReferenceConfig, SamplingConfig]
-
-
-def read_options(argv: Sequence[str] | None = None) -> Options:
-    kinds = (EvaluateConfig, ReferenceConfig, SamplingConfig)
-    config, reference, sampling = parse(kinds, argv, description=str(__doc__).partition("\n")[0])
-    for part in (config, reference, sampling):
-        part.validate()
-    return config, reference, sampling
+def read_options(argv: Sequence[str] | None = None) -> list[Any]:
+    kinds = (EvaluateConfig, ReferenceConfig, *all_sampling_options())
+    options = parse(kinds, argv, description=str(__doc__).partition("\n")[0])
+    options[0].validate()
+    return options
 
 
 def report_path(config: EvaluateConfig) -> Path:
@@ -107,7 +103,8 @@ def report_path(config: EvaluateConfig) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = read_options(argv)
-    config, reference, sampling = options
+    config, reference, *sampling = options
+    common, given = sampling[0], given_values(sampling)
     assert config.model is not None
     output = report_path(config)
 
@@ -129,13 +126,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from hfgen.runtime.launch import describe, make_accelerator
     from hfgen.runtime.png import make_grid, save_png
     from hfgen.sampling.sampler import Sampler, load_sampler
-    from hfgen.training.config import TrainingConfig
 
-    accelerator = make_accelerator(TrainingConfig(mixed_precision="no", cpu_threads=config.cpu_threads))
+    accelerator = make_accelerator(cpu_threads=config.cpu_threads)
     extractor = load_extractor(config.extractor, config.extractor_weights, accelerator.device)
 
     def load(model: str) -> Sampler:
-        return load_sampler(model, sampling, accelerator.device, config.revision, config.hub_token)
+        return load_sampler(model, given, accelerator.device, config.revision, config.hub_token)
 
     for model in config.model if len(config.model) > 1 else ():
         load(model)  # a mistake in the last one should not cost the hours of the first
@@ -147,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         """Writes and prints what was found."""
         report["model"] |= describe_model(model, config.revision, config.hub_token)
         reports.append(report)
-        machine = describe(accelerator, sampling.mixed_precision)
+        machine = describe(accelerator, common.mixed_precision)
         whole = wrap(reports, extractor.describe(), command, as_dict(options), machine)
         output.parent.mkdir(parents=True, exist_ok=True)
         write_json(output, whole)
@@ -161,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             picture = output.with_name(f"{output.stem}-nearest{number}.png")
             grid = make_grid([image for side in zip(*pairs, strict=True) for image in side], len(pairs))
             origin = (
-                origin_of(model, config.revision, config.hub_token, **sampler.how) if sampling.provenance else None
+                origin_of(model, config.revision, config.hub_token, **sampler.settings) if common.provenance else None
             )
             save_png(grid, picture, origin, composite=True)
             print(f"\n{picture}: the generated images that are nearest to training images, and these below them")

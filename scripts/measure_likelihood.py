@@ -47,10 +47,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from accelerate import PartialState
     from tqdm.auto import tqdm
 
-    from hfgen.evaluation.likelihood import log_evidence
     from hfgen.evaluation.reference import pick_images
     from hfgen.objectives.elbo import bits_per_dim
-    from hfgen.pipelines import load_pipeline
+    from hfgen.sampling.loading import load_pipeline
+    from hfgen.sampling.vae import log_evidence
     from hfgen.pipelines.vae import VAEPipeline
 
     pipe = load_pipeline(str(config.model))
@@ -72,10 +72,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         classes = None if labels is None else torch.from_numpy(labels[part]).to(device)
         pixels = torch.from_numpy(images[part]).to(device).float() / 127.5 - 1
         try:
-            found = log_evidence(model, pixels, classes, config.num_samples, generator)
+            density = log_evidence(model, pixels, classes, config.num_samples, generator)
         except ValueError as error:
             raise UserError(f"--dataset_name {info.name} does not fit --model {config.model}: {error}") from None
-        bounds.append(torch.stack(found).cpu())
+        bounds.append(torch.stack([density.lower, density.estimate]).cpu())
     lower, weighted = torch.cat(bounds, dim=1).double()
     dimensions = images[0].size
     bits = bits_per_dim(-weighted, dimensions)

@@ -16,7 +16,7 @@ from typing import Any
 from hfgen.commands.cli import one_line_errors, parse
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import option
-from hfgen.sampling.config import SamplingConfig
+from hfgen.sampling.config import SamplingConfig, all_sampling_options, given_values
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class SampleConfig:
             raise UserError(f"--seed {self.seed} is out of range: use 0 to 2**32 - 1 - num_images.")
 
 
-def read_options(argv: Sequence[str] | None = None) -> tuple[SampleConfig, SamplingConfig]:
-    config, sampling = parse((SampleConfig, SamplingConfig), argv, description=str(__doc__).partition("\n")[0])
+def read_options(argv: Sequence[str] | None = None) -> tuple[SampleConfig, dict[str, Any]]:
+    kinds = (SampleConfig, *all_sampling_options())
+    config, *sampling = parse(kinds, argv, description=str(__doc__).partition("\n")[0])
     config.validate()
-    sampling.validate()
-    return config, sampling
+    return config, given_values(sampling)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,24 +66,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     from tqdm.auto import tqdm
 
     from hfgen.evaluation.report import origin_of
-    from hfgen.runtime.distributed import chunks
+    from hfgen.runtime.distributed import batches_of_process
     from hfgen.runtime.launch import make_accelerator
     from hfgen.runtime.png import make_grid, save_png, to_pil
     from hfgen.sampling.sampler import load_sampler
-    from hfgen.training.config import TrainingConfig
 
-    accelerator = make_accelerator(TrainingConfig(mixed_precision="no"))
+    accelerator = make_accelerator()
     sampler = load_sampler(config.model, sampling, accelerator.device, config.revision, config.hub_token)
     origin = None
-    if sampling.provenance:
-        how = {**sampler.how, "precision": sampling.mixed_precision}
-        origin = origin_of(config.model, config.revision, config.hub_token, **how)
+    if sampling.get("provenance", SamplingConfig.provenance):
+        settings = {**sampler.settings, "precision": sampler.precision}
+        origin = origin_of(config.model, config.revision, config.hub_token, **settings)
 
     # The processes take batches in turn, the same ones whatever their number.
     size = config.batch_size or min(64, config.num_images)
     images: dict[int, Any] = {}
     with tqdm(total=config.num_images, unit="img", disable=not accelerator.is_main_process) as bar:
-        for batch in chunks(config.num_images, size, accelerator.process_index, accelerator.num_processes):
+        for batch in batches_of_process(config.num_images, size, accelerator.process_index, accelerator.num_processes):
             made = sampler(batch, config.seed).permute(0, 2, 3, 1).cpu().numpy()
             images.update(zip(batch, made, strict=True))
             bar.update(min(len(batch) * accelerator.num_processes, config.num_images - int(bar.n)))
@@ -102,8 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         record = {
             "model": config.model,
             "revision": config.revision,
-            **sampler.how,
-            "precision": sampling.mixed_precision,
+            **sampler.settings,
+            "precision": sampler.precision,
             "images": [
                 {"file": names[index], "seed": config.seed + index, "class_label": sampler.class_of(index)}
                 for index in range(config.num_images)

@@ -1,4 +1,4 @@
-"""The options of sampling and of evaluation; no torch here, so that `--help` answers at once."""
+"""The options of evaluation; no torch here, so that `--help` answers at once."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from hfgen.data.config import ImagesConfig
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import option
 
-GOOD_ACCURACY = 0.9  # a weaker classifier says little about what it judges
+GOOD_ACCURACY = 0.9  # a weaker classifier says little about images
 METRICS = (
     "fd",
     "kd",
@@ -36,7 +36,7 @@ class ReferenceConfig(ImagesConfig):
 
     dataset_split: str = option("train", "split to compare with; for memorisation, the one that was trained on")
     held_out_split: str | None = option(
-        None, "split that no model has seen, to judge the metrics by (default: test; without one, half of the images)"
+        None, "split that no model has seen, to measure the metrics by (default: test; without one, half of the images)"
     )
     num_real_images: int | None = option(None, "real images, drawn at random (default: as many as are generated)")
 
