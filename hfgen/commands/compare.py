@@ -22,13 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfgen.commands.cli import command_line, flags, parse, spell
-from hfgen.commands.options import MeasureOptions, check_models, check_seed, require_least
+from hfgen.commands.cli import command_line, flags, spell
+from hfgen.commands.options import MeasureOptions, check_models, check_seed, read_sampling, require_least
 from hfgen.evaluation.config import METRICS, ReferenceConfig
 from hfgen.registry import Family, families
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import as_dict, option, require_positive
-from hfgen.sampling.config import SamplingConfig
 from hfgen.training.options import collect
 
 NUM_IMAGES = 5000
@@ -78,13 +77,15 @@ class CompareConfig(MeasureOptions):
         check_seed(self.seed, self.seeds * (self.num_images or NUM_IMAGES), "seeds * num_images")
 
 
-KINDS = (CompareConfig, ReferenceConfig, SamplingConfig)
+KINDS = (CompareConfig, ReferenceConfig)
 
 
-def read_options(argv: Sequence[str]) -> list[Any]:
-    config, *others = parse(KINDS, argv, description=str(__doc__).partition("\n")[0], prog="hfgen compare")
+def read_options(argv: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
+    """Reads the options, and the sampling options that were given."""
+    description = str(__doc__).partition("\n")[0]
+    (config, *others), given = read_sampling(KINDS, argv, description=description, prog="hfgen compare")
     folder = config.output_dir or f"out/compare-{data_name(others[0])}"
-    return [dataclasses.replace(config, output_dir=folder), *others]
+    return [dataclasses.replace(config, output_dir=folder), *others], given
 
 
 def data_name(reference: ReferenceConfig) -> str:
@@ -164,8 +165,8 @@ def check_output(folder: Path, config: CompareConfig) -> Path:
 
 
 def main(argv: Sequence[str]) -> None:
-    options = read_options(argv)
-    config, reference, sampling = options
+    options, given = read_options(argv)
+    config, reference, common, *_ = options
     folder = Path(config.output_dir)
     output = check_output(folder, config)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # before the hours of training
@@ -188,7 +189,7 @@ def main(argv: Sequence[str]) -> None:
 
     accelerator = make_accelerator(cpu_threads=config.cpu_threads)
     extractor = load_extractor(extractor_name, config.extractor_weights, accelerator.device)
-    samplers = load_samplers(models, sampling, accelerator.device)
+    samplers = load_samplers(models, given, accelerator.device)
     found = compare_models(
         samplers,
         reference,
@@ -200,12 +201,13 @@ def main(argv: Sequence[str]) -> None:
         config.seeds,
         config.batch_size,
         config.likelihood_samples,
+        config.likelihood_images,
         config.quality,
         say=lambda text: print(spell(text), flush=True),
     )
     described = extractor.describe()
     command = command_line("compare", KINDS, argv)
-    machine = describe(accelerator, sampling.mixed_precision)
+    machine = describe(accelerator, common.mixed_precision)
     whole = wrap(found.reports, described, command, as_dict(options), machine)
     whole |= {"quality": found.quality, "remarks": found.remarks}
     write_json(output, whole)
@@ -213,7 +215,7 @@ def main(argv: Sequence[str]) -> None:
         section = card_section(plain(report), plain(whole) | {"command": shown_command(command)})
         add_results(Path(sampler.name), report, described, section)
     names, title = ", ".join(short_names(found.reports)), heading(found.reports[0], described)
-    origin = {"model": names, "seed": config.seed} if sampling.provenance else None
+    origin = {"model": names, "seed": config.seed} if common.provenance else None
     save_png(picture(found, title), output.with_suffix(".png"), origin, composite=True)
     print(f"\n{names}: {title}\n\n{table(found.shown)}\n")
     print(*(f"- {spell(note)}" for note in found.remarks), sep="\n")

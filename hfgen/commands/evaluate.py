@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfgen.commands.cli import command_line, parse, spell
-from hfgen.commands.options import MeasureOptions, check_models, check_seed, require_least
+from hfgen.commands.cli import command_line, spell
+from hfgen.commands.options import MeasureOptions, check_models, check_seed, read_sampling, require_least
 from hfgen.evaluation.config import ReferenceConfig
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import as_dict, option
-from hfgen.sampling.config import SamplingConfig
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,12 @@ class EvaluateConfig(MeasureOptions):
         check_seed(self.seed, self.seeds * self.num_images, "seeds * num_images")
 
 
-KINDS = (EvaluateConfig, ReferenceConfig, SamplingConfig)
+KINDS = (EvaluateConfig, ReferenceConfig)
 
 
-def read_options(argv: Sequence[str]) -> list[Any]:
-    return parse(KINDS, argv, description=str(__doc__).partition("\n")[0], prog="hfgen evaluate")
+def read_options(argv: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
+    """Reads the options, and the sampling options that were given."""
+    return read_sampling(KINDS, argv, description=str(__doc__).partition("\n")[0], prog="hfgen evaluate")
 
 
 def report_path(config: EvaluateConfig) -> Path:
@@ -81,9 +81,8 @@ def report_path(config: EvaluateConfig) -> Path:
 
 
 def main(argv: Sequence[str]) -> None:
-    options = read_options(argv)
-    config, reference, sampling = options
-    assert config.model is not None
+    options, given = read_options(argv)
+    config, reference, common, *_ = options
     output = report_path(config)
 
     from hfgen.evaluation.features import load_extractor
@@ -109,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
     extractor = load_extractor(config.extractor, config.extractor_weights, accelerator.device)
 
     def load(model: str) -> Sampler:
-        return load_sampler(model, sampling, accelerator.device, config.revision, config.hub_token)
+        return load_sampler(model, given, accelerator.device, config.revision, config.hub_token)
 
     for model in config.model if len(config.model) > 1 else ():
         load(model)  # a mistake in the last one should not cost the hours of the first
@@ -121,7 +120,7 @@ def main(argv: Sequence[str]) -> None:
         """Writes and prints what was found."""
         report["model"] |= describe_model(model, config.revision, config.hub_token)
         reports.append(report)
-        machine = describe(accelerator, sampling.mixed_precision)
+        machine = describe(accelerator, common.mixed_precision)
         whole = wrap(reports, extractor.describe(), command, as_dict(options), machine)
         write_json(output, whole)
         print(f"\n{model}: {heading(report, whole['extractor'])}\n\n{table([report])}\n")
@@ -134,7 +133,7 @@ def main(argv: Sequence[str]) -> None:
             picture = output.with_name(f"{output.stem}-nearest{number}.png")
             grid = make_grid([image for side in zip(*pairs, strict=True) for image in side], len(pairs))
             origin = (
-                origin_of(model, config.revision, config.hub_token, **sampler.how) if sampling.provenance else None
+                origin_of(model, config.revision, config.hub_token, **sampler.settings) if common.provenance else None
             )
             save_png(grid, picture, origin, composite=True)
             print(f"\n{picture}: the generated images that are nearest to training images, and these below them")
@@ -156,6 +155,7 @@ def main(argv: Sequence[str]) -> None:
             config.seeds,
             config.batch_size,
             config.likelihood_samples,
+            config.likelihood_images,
         )
         if accelerator.is_main_process:
             publish(model, sampler, report)

@@ -1,10 +1,15 @@
 """Options that several verbs have."""
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from hfgen.commands.cli import read
 from hfgen.evaluation.config import METRICS
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import Options, option
+from hfgen.runtime.options import Options, make, option
+from hfgen.sampling.config import all_sampling_options
 
 
 def require_least(config: Options, least: int, *names: str) -> None:
@@ -44,6 +49,7 @@ class MeasureOptions(Options):
     likelihood_samples: int = option(
         100, "latents per image for bits_per_dim; its bound rises to the truth with their number"
     )
+    likelihood_images: int = option(1000, "real images for bits_per_dim")
     seed: int = option(0, "seed of the first image; each following one has the next")
     seeds: int = option(1, "how often to repeat it with other images, for a mean and a deviation")
     batch_size: int = option(64, "images at once per process")
@@ -55,7 +61,27 @@ class MeasureOptions(Options):
         super().validate()
         if not self.metrics:
             raise UserError("`metrics` has no names: give some, or leave it out.")
-        require_least(self, 1, "seeds", "batch_size", "cpu_threads", "likelihood_samples")
+        require_least(self, 1, "seeds", "batch_size", "cpu_threads", "likelihood_samples", "likelihood_images")
+
+
+def read_sampling(kinds: Sequence[type], argv: Sequence[str], **kwargs: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Reads the options of a verb that samples, and those of sampling, of which each model has its own.
+
+    Args:
+        kinds (`Sequence[type]`): The dataclasses of the verb's options.
+        argv (`Sequence[str]`): The arguments.
+        kwargs: As for [`~cli.read`].
+
+    Returns:
+        An object of each of `kinds` and of each kind of sampling options, and the sampling options that were given.
+
+    Raises:
+        UserError: As [`~cli.read`], and for values that are out of range.
+    """
+    sampling = all_sampling_options()
+    given = read((*kinds, *sampling), argv, **kwargs).values
+    own = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    return make((*kinds, *sampling), given), {name: value for name, value in given.items() if name not in own}
 
 
 def check_models(models: tuple[str, ...]) -> None:

@@ -10,12 +10,11 @@ Image number i is made from the seed `--seed` + i alone: batch size and number o
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from hfgen.commands.cli import parse
-from hfgen.commands.options import ModelOptions, check_seed, require_least
+from hfgen.commands.options import ModelOptions, check_seed, read_sampling, require_least
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import option
-from hfgen.sampling.config import SamplingConfig
 
 
 @dataclass(frozen=True)
@@ -36,15 +35,13 @@ class SampleConfig(ModelOptions):
         check_seed(self.seed, self.num_images, "num_images")
 
 
-def read_options(argv: Sequence[str]) -> tuple[SampleConfig, SamplingConfig]:
-    description = str(__doc__).partition("\n")[0]
-    config, sampling = parse((SampleConfig, SamplingConfig), argv, description=description, prog="hfgen sample")
-    return config, sampling
+def read_options(argv: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
+    """Reads the options, and the sampling options that were given."""
+    return read_sampling((SampleConfig,), argv, description=str(__doc__).partition("\n")[0], prog="hfgen sample")
 
 
 def main(argv: Sequence[str]) -> None:
-    config, sampling = read_options(argv)
-    assert config.model is not None
+    (config, common, *_), given = read_options(argv)
     folder = Path(config.model)
     default = folder / "images" if folder.is_dir() else Path(f"images-{folder.name}")
     output = Path(config.output_dir or default)
@@ -60,10 +57,10 @@ def main(argv: Sequence[str]) -> None:
     from hfgen.sampling.sampler import load_sampler
 
     accelerator = make_accelerator()
-    sampler = load_sampler(config.model, sampling, accelerator.device, config.revision, config.hub_token)
+    sampler = load_sampler(config.model, given, accelerator.device, config.revision, config.hub_token)
     origin = None
-    if sampling.provenance:
-        settings = {**sampler.how, "precision": sampling.mixed_precision}
+    if common.provenance:
+        settings = {**sampler.settings, "precision": sampler.precision}
         origin = origin_of(config.model, config.revision, config.hub_token, **settings)
     record = {"model": config.model, "revision": config.revision}
     shown = write_images(

@@ -50,17 +50,16 @@ def main(argv: Sequence[str]) -> None:
     from hfgen.evaluation.reference import pick_images
     from hfgen.evaluation.report import origin_of
     from hfgen.evaluation.show import show_grids
-    from hfgen.pipelines import load_pipeline
-    from hfgen.pipelines.vae import VAEPipeline
     from hfgen.runtime.png import make_grid, save_png, to_uint8
+    from hfgen.sampling.capabilities import adapter_of
+    from hfgen.sampling.loading import load_pipeline
 
     folder = Path(config.model)
     pipe: Any = load_pipeline(config.model, revision=config.revision, token=config.hub_token)
-    if not isinstance(pipe, VAEPipeline):
-        raise UserError(f"`model` {config.model} is a {type(pipe).__name__}: give a VAE.")
     pipe.to(PartialState().device).set_progress_bar_config(disable=True)
-    arrays, numbers, info = pick_images(source, pipe.image_shape, config.num_images, config.seed)
-    if pipe.class_names and numbers is None:
+    adapter = adapter_of(pipe)
+    arrays, numbers, info = pick_images(source, adapter.image_shape, config.num_images, config.seed)
+    if adapter.classes and numbers is None:
         raise UserError(f"{info.name} has no classes, which {config.model} needs: name `label_column`.")
     images = torch.from_numpy(arrays).float() / 255
     labels = None if numbers is None else torch.from_numpy(numbers)
@@ -69,7 +68,15 @@ def main(argv: Sequence[str]) -> None:
     if config.provenance:
         origin = origin_of(config.model, config.revision, config.hub_token, seed=config.seed)
     grids = show_grids(
-        pipe, images, labels, info.class_names or (), config.noise_level, config.factor, config.steps, config.seed
+        adapter,
+        config.model,
+        images,
+        labels,
+        info.class_names or (),
+        config.noise_level,
+        config.factor,
+        config.steps,
+        config.seed,
     )
     for name, description, rows in grids:
         path = output / f"{name}.png"

@@ -31,12 +31,13 @@ def serve(
     from hfgen.demo.guards import limit_decoders
     from hfgen.demo.limits import MOST_BYTES
     from hfgen.demo.page import CSS, build
-    from hfgen.pipelines import load_pipeline
+    from hfgen.sampling.capabilities import adapter_of
+    from hfgen.sampling.loading import load_pipeline
 
     pipe: Any = load_pipeline(model, revision=revision, token=token).to(PartialState().device)
     pipe.set_progress_bar_config(disable=True)
     origin = {"model": name or (Path(model).resolve().name if Path(model).is_dir() else model), "revision": revision}
-    app = build(pipe, name or Path(model).name, max_images, origin if provenance else None)
+    app = build(adapter_of(pipe), name or Path(model).name, max_images, origin if provenance else None)
     limit_decoders()
     try:
         _, address, public = app.launch(

@@ -1,9 +1,8 @@
 """What the clicks of the demo do; nothing here knows the page."""
 
 import base64
-import tempfile
+import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,38 +11,35 @@ from PIL import Image
 
 from hfgen.data.config import IMAGE_MODES
 from hfgen.data.decode import decode, fit, to_mode
-from hfgen.demo.limits import MOST_FRAMES, MOST_OBLONG, MOST_SEARCH, MOST_SEED, MOST_STEPS
+from hfgen.demo.limits import MOST_FRAMES, MOST_OBLONG, MOST_SEARCH, MOST_SEED
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.png import notes, to_pil
-from hfgen.sampling.config import SamplingConfig
+from hfgen.runtime.png import notes, to_pil, to_uint8
+from hfgen.sampling import latents as codes
+from hfgen.sampling.capabilities import Adapter, Generates, HasLatents
 from hfgen.sampling.sampler import Sampler, image_generators
 
 ANY = -1  # the class that stands for none in particular
+FRAME = 100  # milliseconds of each image of a walk
 CANVAS = 448  # pixels; what is painted on is enlarged to about this size
 
 Captioned = list[tuple[Image.Image, str]]
 
 
-def sliders(pipe: Any) -> dict[str, dict[str, Any]]:
-    """What decides an image beside its seed and class: the arguments of a slider, by name in [`SamplingConfig`]."""
-
-    def slider(label: str, least: float, most: float, step: float, value: float) -> dict[str, Any]:
-        return {"label": label, "minimum": least, "maximum": most, "step": step, "value": value}
-
-    if type(pipe).__name__ == "GANPipeline":
-        return {"truncation": slider("Truncation", 0, 1, 0.05, 1)} if pipe.style_based else {}
-    if type(pipe).__name__ == "VAEPipeline":
-        return {"temperature": slider("Temperature", 0, 2, 0.05, 1)}
-    most = min(MOST_STEPS, pipe.scheduler.config.num_train_timesteps)
-    found = {"num_inference_steps": slider("Steps", 1, most, 1, min(20, most)) | {"precision": 0}}
-    if getattr(pipe, "null_class", None) is not None:
-        usual = pipe.config.guidance_scale
-        found["guidance_scale"] = slider("Guidance", 0, max(10, usual), 0.1, usual)
-    return found
+def sliders(adapter: Generates) -> dict[str, dict[str, Any]]:
+    """Returns what decides an image beside its seed and class: the arguments of a slider, by the option's name."""
+    return {
+        name: vars(slider) | ({"precision": 0} if slider.step == 1 else {})
+        for name, slider in (adapter.sliders().items() if isinstance(adapter, Generates) else ())
+    }
 
 
-def class_names(pipe: Any) -> list[str]:
-    return getattr(pipe, "class_names", [])
+def class_names(adapter: Adapter) -> tuple[str, ...]:
+    return adapter.classes.names if adapter.classes else ()
+
+
+def walks_any_class(adapter: HasLatents) -> bool:
+    """Whether walks need no class: latents that are drawn come with one, those of encoded images do not."""
+    return type(adapter).draw is not HasLatents.draw
 
 
 def within(name: str, value: Any, least: float, most: float) -> None:
@@ -52,12 +48,12 @@ def within(name: str, value: Any, least: float, most: float) -> None:
         raise UserError(f"{name} is {value}: use {least:g} to {most:g}.")
 
 
-def check(pipe: Any, label: int, settings: dict[str, float], any_class: bool = True) -> int | None:
+def check(adapter: Any, label: int, settings: dict[str, float], any_class: bool = True) -> int | None:
     """Checks what decides an image beside its seed; returns the class, `None` for any."""
     for name, value in settings.items():
-        slider = sliders(pipe)[name]
+        slider = sliders(adapter)[name]
         within(slider["label"], value, slider["minimum"], slider["maximum"])
-    names = class_names(pipe)
+    names = class_names(adapter)
     within("Class", label, ANY if any_class or not names else 0, len(names) - 1)
     return None if label == ANY else label
 
@@ -71,7 +67,7 @@ def note(image: Image.Image, origin: dict[str, Any] | None, composite: bool = Fa
 
 
 def sample(
-    pipe: Any,
+    adapter: Any,
     name: str,
     max_images: int,
     seed: int,
@@ -83,41 +79,41 @@ def sample(
     """Makes the images of `hfgen sample`. `ANY` means all classes in turn, or if they are groups, drawn ones."""
     within("Seed", seed, 0, MOST_SEED)
     within("Images", count, 1, max_images)
-    chosen, names = check(pipe, label, settings), class_names(pipe)
-    config = SamplingConfig(class_labels=None if chosen is None else (names[chosen],), **settings)  # type: ignore[arg-type]
-    sampler = Sampler(pipe, config, name)
+    chosen, names = check(adapter, label, settings), class_names(adapter)
+    labels = None if chosen is None else (names[chosen],)
+    sampler = Sampler(adapter, adapter.options(**settings), name, class_labels=labels)
     arrays = sampler(range(count), seed).permute(0, 2, 3, 1).cpu().numpy()
     classes = [sampler.class_of(index) for index in range(count)]
     captions = [f"seed {seed + i}" + ("" if c is None else f" · {names[c]}") for i, c in enumerate(classes)]
     images = [
-        note(to_pil(array), origin, **sampler.how, precision="no", seed=seed + index, class_label=classes[index])
+        note(to_pil(array), origin, **sampler.settings, precision="no", seed=seed + index, class_label=classes[index])
         for index, array in enumerate(arrays)
     ]
     return list(zip(images, captions, strict=True))
 
 
 def interpolate(
-    pipe: Any, start: int, end: int, frames: int, label: int = ANY, **settings: float
+    adapter: Any, start: int, end: int, frames: int, label: int = ANY, **settings: float
 ) -> list[Image.Image]:
-    """A walk from the image of one seed to that of another. A VAE walks between the codes of these two images, so that
-    its ends are reconstructions of them."""
+    """A walk from the image of one seed to that of another, through the latents of both.
+
+    Where these are found by encoding the images, the ends are reconstructions of them.
+    """
     within("From seed", start, 0, MOST_SEED)
     within("To seed", end, 0, MOST_SEED)
     within("Frames", frames, 2, MOST_FRAMES)
-    gan = type(pipe).__name__ == "GANPipeline"
-    chosen = check(pipe, label, settings, any_class=gan)
-    options: dict[str, Any] = {"class_labels": chosen, "generator": image_generators(0, (start, end)), **settings}
-    if gan:
-        return pipe.interpolate(frames=frames - 1, **options)
-    ends = pipe(2, output_type="pt", **options).images
-    return pipe.interpolate(ends[0], ends[1], frames, chosen)
+    chosen = check(adapter, label, settings, any_class=walks_any_class(adapter))
+    labels = None if chosen is None else torch.full((2,), chosen, device=adapter.pipe.device)
+    options = adapter.options(**settings)
+    latents, labels = adapter.draw(image_generators(0, (start, end)), labels, options)
+    return [to_pil(image) for image in to_uint8(codes.walk(adapter, latents, frames, labels))]
 
 
-def read_image(pipe: Any, path: str | None) -> Image.Image:
+def read_image(adapter: Adapter, path: str | None) -> Image.Image:
     """An uploaded image with the size and channels of the model's, cropped in the centre."""
     if path is None:
         raise UserError("There is no image: upload one first.")
-    channels, resolution, _ = pipe.image_shape
+    channels, resolution, _ = adapter.image_shape
     try:
         image = decode({"path": path})
         if max(image.size) > MOST_OBLONG * min(image.size):
@@ -129,18 +125,31 @@ def read_image(pipe: Any, path: str | None) -> Image.Image:
     return to_pil(pixels.transpose(1, 2, 0))
 
 
-def reconstruct(pipe: Any, path: str | None, label: int = ANY) -> Captioned:
-    chosen, image = check(pipe, label, {}, any_class=False), read_image(pipe, path)
-    return [(image, "image"), (pipe.reconstruct(image, chosen)[0], "reconstruction")]
+def as_tensor(image: Image.Image) -> torch.Tensor:
+    """`(1, C, H, W)` in [0, 1]."""
+    pixels = torch.from_numpy(np.array(image, np.float32) / 255)
+    return (pixels[..., None] if pixels.ndim == 2 else pixels).permute(2, 0, 1)[None]
+
+
+def labels_of(adapter: Adapter, label: int) -> torch.Tensor | None:
+    """Checks the class of an image that is encoded, and returns it as `(1,)`; `None` for a model without classes."""
+    chosen = check(adapter, label, {}, any_class=False)
+    return None if chosen is None else torch.tensor([chosen], device=adapter.pipe.device)
+
+
+def reconstruct(adapter: Any, path: str | None, label: int = ANY) -> Captioned:
+    labels, image = labels_of(adapter, label), read_image(adapter, path)
+    (remade,) = to_uint8(codes.reconstruct(adapter, as_tensor(image), labels))
+    return [(image, "image"), (to_pil(remade), "reconstruction")]
 
 
 def inpaint(
-    pipe: Any, image: Image.Image | None, drawn: dict | None, seed: int, steps: int, label: int = ANY
+    adapter: Any, image: Image.Image | None, drawn: dict | None, seed: int, steps: int, label: int = ANY
 ) -> Captioned:
     """Fills the hole: what was painted, in the layers `(H, W, 4)` of `drawn`, over the image at any size."""
     within("Seed", seed, 0, MOST_SEED)
     within("Steps", steps, 1, MOST_SEARCH)
-    chosen = check(pipe, label, {}, any_class=False)
+    labels = labels_of(adapter, label)
     if image is None:
         raise UserError("There is no image: upload one first.")
     mask = np.zeros((image.height, image.width), dtype=bool)
@@ -149,18 +158,19 @@ def inpaint(
     if not mask.any():
         raise UserError("There is no hole: paint over a part of the image first.")
     generator = torch.Generator().manual_seed(seed)
-    filled = pipe.inpaint(image, mask, chosen, steps=steps, generator=generator)[0]
+    (filled,) = to_uint8(
+        adapter.restore("inpaint", as_tensor(image), labels, generator, mask=torch.from_numpy(mask), steps=steps)
+    )
     known = Image.composite(Image.new(image.mode, image.size, "gray"), image, Image.fromarray(mask))
-    return [(known, "what is known"), (filled, "filled")]
+    return [(known, "what is known"), (to_pil(filled), "filled")]
 
 
-def animate(pipe: Any, frames: Sequence[Image.Image]) -> str:
+def animate(frames: Sequence[Image.Image]) -> str:
     """HTML that shows frames forth and back, without a file that someone would have to clear away."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "walk.gif"
-        pipe.save_gif([*frames, *frames[-2:0:-1]], path)
-        content = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="walk" src="data:image/gif;base64,{content}" style="height: {CANVAS // 2}px">'
+    content, (first, *others) = io.BytesIO(), [*frames, *frames[-2:0:-1]]
+    first.save(content, format="GIF", save_all=True, append_images=others, duration=FRAME, loop=0)
+    source = f"data:image/gif;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return f'<img alt="walk" src="{source}" style="height: {CANVAS // 2}px">'
 
 
 def enlarge(image: Image.Image) -> Image.Image:

@@ -2,7 +2,6 @@
 
 MOST_IMAGES = 64  # as many as `hfgen sample` makes at once
 MOST_FRAMES = 32
-MOST_STEPS = 100  # of a DDPM
 MOST_SEARCH = 200  # steps of the search for what fills a hole
 MOST_SEED = 2**32 - 1 - MOST_IMAGES
 MOST_PIXELS = 20_000_000  # of an uploaded image; PIL refuses twice as many

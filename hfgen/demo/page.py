@@ -13,6 +13,7 @@ from hfgen.demo.actions import (
     CANVAS,
     Captioned,
     animate,
+    class_names,
     enlarge,
     inpaint,
     interpolate,
@@ -21,12 +22,12 @@ from hfgen.demo.actions import (
     reconstruct,
     sample,
     sliders,
+    walks_any_class,
 )
 from hfgen.demo.guards import guard, move_local
 from hfgen.demo.limits import MOST_FRAMES, MOST_SEARCH, MOST_SEED, MOST_WAITING
 from hfgen.runtime.errors import UserError
-from hfgen.sampling.config import SamplingConfig
-from hfgen.sampling.sampler import Sampler
+from hfgen.sampling.capabilities import Generates, HasLatents, Restores
 
 COLOURS = {1: "gray", 3: "colour", 4: "colour and transparency"}
 CSS = """
@@ -36,18 +37,17 @@ img { image-rendering: pixelated }
 """
 
 
-def build(pipe: Any, name: str, max_images: int, origin: dict[str, Any] | None = None) -> Any:
+def build(adapter: Any, name: str, max_images: int, origin: dict[str, Any] | None = None) -> Any:
     """Makes the app, with a tab for each thing that the checkpoint can do. Its images tell of their `origin`."""
-    sampler = Sampler(pipe, SamplingConfig(), name)
-    channels, height, width = sampler.image_shape
+    channels, height, width = adapter.image_shape
     if channels not in COLOURS:
         raise UserError(f"`model` {name} makes images with {channels} channels, which a page cannot show.")
-    gan, vae = sampler.family == "GAN", sampler.family == "VAE"
-    codes = vae and pipe.config.task is None  # the others encode damaged images
-    draws = not vae or not pipe.quantises or pipe.prior is not None
-    what = f"{sampler.family}, {width}x{height} pixels, {COLOURS[channels]}"
-    if sampler.class_names:
-        what += f", {len(sampler.class_names)} {'groups of similar images' if sampler.grouped else 'classes'}"
+    draws, codes, restores = (adapter.obstacle(each) is None for each in (Generates, HasLatents, Restores))
+    inpaints = restores and "inpaint" in adapter.tasks
+    what = f"{adapter.kind}, {width}x{height} pixels, {COLOURS[channels]}"
+    if adapter.classes:
+        groups = "groups of similar images" if adapter.classes.groups else "classes"
+        what += f", {len(adapter.classes.names)} {groups}"
 
     def seed_box(label: str, value: int = 0) -> gr.Number:
         return gr.Number(value, label=label, precision=0, minimum=0, maximum=MOST_SEED)
@@ -56,18 +56,18 @@ def build(pipe: Any, name: str, max_images: int, origin: dict[str, Any] | None =
         return gr.Slider(least, most, value, step=1, precision=0, label=label)
 
     def class_box(any_class: bool = True) -> list[gr.Dropdown]:
-        names = [("any", ANY)] * any_class + [(name, number) for number, name in enumerate(sampler.class_names)]
-        return [gr.Dropdown(names, value=names[0][1], label="Class")] if sampler.class_names else []
+        names = [("any", ANY)] * any_class + [(name, number) for number, name in enumerate(class_names(adapter))]
+        return [gr.Dropdown(names, value=names[0][1], label="Class")] if adapter.classes else []
 
     def class_label(label: int) -> int | None:
-        return label if sampler.class_names and label != ANY else None
+        return label if adapter.classes and label != ANY else None
 
     def setting_boxes() -> list[gr.Slider]:
-        return [gr.Slider(**slider) for slider in sliders(pipe).values()]
+        return [gr.Slider(**slider) for slider in sliders(adapter).values()]
 
     def named(values: Sequence[Any]) -> dict[str, Any]:
         """The values of a class box and of the settings."""
-        return dict(zip([*(["label"] if sampler.class_names else []), *sliders(pipe)], values, strict=True))
+        return dict(zip([*(["label"] if adapter.classes else []), *sliders(adapter)], values, strict=True))
 
     def file_box() -> gr.File:  # not an image box, whose own decoder fails without a word
         return gr.File(label="Image", file_types=["image"], height=140)
@@ -97,7 +97,7 @@ def build(pipe: Any, name: str, max_images: int, origin: dict[str, Any] | None =
             shown = gallery(4)
 
         def run(seed: int, count: int, *values: Any) -> Captioned:
-            return sample(pipe, name, max_images, seed, count, origin=origin, **named(values))
+            return sample(adapter, name, max_images, seed, count, origin=origin, **named(values))
 
         on(button.click, "sample", run, inputs, shown)
 
@@ -105,18 +105,18 @@ def build(pipe: Any, name: str, max_images: int, origin: dict[str, Any] | None =
         with gr.Row():
             with gr.Column():
                 inputs = [seed_box("From seed", 0), seed_box("To seed", 1), whole("Frames", 2, MOST_FRAMES, 12)]
-                inputs += [*class_box(any_class=gan), *setting_boxes()]
+                inputs += [*class_box(any_class=walks_any_class(adapter)), *setting_boxes()]
                 button = gr.Button("Interpolate", variant="primary")
             with gr.Column(scale=2):
                 walk, shown = gr.HTML(), gallery(6)
 
         def run(start: int, end: int, frames: int, *values: Any) -> tuple[str, Captioned]:
-            images = interpolate(pipe, start, end, frames, **named(values))
+            images = interpolate(adapter, start, end, frames, **named(values))
             how = named(values)
             how |= {"seeds": [start, end], "class_label": class_label(how.pop("label", ANY))}
             for number, image in enumerate(images):
                 note(image, origin, frame=number, **how)
-            return animate(pipe, images), [(image, str(number)) for number, image in enumerate(images)]
+            return animate(images), [(image, str(number)) for number, image in enumerate(images)]
 
         on(button.click, "interpolate", run, inputs, [walk, shown])
 
@@ -128,7 +128,7 @@ def build(pipe: Any, name: str, max_images: int, origin: dict[str, Any] | None =
             shown = gallery(2)
 
         def run(path: str | None, label: int = ANY) -> Captioned:
-            shown = reconstruct(pipe, path, label)
+            shown = reconstruct(adapter, path, label)
             note(shown[1][0], origin, composite=True, task="reconstruct", class_label=class_label(label))
             return shown
 
@@ -156,13 +156,13 @@ def build(pipe: Any, name: str, max_images: int, origin: dict[str, Any] | None =
             shown = gallery(1)
 
         def show(path: str | None) -> tuple[Image.Image, dict]:
-            seen = read_image(pipe, path)
+            seen = read_image(adapter, path)
             return seen, {"background": enlarge(seen), "layers": [], "composite": None}
 
         on(file.upload, "open", show, [file], [image, editor])
 
         def run(image: Image.Image | None, drawn: dict | None, seed: int, steps: int, label: int = ANY) -> Captioned:
-            shown = inpaint(pipe, image, drawn, seed, steps, label)
+            shown = inpaint(adapter, image, drawn, seed, steps, label)
             how = {"task": "inpaint", "seed": seed, "steps": steps, "class_label": class_label(label)}
             note(shown[1][0], origin, composite=True, **how)
             return shown
@@ -170,8 +170,10 @@ def build(pipe: Any, name: str, max_images: int, origin: dict[str, Any] | None =
         on(button.click, "inpaint", run, [image, editor, *inputs, *classes], shown)
 
     tabs = {"Sample": sample_tab} if draws else {}
-    tabs |= {"Interpolate": interpolate_tab} if gan or (codes and draws) else {}
-    tabs |= {"Reconstruct": reconstruct_tab, "Inpaint": inpaint_tab} if codes else {}
+    tabs |= {"Interpolate": interpolate_tab} if codes and draws else {}
+    # Some find the code of an image by a search, which is too slow for a click; those that restore encode at once.
+    tabs |= {"Reconstruct": reconstruct_tab} if codes and restores else {}
+    tabs |= {"Inpaint": inpaint_tab} if inpaints else {}
     if not tabs:
         raise UserError(f"`model` {name} neither makes images nor was trained to keep them: there is nothing to show.")
     # With analytics, Gradio asks its makers' server for a newer version of itself.

@@ -1,10 +1,9 @@
 """Compares generators of the same data: quality and diversity beside what they cost to train and to sample."""
 
-import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,45 +18,34 @@ from hfgen.evaluation.config import ReferenceConfig
 from hfgen.evaluation.features import Extractor, metric_prefix
 from hfgen.evaluation.reference import open_reference
 from hfgen.evaluation.report import describe_model, remarks
-from hfgen.evaluation.runner import LIKELIHOOD_SAMPLES, evaluate
+from hfgen.evaluation.runner import evaluate
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.png import make_grid
-from hfgen.sampling.config import SamplingConfig
+from hfgen.sampling.config import share_options
 from hfgen.sampling.sampler import Sampler, load_sampler
 
-OPTIONS_OF = {  # what only one family has
-    "GAN": ("truncation",),
-    "VAE": ("temperature", "prior"),
-    "DDPM": ("guidance_scale", "sampler", "num_inference_steps"),
-}
 NUM_IMAGES = 5000  # of each model, at most, unless told otherwise
 TURNS, TURN_SECONDS = 5, 0.5  # of timing
 COLUMNS, ROWS, CELL, SPACE = 4, 6, 64, 32  # of the samples, and pixels
 
 
-def load_samplers(models: Sequence[str], sampling: SamplingConfig, device: Any) -> list[Sampler]:
-    """Loads the checkpoints, each with the options that its family has.
+def load_samplers(models: Sequence[str], given: Mapping[str, Any], device: Any) -> list[Sampler]:
+    """Loads the checkpoints, each with those of the given sampling options that it has.
 
     Raises:
         UserError: If one cannot be loaded, an option fits none of them, or their images differ in size.
     """
-    plain = SamplingConfig(mixed_precision=sampling.mixed_precision)
-    samplers = [load_sampler(model, plain, device) for model in models]
-    families = {sampler.family for sampler in samplers}
-    for family, names in OPTIONS_OF.items():
-        for name in names:
-            if family not in families and getattr(sampling, name) != getattr(plain, name):
-                raise UserError(f"`{name}` {getattr(sampling, name)}: there is no {family} here. Leave it out.")
-    shapes = {sampler.name: "x".join(map(str, sampler.image_shape)) for sampler in samplers}
+    loading = {name: value for name, value in given.items() if name == "mixed_precision"}
+    adapters = {model: load_sampler(model, loading, device).adapter for model in models}
+    options = share_options(adapters, given)
+    shapes = {model: "x".join(map(str, adapter.image_shape)) for model, adapter in adapters.items()}
     if len(set(shapes.values())) > 1:
         sizes = ", ".join(f"{shape} of {name}" for name, shape in shapes.items())
         raise UserError(f"`model`: images of different sizes cannot be compared: {sizes} (channels, height, width).")
-    found = []
-    for sampler in samplers:
-        others = [name for family in OPTIONS_OF if family != sampler.family for name in OPTIONS_OF[family]]
-        own = dataclasses.replace(sampling, **{name: getattr(plain, name) for name in others})
-        found.append(Sampler(sampler.pipe, own, sampler.name))
-    return found
+    return [
+        Sampler(adapters[model], own, model, class_labels=common.class_labels, precision=common.mixed_precision)
+        for model, (common, own) in options.items()
+    ]
 
 
 def time_samplers(samplers: Sequence[Sampler], batch_size: int, seed: int) -> list[list[float]]:
@@ -79,7 +67,7 @@ def time_samplers(samplers: Sequence[Sampler], batch_size: int, seed: int) -> li
 
 def costs(sampler: Sampler, speeds: list[float], quality_key: str) -> dict[str, Any]:
     """What a model costs to sample and, if its folder tells, what it cost to train."""
-    guided = sampler.how.get("guidance_scale") not in (None, 1)
+    adapter: Any = sampler.adapter
     modules = [module for module in sampler.pipe.components.values() if isinstance(module, nn.Module)]
     record, lines = read_run(Path(sampler.name))
     rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
@@ -87,8 +75,9 @@ def costs(sampler: Sampler, speeds: list[float], quality_key: str) -> dict[str, 
         "sampling_images_per_second": statistics.median(speeds),
         "sampling_deviation": statistics.stdev(speeds),
         "sampling_turns": speeds,
-        "network_evaluations_per_image": sampler.how.get("num_inference_steps", 1) * (1 + guided),
+        "network_evaluations_per_image": adapter.passes(sampler.options),
         "parameters": sum(weight.numel() for module in modules for weight in module.parameters()),
+        "has_encoder": any(hasattr(module, "encode") for module in modules),
         "training_parameters": sum(record["parameters"].values()) if "parameters" in record else None,
         "training_machine": record.get("machine"),
         "training_seconds": record.get("training_seconds"),
@@ -156,8 +145,8 @@ def own_remarks(
     count = reports[0]["generation"]["num_images"]
     if few:
         notes.append(f"{count:,} images were generated of each, as there are no more real ones to compare with.")
-    if any(report["model"]["family"] == "VAE" for report in reports):
-        notes.append("The parameters of a VAE include those of its encoder, which sampling does not need.")
+    if any(cost["has_encoder"] for cost in found):
+        notes.append("The parameters of a model with an encoder include the encoder's, which sampling does not need.")
     machines = sorted({cost["training_machine"] for cost in found if cost["training_machine"]})
     if machines:
         notes.append(f"Trained on: {'; '.join(machines)}.")
@@ -206,7 +195,8 @@ def compare_models(
     seed: int = 0,
     seeds: int = 1,
     batch_size: int = 64,
-    likelihood_samples: int = LIKELIHOOD_SAMPLES,
+    likelihood_samples: int = 100,
+    likelihood_images: int = 1000,
     quality: float | None = None,
     say: Callable[[str], None] = print,
 ) -> Comparison:
@@ -214,8 +204,8 @@ def compare_models(
 
     Args:
         samplers (`Sequence` of [`~sampling.Sampler`]): The models: see [`load_samplers`].
-        config, extractor, accelerator, metrics, seed, seeds, batch_size, likelihood_samples: As for
-            [`~runner.evaluate`].
+        config, extractor, accelerator, metrics, seed, seeds, batch_size, likelihood_samples,
+            likelihood_images: As for [`~runner.evaluate`].
         num_images (`int`, *optional*): Images to generate of each, per seed; by default as many as there are real
             ones, at most 5000.
         quality (`float`, *optional*): The Frechet distance to which the times of training are compared; by default
@@ -233,7 +223,17 @@ def compare_models(
     for sampler in samplers:
         say(f"\n{sampler.name}")
         report = evaluate(
-            sampler, config, extractor, accelerator, metrics, count, seed, seeds, batch_size, likelihood_samples
+            sampler,
+            config,
+            extractor,
+            accelerator,
+            metrics,
+            count,
+            seed,
+            seeds,
+            batch_size,
+            likelihood_samples,
+            likelihood_images,
         )
         report["model"] |= describe_model(sampler.name)
         reports.append(report)

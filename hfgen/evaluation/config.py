@@ -9,7 +9,7 @@ from hfgen.data.config import DataConfig, ImagesConfig
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import Options, option, require_positive
 
-GOOD_ACCURACY = 0.9  # a weaker classifier says little about what it judges
+GOOD_ACCURACY = 0.9  # a weaker classifier says little about images
 METRICS = (
     "fd",
     "kd",
@@ -39,7 +39,8 @@ class ReferenceConfig(ImagesConfig):
 
     dataset_split: str = option("train", "split to compare with; for memorisation, the one that was trained on")
     held_out_split: str | None = option(
-        None, "split that no model has seen, to judge the metrics by (default: test; without one, half of the images)"
+        None,
+        "split that no model has seen, to measure the metrics by (default: test; without one, half of the images)",
     )
     num_real_images: int | None = option(None, "real images, drawn at random (default: as many as are generated)")
 

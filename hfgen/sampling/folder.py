@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from hfgen.runtime.distributed import chunks
+from hfgen.runtime.distributed import batches_of_process
 from hfgen.runtime.files import write_json
 from hfgen.runtime.png import make_grid, save_png, to_pil
 from hfgen.sampling.sampler import Sampler
@@ -48,7 +48,7 @@ def write_images(
     size = batch_size or min(AT_ONCE, num_images)
     images: dict[int, Any] = {}
     with tqdm(total=num_images, unit="img", disable=not accelerator.is_main_process) as bar:
-        for batch in chunks(num_images, size, accelerator.process_index, accelerator.num_processes):
+        for batch in batches_of_process(num_images, size, accelerator.process_index, accelerator.num_processes):
             made = sampler(batch, seed).permute(0, 2, 3, 1).cpu().numpy()
             images.update(zip(batch, made, strict=True))
             bar.update(min(len(batch) * accelerator.num_processes, num_images - int(bar.n)))
@@ -70,6 +70,6 @@ def write_images(
         ]
         write_json(
             folder / "samples.json",
-            {**(record or {}), **sampler.how, "precision": sampler.precision, "images": rows},
+            {**(record or {}), **sampler.settings, "precision": sampler.precision, "images": rows},
         )
     return len(shown)
