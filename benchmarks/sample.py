@@ -15,7 +15,7 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,13 +24,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).parent))
 
 from common import markdown, save_report
-from compare import OPTIONS_OF, load_samplers
 
 from hfgen.commands.cli import command_line, one_line_errors, parse
 from hfgen.evaluation.config import ReferenceConfig
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import as_dict, option
-from hfgen.sampling.config import SamplingConfig
+from hfgen.sampling.config import SamplingConfig, all_sampling_options, choose_options, given_values
 
 if TYPE_CHECKING:
     import torch
@@ -87,21 +86,18 @@ class BenchmarkConfig:
             raise UserError(f"--output {self.output} is a folder: give a file.")
 
 
-Options = tuple[BenchmarkConfig, ReferenceConfig, SamplingConfig]
+def read_options(argv: Sequence[str] | None = None) -> list[Any]:
+    kinds = (BenchmarkConfig, ReferenceConfig, *all_sampling_options())
+    options = parse(kinds, argv, description=str(__doc__).partition("\n")[0])
+    options[0].validate()
+    return options
 
 
-def read_options(argv: Sequence[str] | None = None) -> Options:
-    kinds = (BenchmarkConfig, ReferenceConfig, SamplingConfig)
-    config, reference, sampling = parse(kinds, argv, description=str(__doc__).partition("\n")[0])
-    for part in (config, reference, sampling):
-        part.validate()
-    return config, reference, sampling
-
-
-def options_of(family: str, sampling: SamplingConfig) -> SamplingConfig:
-    """Those that the family has."""
-    names = ("class_labels", "mixed_precision", *OPTIONS_OF[family])
-    return SamplingConfig(**{name: getattr(sampling, name) for name in names})
+def options_of(sampler: "Sampler", given: Mapping[str, Any]) -> tuple[SamplingConfig, Any]:
+    """Those of the given options that the model has."""
+    names = {field.name for kind in (SamplingConfig, sampler.adapter.options) for field in dataclasses.fields(kind)}
+    own = {name: value for name, value in given.items() if name in names}
+    return choose_options(sampler.adapter, own, sampler.name)
 
 
 # Speed
@@ -120,12 +116,12 @@ def speeds(samplers: Sequence["Sampler"], config: BenchmarkConfig) -> list[dict[
 
     turns = [[speed(*pair) for pair in pairs] for _ in range(1 + config.repeats)][1:]  # the first one warms up
     return [
-        {"model": sampler.name, "family": sampler.family, "batch_size": size, "images_per_second": list(found)}
+        {"model": sampler.name, "family": sampler.adapter.kind, "batch_size": size, "images_per_second": list(found)}
         for (sampler, size), found in zip(pairs, zip(*turns, strict=True), strict=True)
     ]
 
 
-def first_image(model: str, sampling: SamplingConfig, device: str, threads: int) -> dict[str, float]:
+def first_image(model: str, sampling: Mapping[str, Any], device: str, threads: int) -> dict[str, float]:
     """Seconds until the first image of a new process, part by part."""
     times = [time.perf_counter()]
     import torch
@@ -141,14 +137,14 @@ def first_image(model: str, sampling: SamplingConfig, device: str, threads: int)
     return {name: times[i + 1] - times[i] for i, name in enumerate(("import", "load", "sample"))}
 
 
-def starts(samplers: Sequence["Sampler"], config: BenchmarkConfig, sampling: SamplingConfig) -> list[dict[str, Any]]:
+def starts(samplers: Sequence["Sampler"], config: BenchmarkConfig, given: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What [`first_image`] takes for each checkpoint, in turns."""
     import torch
 
     found: list[dict[str, Any]] = [{"model": sampler.name, "turns": []} for sampler in samplers]
     for _ in range(config.repeats):
         for sampler, row in zip(samplers, found, strict=True):
-            own, device = options_of(sampler.family, sampling), str(sampler.pipe.device)
+            own, device = given_values(options_of(sampler, given)), str(sampler.pipe.device)
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 job = pool.submit(first_image, sampler.name, own, device, torch.get_num_threads())
                 row["turns"].append(job.result())
@@ -180,7 +176,7 @@ class Method:
 
 
 def methods_of(
-    sampler: "Sampler", config: BenchmarkConfig, sampling: SamplingConfig
+    sampler: "Sampler", config: BenchmarkConfig, given: Mapping[str, Any]
 ) -> tuple[list[Method], list[str]]:
     """Our sampler at each number of steps, then those of plain diffusers; and what is to be said of them."""
     from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler
@@ -188,7 +184,7 @@ def methods_of(
     from hfgen.pipelines.ddpm_sampling import FEW_STEPS
     from hfgen.sampling.sampler import Sampler
 
-    own, scheduler = options_of("DDPM", sampling), sampler.pipe.scheduler
+    (common, own), scheduler = options_of(sampler, given), sampler.pipe.scheduler
     every = scheduler.config.num_train_timesteps
     found, notes = [], []
 
@@ -197,8 +193,9 @@ def methods_of(
         found.append(Method(name, steps, count, make))
 
     def ours(**changes: Any) -> None:
-        maker = Sampler(sampler.pipe, dataclasses.replace(own, **changes), sampler.name)
-        add(maker.how["sampler"], maker.how["num_inference_steps"], maker)
+        own_options = dataclasses.replace(own, **changes)
+        maker = Sampler(sampler.adapter, own_options, sampler.name, class_labels=common.class_labels)
+        add(maker.settings["sampler"], maker.settings["num_inference_steps"], maker)
 
     for steps in config.steps:
         ours(num_inference_steps=steps)
@@ -309,11 +306,11 @@ def against(few: dict[str, Any], many: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def quality(sampler: "Sampler", config: BenchmarkConfig, sampling: SamplingConfig, real: "Real") -> dict[str, Any]:
+def quality(sampler: "Sampler", config: BenchmarkConfig, given: Mapping[str, Any], real: "Real") -> dict[str, Any]:
     """Makes and judges the images of one DDPM; the default steps against each sampler that takes many."""
     from hfgen.pipelines.ddpm_sampling import FEW_STEPS
 
-    methods, notes = methods_of(sampler, config, sampling)
+    methods, notes = methods_of(sampler, config, given)
     make_all(methods, config, real.extractor, sampler.name)
     rows = [judge(method, (config.num_images, config.num_images_full), real.statistics) for method in methods]
     few = [rows[config.steps.index(FEW_STEPS)]] if FEW_STEPS in config.steps else []  # ours come first
@@ -405,21 +402,21 @@ def spread(values: Sequence[float]) -> float:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = read_options(argv)
-    config, reference, sampling = options
+    config, reference, *sampling = options
+    given = given_values(sampling)
     assert config.model is not None
 
     from hfgen.evaluation.features import load_extractor
     from hfgen.runtime.launch import describe, make_accelerator
-    from hfgen.training.config import TrainingConfig
 
-    accelerator = make_accelerator(TrainingConfig(mixed_precision="no", cpu_threads=config.cpu_threads))
-    samplers = load_samplers(config.model, sampling, accelerator.device)
-    judged, real = [sampler for sampler in samplers if sampler.family == "DDPM" and config.steps], None
+    accelerator = make_accelerator(cpu_threads=config.cpu_threads)
+    samplers = load_samplers(config.model, given, accelerator.device)
+    judged, real = [sampler for sampler in samplers if sampler.adapter.kind == "DDPM" and config.steps], None
     if judged:  # first, as it is here that options may be wrong
         extractor = load_extractor(config.extractor, config.extractor_weights, accelerator.device)
         real = look_at_real(config, reference, judged[0], extractor, accelerator)
 
-    measured: dict[str, Any] = {"starts": starts(samplers, config, sampling), "speeds": speeds(samplers, config)}
+    measured: dict[str, Any] = {"starts": starts(samplers, config, given), "speeds": speeds(samplers, config)}
     tables: dict[str, Sequence[Sequence[str]]] = {"Time to the first image": start_table(measured["starts"])}
     tables["Speed of sampling"] = speed_table(measured["speeds"])
     notes = [
@@ -428,7 +425,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "Time to the first image: of one image, in a new process, the files in the system's cache.",
     ]
     if real:
-        measured["quality"] = [quality(sampler, config, sampling, real) for sampler in judged]
+        measured["quality"] = [quality(sampler, config, given, real) for sampler in judged]
         notes.append(
             f"FD: Fréchet distance in the {real.extractor.dim} features of {real.extractor.id} (fingerprint "
             f"{real.extractor.fingerprint[:8]}) to {real.text}; seeds from {config.seed} on. It is too large by an "
@@ -445,7 +442,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"\n{title}\n\n{markdown(rows)}")
     print("", *(f"- {note}" for note in notes), sep="\n")
     if config.output:
-        machine = describe(accelerator, sampling.mixed_precision)
+        machine = describe(accelerator, sampling[0].mixed_precision)
         command = command_line([type(part) for part in options], argv)
         save_report(Path(config.output), command, machine, as_dict(options), tables, notes, measured)
 

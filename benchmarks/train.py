@@ -83,10 +83,11 @@ class Job:
 
 
 def ours(job: Job) -> Step:
+    from hfgen.training.loop import Trainer
+
     from hfgen.data.columns import DEFAULT
     from hfgen.data.streams import open_stream
     from hfgen.training.folder import Run
-    from hfgen.training.loop import Trainer
 
     batches = open_stream(DEFAULT, job.data, job.training.seed, job.training.hub_token, job.groups)
     run = Run(job.family, (job.data, job.training, job.options), [])

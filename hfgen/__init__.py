@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 # Public names and where they are defined. They are imported on first use (PEP 562), so that `import hfgen` costs
 # nothing and `--help` does not wait for torch.
 _PUBLIC = {
+    "Adapter": "hfgen.sampling.capabilities",
     "ClassConditionalDDPMPipeline": "hfgen.pipelines.ddpm_sampling",
     "ConvVAE": "hfgen.models.conv_vae",
     "DCGANDiscriminator": "hfgen.models.dcgan",
@@ -15,11 +16,15 @@ _PUBLIC = {
     "DDPMConfig": "hfgen.families.ddpm.options",
     "DDPMRecipe": "hfgen.families.ddpm.recipe",
     "DataConfig": "hfgen.data.config",
+    "Density": "hfgen.sampling.capabilities",
     "Evaluator": "hfgen.evaluation.runner",
     "GANConfig": "hfgen.families.gan.options",
     "GANPipeline": "hfgen.pipelines.gan",
     "GANRecipe": "hfgen.families.gan.recipe",
     "GaussianMixturePrior": "hfgen.models.gaussian_mixture",
+    "Generates": "hfgen.sampling.capabilities",
+    "HasDensity": "hfgen.sampling.capabilities",
+    "HasLatents": "hfgen.sampling.capabilities",
     "HierarchicalVAE": "hfgen.models.hierarchical_vae",
     "MLPDiscriminator": "hfgen.models.mlp_gan",
     "MLPGenerator": "hfgen.models.mlp_gan",
@@ -28,32 +33,37 @@ _PUBLIC = {
     "ResidualDiscriminator": "hfgen.models.residual_gan",
     "ResidualGenerator": "hfgen.models.residual_gan",
     "ResidualVAE": "hfgen.models.residual_vae",
+    "Restores": "hfgen.sampling.capabilities",
     "Sampler": "hfgen.sampling.sampler",
     "SamplingConfig": "hfgen.sampling.config",
     "StyleGAN2Discriminator": "hfgen.models.stylegan2",
     "StyleGAN2Generator": "hfgen.models.stylegan2",
     "Trainer": "hfgen.training.loop",
     "TrainingConfig": "hfgen.training.config",
+    "Translates": "hfgen.sampling.capabilities",
     "UserError": "hfgen.runtime.errors",
     "VAEConfig": "hfgen.families.vae.options",
     "VAEPipeline": "hfgen.pipelines.vae",
     "VAERecipe": "hfgen.families.vae.recipe",
     "VQVAE": "hfgen.models.vq_vae",
+    "adapter_of": "hfgen.sampling.capabilities",
     "denoise": "hfgen.pipelines.ddpm_sampling",
-    "evaluate": "hfgen.evaluation.runner",
+    "evaluate": "hfgen.evaluation.api",
     "load_extractor": "hfgen.evaluation.features",
-    "load_pipeline": "hfgen.pipelines",
+    "load_pipeline": "hfgen.sampling.loading",
     "load_sampler": "hfgen.sampling.sampler",
     "open_images": "hfgen.data.cache",
+    "sample": "hfgen.sampling.api",
     "sampling_scheduler": "hfgen.pipelines.ddpm_sampling",
 }
 
 if TYPE_CHECKING:
     from hfgen.data.cache import open_images
     from hfgen.data.config import DataConfig
+    from hfgen.evaluation.api import evaluate
     from hfgen.evaluation.config import ReferenceConfig
     from hfgen.evaluation.features import load_extractor
-    from hfgen.evaluation.runner import Evaluator, evaluate
+    from hfgen.evaluation.runner import Evaluator
     from hfgen.families.ddpm.options import DDPMConfig
     from hfgen.families.ddpm.recipe import DDPMRecipe
     from hfgen.families.gan.options import GANConfig
@@ -69,12 +79,23 @@ if TYPE_CHECKING:
     from hfgen.models.residual_vae import ResidualVAE
     from hfgen.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
     from hfgen.models.vq_vae import VQVAE
-    from hfgen.pipelines import load_pipeline
     from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline, denoise, sampling_scheduler
     from hfgen.pipelines.gan import GANPipeline
     from hfgen.pipelines.vae import VAEPipeline
     from hfgen.runtime.errors import UserError
+    from hfgen.sampling.api import sample
+    from hfgen.sampling.capabilities import (
+        Adapter,
+        Density,
+        Generates,
+        HasDensity,
+        HasLatents,
+        Restores,
+        Translates,
+        adapter_of,
+    )
     from hfgen.sampling.config import SamplingConfig
+    from hfgen.sampling.loading import load_pipeline
     from hfgen.sampling.sampler import Sampler, load_sampler
     from hfgen.training.config import TrainingConfig
     from hfgen.training.loop import Trainer

@@ -1,4 +1,4 @@
-"""What the labels of a classifier say about generated images: how sure they are, and which classes are missing.
+"""What the labels of a classifier say about generated images: how confident it is, and which classes are missing.
 
 Logits come from a classifier, one row per image; labels are class numbers from 0 on; counts say how many images are of
 each class. Everything is computed in float64.
@@ -42,7 +42,7 @@ def inception_score(
 
     It is called so only for the logits without bias of the Inception network of 2015, as published values have it.
     With another classifier it is that classifier's score: 1 for images that all get the same answer, up to the number
-    of classes for sure answers that are spread evenly. Splits bias it downwards (with 50 classes and 5,000 images it
+    of classes for confident answers that are spread evenly. Splits bias it downwards (with 50 classes and 5,000 images it
     gives 47.8 in ten splits and 49.9 in one), and the deviation over them is no error of the mean.
 
     Args:
@@ -88,10 +88,11 @@ def _mutual_information(logits: torch.Tensor, rows: torch.Tensor) -> float:
 
 
 def confident_share(logits: torch.Tensor, threshold: float = 0.9) -> float:
-    """Share of the images that a classifier is sure of: textbooks call them recognisable.
+    """Computes the share of images about which a classifier is confident: textbooks call them recognisable.
 
-    It cannot see whether it is right to be: a classifier may be sure of noise, of images that are all the same and of
-    digits that nobody would write. Nor are all real images clear ones: read it beside theirs, not beside 1.
+    It cannot see whether it is right to be: a classifier may be confident about noise, about images that are all
+    the same and about digits that nobody would write. Nor are all real images clear ones: read it beside theirs, not
+    beside 1.
 
     Args:
         logits (`torch.Tensor` of shape `(N, L)`): One row per image.
@@ -103,8 +104,8 @@ def confident_share(logits: torch.Tensor, threshold: float = 0.9) -> float:
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}, but must be from 0 to 1.")
     logits = check_features(logits, "logits", least=1)
-    sure = [part.double().softmax(1).amax(1) >= threshold for part in logits.split(BLOCK)]
-    return torch.cat(sure).double().mean().item()
+    confident = [part.double().softmax(1).amax(1) >= threshold for part in logits.split(BLOCK)]
+    return torch.cat(confident).double().mean().item()
 
 
 def label_counts(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
@@ -210,7 +211,8 @@ def stacked_modes(
     """Counts the kinds among images that have one object in each channel: 1,000 of them for Stacked MNIST.
 
     The protocol is that of Unrolled GAN (https://huggingface.co/papers/1611.02163) and PacGAN
-    (https://huggingface.co/papers/1712.04086): a classifier judges each channel on its own, mostly of 26,000 images.
+    (https://huggingface.co/papers/1712.04086): a classifier tells the class of each channel on its own, mostly of 26,000
+    images.
 
     Args:
         labels (`torch.Tensor` of shape `(N, C)`): The class of each channel. The first channel counts most: digits 1,

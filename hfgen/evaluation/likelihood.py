@@ -1,68 +1,74 @@
-"""Bits per dimension of VAEs on 8-bit images, by importance sampling."""
+"""Bits per dimension of held-out images, for every model that knows how probable images are."""
 
 import math
-from typing import Any
 
+import numpy as np
 import torch
+from accelerate import Accelerator
 
-from hfgen.objectives import elbo
+from hfgen.evaluation.metrics import Result
+from hfgen.evaluation.reference import DATA_SEED, Part
+from hfgen.objectives.elbo import bits_per_dim
+from hfgen.runtime.distributed import Table, map_over_processes
+from hfgen.runtime.errors import UserError
+from hfgen.sampling.sampler import Sampler
+
+LIKELIHOOD_BATCH = 50  # images at once
 
 
-@torch.no_grad()
-def log_evidence(
-    model: Any,
-    images: torch.Tensor,
-    class_labels: torch.Tensor | None = None,
+def measure_likelihood(
+    sampler: Sampler,
+    part: Part,
+    accelerator: Accelerator,
+    num_images: int = 1000,
     num_samples: int = 100,
-    generator: torch.Generator | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two lower bounds on the log probability of 8-bit images under a VAE with its own prior.
-
-    A Gaussian likelihood is integrated over each pixel's 8-bit bin, so that all likelihoods are comparable.
+    leave: bool = True,
+) -> list[Result]:
+    """Measures the bits per dimension of real images. Every process must call this; the first one gets the result.
 
     Args:
-        model ([`ModelMixin`]): A `ConvVAE`, `ResidualVAE`, `HierarchicalVAE` or `VQVAE`, in evaluation mode.
-        images (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1] with 256 levels.
-        class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, of a conditional model.
-        num_samples (`int`, *optional*, defaults to 100): Latents per image.
-        generator (`torch.Generator`, *optional*): For the latents.
-
-    Returns:
-        The evidence lower bound and the importance-weighted bound (https://huggingface.co/papers/1509.00519), which
-        becomes exact with the number of samples: nats, each of shape `(B,)`. For a VQ-VAE, whose codes are taken to be
-        equally likely, both are the bound of its one code.
+        sampler ([`~sampling.sampler.Sampler`]): The model, which [`~sampling.capabilities.HasDensity`].
+        part ([`Part`]): The images.
+        accelerator (`Accelerator`): The processes.
+        num_images (`int`, *optional*, defaults to 1000): How many of them, drawn at random; all, if there are fewer.
+        num_samples (`int`, *optional*, defaults to 100): What the model may draw for each, where its bound rises to
+            the truth with that.
+        leave (`bool`, *optional*, defaults to `True`): Whether the finished progress bar stays.
 
     Raises:
-        ValueError: For images that the model or its likelihood does not fit.
+        UserError: For images that do not fit the model.
     """
-    elbo.check_images(images, "logistic" if model.config.likelihood == "gaussian" else model.config.likelihood)
-    encoded = model.encode(images, class_labels)
-    if not hasattr(encoded, "latent_dist"):
-        codes = model.quantize(encoded.latents).indices[0].numel()
-        decoded = model.decode(encoded.latents, class_labels)
-        bound = _log_likelihood(model, images, decoded.parameters) - codes * math.log(model.config.num_vq_embeddings)
-        return bound, bound
-    posterior = encoded.latent_dist
-    likelihoods, priors, posteriors = [], [], []
-    for _ in range(num_samples):
-        noise = torch.randn((len(images), *model.latent_shape), generator=generator).to(images.device)
-        if hasattr(posterior, "log_ratio"):  # a hierarchical one knows the logarithm of q(z|x) / p(z) along its path
-            posterior.sample(noise=noise)
-            ratio, decoded = posterior.log_ratio(), posterior.decode()
-            priors.append(torch.zeros_like(ratio))
-            posteriors.append(ratio)
-        else:
-            latents = posterior.mean + posterior.std * noise
-            decoded = model.decode(latents, class_labels)
-            priors.append(elbo.log_normal(latents))
-            posteriors.append(elbo.log_normal(latents, posterior.mean, posterior.logvar))
-        likelihoods.append(_log_likelihood(model, images, decoded.parameters))
-    terms = [torch.stack(found) for found in (likelihoods, priors, posteriors)]
-    return (terms[0] + terms[1] - terms[2]).mean(0), elbo.importance_bound(*terms)
+    chosen = np.random.default_rng(DATA_SEED).permutation(len(part.rows))[:num_images]
+    part = Part(part.data, np.sort(part.rows[chosen]))
+    adapter, device, labels = sampler.adapter, accelerator.device, None
+    if sampler.class_names:
+        assert part.data.labels is not None and part.data.info.class_names is not None
+        numbers = [sampler.class_names.index(name) for name in part.data.info.class_names]
+        labels = torch.tensor(numbers)[torch.from_numpy(part.data.labels[part.rows])]
 
+    def log_probabilities(indices: list[int]) -> Table:
+        generator = torch.Generator().manual_seed(indices[0])  # the same ones whatever the number of processes
+        pixels = part.images(indices).to(device).float() / 127.5 - 1
+        classes = None if labels is None else labels[indices].to(device)
+        try:
+            with torch.no_grad():
+                density = adapter.log_prob(pixels, classes, generator, num_samples)
+        except ValueError as error:
+            raise UserError(f"`metrics` bits_per_dim: {sampler.name} does not fit the data: {error}") from None
+        return {"lower": density.lower.float(), "estimate": density.estimate.float()}
 
-def _log_likelihood(model: Any, images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
-    config = model.config
-    if config.likelihood == "gaussian":
-        return elbo.discretised_gaussian(images, parameters, model.variance)
-    return elbo.log_likelihood(images, parameters, config.likelihood, None, config.num_mixtures)
+    nats = map_over_processes(accelerator, len(part.rows), LIKELIHOOD_BATCH, log_probabilities, "Likelihood", leave)
+    if not nats:
+        return []
+    dimensions = math.prod(sampler.image_shape)
+    lower, estimate = (bits_per_dim(-nats[name].double(), dimensions) for name in ("lower", "estimate"))
+    error = (estimate.std() / len(estimate) ** 0.5).item() if len(estimate) > 1 else None
+    details = {
+        **adapter.details(num_samples),
+        "num_images": len(estimate),
+        "split": part.data.info.split,
+        "elbo": lower.mean().item(),
+    }
+    title = "Bits per dimension of held-out images"
+    value = estimate.mean().item()
+    return [Result("bits_per_dim", "bits_per_dim", title, value, "lower", error, "standard error", details=details)]

@@ -30,7 +30,7 @@ NUM_SPLITS = 10  # of the Inception Score
 NUM_BINS = 100  # of NDB
 PAIRS = 10  # nearest pairs that are remembered for a picture
 CMMD_EXTRACTOR = "openai/clip-vit-large-patch14-336"
-SURE = 0.9  # probability from which a classifier is called sure
+CONFIDENT = 0.9  # top probability from which a classifier is confident
 
 # How many images each metric needs: generated, and real ones (held-out ones for memorisation).
 LEAST = {
@@ -48,7 +48,7 @@ LEAST = {
 
 @dataclass(frozen=True)
 class Images:
-    """What metrics see of N images.
+    """Features of N images, for metrics.
 
     Attributes:
         features (`torch.Tensor` of shape `(N, D)`): From the extractor.
@@ -105,12 +105,12 @@ def frechet(images: Images, real: Images, extractor: Extractor) -> list[Result]:
 
 def kernel(images: Images, real: Images, extractor: Extractor) -> list[Result]:
     key = metric_prefix(extractor, "kd")
-    found = kernel_distance(images.features, real.features)
+    distance = kernel_distance(images.features, real.features)
     title = {"kid": "KID", "clean_kid": "clean-KID"}.get(key, "Kernel distance")
-    return [Result("kd", key, title, found.value, "lower", found.standard_error, "standard error")]
+    return [Result("kd", key, title, distance.value, "lower", distance.standard_error, "standard error")]
 
 
-def score(images: Images, real: Images, extractor: Extractor) -> list[Result]:
+def classifier_score(images: Images, real: Images, extractor: Extractor) -> list[Result]:
     assert images.logits is not None
     key = metric_prefix(extractor, "cs")
     value, spread = inception_score(images.logits, NUM_SPLITS)
@@ -119,10 +119,10 @@ def score(images: Images, real: Images, extractor: Extractor) -> list[Result]:
     return [Result("is", key, title, value, "higher", spread, kind)]
 
 
-def balls(images: Images, real: Images, extractor: Extractor) -> list[Result]:
-    found = precision_recall_density_coverage(images.features, real.features, K_PRECISION, K_DENSITY)
+def prdc(images: Images, real: Images, extractor: Extractor) -> list[Result]:
+    values = precision_recall_density_coverage(images.features, real.features, K_PRECISION, K_DENSITY)
     results = []
-    for name, value in found.items():
+    for name, value in values.items():
         precise = name in ("precision", "recall")
         metric, k = ("precision_recall", K_PRECISION) if precise else ("density_coverage", K_DENSITY)
         results.append(Result(metric, name, name.capitalize(), value, "higher", details={"k": k}))
@@ -140,7 +140,7 @@ def vendi(images: Images, real: Images, extractor: Extractor) -> list[Result]:
     return [Result("vendi", "vendi", "Vendi score", vendi_score(images.features), "higher")]
 
 
-def bins(images: Images, real: Images, extractor: Extractor) -> list[Result]:
+def ndb_and_jsd(images: Images, real: Images, extractor: Extractor) -> list[Result]:
     found = ndb(images.features, real.features, NUM_BINS)
     details = {"num_bins": NUM_BINS, "alpha": 0.05}
     return [
@@ -161,11 +161,11 @@ def birthday(images: Images, real: Images, extractor: Extractor) -> list[Result]
 
 
 def confidence(images: Images, real: Images, extractor: Extractor) -> list[Result]:
-    """How many images the classifier is sure of, which it may be of noise, too."""
+    """The share of images that the classifier is confident about, as it may be about noise, too."""
     assert images.logits is not None
-    title = f"Images with a top probability of {SURE} or more"
-    value = confident_share(images.logits, SURE)
-    return [Result("confidence", "confident_share", title, value, "higher", details={"threshold": SURE})]
+    title = f"Images with a top probability of {CONFIDENT} or more"
+    value = confident_share(images.logits, CONFIDENT)
+    return [Result("confidence", "confident_share", title, value, "higher", details={"threshold": CONFIDENT})]
 
 
 def classes(images: Images, real: Images, extractor: Extractor) -> list[Result]:
@@ -216,11 +216,11 @@ def stacked(images: Images, real: Images, extractor: Extractor) -> list[Result]:
 PAIRWISE: list[tuple[tuple[str, ...], Callable[[Images, Images, Extractor], list[Result]]]] = [
     (("fd",), frechet),
     (("kd",), kernel),
-    (("is",), score),
-    (("precision_recall", "density_coverage"), balls),
+    (("is",), classifier_score),
+    (("precision_recall", "density_coverage"), prdc),
     (("cmmd",), maximum_mean_discrepancy),
     (("vendi",), vendi),
-    (("ndb",), bins),
+    (("ndb",), ndb_and_jsd),
     (("birthday",), birthday),
     (("confidence",), confidence),
     (("label_divergence",), classes),
@@ -230,7 +230,7 @@ PAIRWISE: list[tuple[tuple[str, ...], Callable[[Images, Images, Extractor], list
 
 
 def slug(extractor: Extractor) -> str:
-    """The part of the names of numbers that says whose features they are of."""
+    """The part of a number's name that says from whose features it comes."""
     return metric_prefix(extractor, "kd").removeprefix("kd_")
 
 
@@ -254,7 +254,7 @@ def compare(
     return results
 
 
-def copies(generated: Images, train: Images, held_out: Images, seed: int) -> list[Result]:
+def memorised(generated: Images, train: Images, held_out: Images, seed: int) -> list[Result]:
     """Memorisation, with the numbers of the nearest pairs: of the generated image, and its seed; and of the row in
     `train`."""
     try:

@@ -227,7 +227,7 @@ class Memorisation:
 def memorisation(
     generated: torch.Tensor, train: torch.Tensor, held_out: torch.Tensor, quantile: float = 0.01
 ) -> Memorisation:
-    """Whether generated images are copies of training images, judged by real images that were held out.
+    """Whether generated images are copies of training images, measured against real images that were held out.
 
     [`Memorisation`] says what is counted. Authenticity is that of https://huggingface.co/papers/2102.08921, in percent
     as in https://huggingface.co/papers/2306.04675. The training set must be the whole one: a part of it hides copies
@@ -280,7 +280,8 @@ def _blocks(number: int, first: int = 0) -> Iterator[slice]:
 
 
 def _squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Of all pairs of rows, quickly; rounding may make them negative. The same bits for (x, y) and (y, x)."""
+    """Squared distances of all pairs of rows, quickly; rounding may make them negative. The same bits for (x, y) and
+    (y, x)."""
     with torch.autocast(x.device.type, enabled=False):
         products = x @ y.T
     norms, others = (torch.linalg.vector_norm(each, dim=1).square() for each in (x, y))
@@ -349,8 +350,8 @@ def _search(
     for columns in _blocks(len(references)):
         block = references[columns] - centre
         for rows in _blocks(len(queries)):
-            values, places = measure(queries[rows], block).topk(min(k, len(block)), largest=False)
+            values, indices = measure(queries[rows], block).topk(min(k, len(block)), largest=False)
             values, order = torch.cat([near[rows], values], dim=1).topk(k, largest=False)
             near[rows] = values
-            found[rows] = torch.cat([found[rows], places + columns.start], dim=1).gather(1, order)
+            found[rows] = torch.cat([found[rows], indices + columns.start], dim=1).gather(1, order)
     return near, found

@@ -14,18 +14,23 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from hfgen.evaluation.checks import check_features
 from hfgen.evaluation.features import Extractor, Preparation, full_precision, run
+from hfgen.evaluation.metrics import Result, slug
 from hfgen.evaluation.resize import as_channels, filter_weights, resize_tf1
 from hfgen.pipelines.base import slerp
-from hfgen.pipelines.gan import GANPipeline
+from hfgen.runtime.distributed import Table, map_over_processes
 from hfgen.runtime.errors import UserError
+from hfgen.sampling.sampler import Sampler
 
 EPSILON = 1e-4  # of the papers
+PATHS, PATH_BATCH = 1000, 64
 TRIM = 0.01  # share of the distances that is left out at either end
 
 
@@ -35,11 +40,38 @@ class PathLength:
 
     Args:
         value (`float`): The trimmed mean; squared features per squared length of path, where the whole one has 1.
-        standard_error (`float`): Of the value, from the winsorised variance (Tukey & McLaughlin, 1963).
+        standard_error (`float`): That of the value, from the winsorised variance (Tukey & McLaughlin, 1963).
     """
 
     value: float
     standard_error: float
+
+
+def measure_path_length(
+    sampler: Sampler, extractor: Extractor, accelerator: Accelerator, count: int, seed: int, leave: bool = True
+) -> list[Result]:
+    """Measures the path length of a style-based model. Every process must call this; the first one gets the result.
+
+    Args:
+        sampler ([`~sampling.sampler.Sampler`]): The model, which [`~sampling.capabilities.HasStyles`].
+        extractor ([`Extractor`]), accelerator (`Accelerator`): The features, and the processes.
+        count (`int`): Paths, `PATHS` at most.
+        seed (`int`): Seed of path number 0.
+        leave (`bool`, *optional*, defaults to `True`): Whether the finished progress bar stays.
+    """
+    count = min(count, PATHS)
+
+    def distances(indices: list[int]) -> Table:
+        return {"distances": path_distances(sampler.pipe, extractor, indices, seed).float()}
+
+    rows = map_over_processes(accelerator, count, PATH_BATCH, distances, "Paths", leave)
+    if not rows:
+        return []
+    length = perceptual_path_length(rows["distances"])
+    details = {"paths": count, "space": "w", "sampling": "end", "epsilon": EPSILON}
+    key, title = f"ppl_{slug(extractor)}", "Path length in these features"
+    error = length.standard_error
+    return [Result("ppl", key, title, length.value, "lower", error, "standard error", details=details)]
 
 
 def perceptual_path_length(distances: torch.Tensor) -> PathLength:
@@ -60,7 +92,7 @@ def perceptual_path_length(distances: torch.Tensor) -> PathLength:
 
 
 def path_distances(
-    pipe: GANPipeline,
+    pipe: Any,
     extractor: Extractor,
     pairs: Sequence[int],
     seed: int = 0,
@@ -71,7 +103,7 @@ def path_distances(
     """How far apart images are, squared, that are `epsilon` of a path apart, divided by `epsilon^2`.
 
     Path number i depends on seed + i alone. By default paths are those that StyleGAN2 reports
-    (https://huggingface.co/papers/1912.04958): straight ones in w, looked at where they begin. There is no truncation,
+    (https://huggingface.co/papers/1912.04958): straight ones in w, measured where they begin. There is no truncation,
     the noise is that of the checkpoint, both ends have the same class (drawn as the pipeline draws them), and nothing
     is cropped. Other than in the papers, images are clamped to what can be shown (which took 6 to 15 % off with two
     models of MNIST).
@@ -81,7 +113,7 @@ def path_distances(
     1e-4, and by up to 1.3 % at 1e-5 (with Inception, a classifier of digits and a ViT).
 
     Args:
-        pipe ([`GANPipeline`]): With a style-based generator.
+        pipe (`DiffusionPipeline`): With a style-based generator, such as [`~pipelines.gan.GANPipeline`] may have.
         extractor ([`Extractor`]): Whose features are compared. It takes two images per path.
         pairs (`Sequence[int]`): Numbers of the paths.
         seed (`int`, *optional*, defaults to 0): Seed of path number 0.
@@ -91,7 +123,7 @@ def path_distances(
         epsilon (`float`, *optional*, defaults to 1e-4): Length of the step; the whole path has 1.
 
     Returns:
-        `torch.Tensor` of shape `(len(pairs),)`, float64, on the CPU: Of which [`perceptual_path_length`] is the mean.
+        `torch.Tensor` of shape `(len(pairs),)`, float64, on the CPU: [`perceptual_path_length`] is their mean.
 
     Raises:
         ValueError: For an unknown space or sampling, or an epsilon that is not above 0.
@@ -115,7 +147,7 @@ def path_distances(
     model = copy.deepcopy(pipe.model).to(device).double().eval()
     prepare = functools.partial(prepare_unrounded, extractor.prepare)
     at_once = max(1, extractor.batch_size // 2)
-    found = []
+    distances = []
     with torch.inference_mode(), full_precision(device):
         for start in range(0, len(pairs), at_once):
             first, second, t, labels = _draw(pipe, [seed + pair for pair in pairs[start : start + at_once]], sampling)
@@ -123,15 +155,15 @@ def path_distances(
             labels = None if labels is None else labels.to(device)
             if space == "w":
                 first, second = model.map(first, labels), model.map(second, labels)
-                points = [torch.lerp(first, second, place[:, None]) for place in (t, t + epsilon)]
+                points = [torch.lerp(first, second, at[:, None]) for at in (t, t + epsilon)]
             else:
-                points = [model.map(slerp(first, second, place), labels) for place in (t, t + epsilon)]
+                points = [model.map(slerp(first, second, at), labels) for at in (t, t + epsilon)]
             images = model.synthesize(torch.cat(points))
             pixels = (images / 2 + 0.5).clamp(0, 1) * 255
             features = run(extractor.network, prepare, pixels, extractor.device)["features"].double()
             one, other = features.chunk(2)
-            found.append((one - other).square().sum(1).cpu() / epsilon**2)
-    return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
+            distances.append((one - other).square().sum(1).cpu() / epsilon**2)
+    return torch.cat(distances) if distances else torch.zeros(0, dtype=torch.float64)
 
 
 def prepare_unrounded(preparation: Preparation, pixels: torch.Tensor) -> torch.Tensor:
@@ -165,14 +197,14 @@ def _weights(resample: str, inputs: int, outputs: int) -> torch.Tensor:
 
 
 def _draw(
-    pipe: GANPipeline, seeds: Sequence[int], sampling: str
+    pipe: Any, seeds: Sequence[int], sampling: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Latents z of both ends, `(N, latent_dim)` each, places t on the paths and classes, `(N,)` each; float64."""
+    """Latents z of both ends, `(N, latent_dim)` each, fractions t of the paths and classes, `(N,)` each; float64."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     latents = torch.stack([torch.randn(2, pipe.model.config.latent_dim, generator=each) for each in generators])
-    places = torch.zeros(len(seeds), dtype=torch.float64)
+    fractions = torch.zeros(len(seeds), dtype=torch.float64)
     if sampling == "full":
-        places = torch.stack([torch.rand((), generator=each, dtype=torch.float64) for each in generators])
+        fractions = torch.stack([torch.rand((), generator=each, dtype=torch.float64) for each in generators])
     labels = pipe.class_numbers(None, len(seeds), generators)
     first, second = latents.double().unbind(1)
-    return first, second, places, labels
+    return first, second, fractions, labels

@@ -1,9 +1,7 @@
 """The real images of an evaluation: which ones they are, and their features."""
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +20,12 @@ from hfgen.data.info import DataInfo
 from hfgen.evaluation.config import ReferenceConfig
 from hfgen.evaluation.features import Extractor
 from hfgen.evaluation.metrics import Images
-from hfgen.runtime.distributed import Rows, in_turns
+from hfgen.runtime.distributed import Table, map_over_processes
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.files import write_at_once
 
 CACHE_FORMAT = 1  # part of the key: raise it when the same images would get other features
-REAL_BATCH = 256  # real images looked at together
+REAL_BATCH = 256  # real images at once
 DATA_SEED = 0  # decides which real images are taken: the same ones whatever is compared with them
 
 
@@ -131,13 +130,13 @@ def transform(part: Part) -> dict[str, Any]:
 # Their features
 
 
-def features_of(images: torch.Tensor, extractor: Extractor, kinds: bool) -> Rows:
+def features_of(images: torch.Tensor, extractor: Extractor, kinds: bool) -> Table:
     """Features and logits of images `(B, C, H, W)`, uint8, and the classes of their channels if asked for."""
-    found = dict(extractor(images))
+    table = dict(extractor(images))
     if kinds:
         logits = extractor(images.flatten(0, 1).unsqueeze(1))["logits"]
-        found["kinds"] = logits.argmax(1).view(images.shape[:2])
-    return found
+        table["kinds"] = logits.argmax(1).view(images.shape[:2])
+    return table
 
 
 def real_images(
@@ -163,26 +162,26 @@ def real_images(
     }
     key = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:32]
     path = cache / f"{key}.safetensors"
-    found = read_cache(path) if accelerator.is_main_process else None
-    present = [found is not None]  # what the first process sees counts for all
+    table = read_cache(path) if accelerator.is_main_process else None
+    present = [table is not None]  # what the first process sees counts for all
     broadcast_object_list(present)
     if not present[0]:
 
-        def look(indices: list[int]) -> Rows:
+        def extract(indices: list[int]) -> Table:
             return features_of(part.images(indices), extractor, kinds)
 
-        found = in_turns(accelerator, len(part.rows), REAL_BATCH, look, text, leave)
+        table = map_over_processes(accelerator, len(part.rows), REAL_BATCH, extract, text, leave)
         if accelerator.is_main_process:
-            write_cache(path, found, source | {"name": info.name})
-    if found is None or not accelerator.is_main_process:
+            write_cache(path, table, source | {"name": info.name})
+    if table is None or not accelerator.is_main_process:
         return None
     labels, numbers = None, class_numbers(info.class_names, extractor)
     if part.data.labels is not None and numbers is not None:
         labels = torch.tensor([*numbers, -1])[torch.from_numpy(part.data.labels[part.rows])]  # -1 stays -1
-    return Images(**found, labels=labels)
+    return Images(**table, labels=labels)
 
 
-def read_cache(path: Path) -> Rows | None:
+def read_cache(path: Path) -> Table | None:
     """The features that [`write_cache`] wrote; `None` if there are none, or none that can be read."""
     try:
         return load_file(path)
@@ -190,16 +189,12 @@ def read_cache(path: Path) -> Rows | None:
         return None
 
 
-def write_cache(path: Path, tensors: Rows, source: dict[str, Any]) -> None:
-    """Writes features at once or not at all, with what they are of."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def write_cache(path: Path, tensors: Table, source: dict[str, Any]) -> None:
+    """Writes features, all of them or nothing, with what they were computed from."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata={"source": json.dumps(source)})
-        os.replace(temporary, path)
+        with write_at_once(path) as temporary:
+            save_file(tensors, temporary, metadata={"source": json.dumps(source)})
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UserError(
             f"the features of real images cannot be written to {path.parent}: {error}. Free some space or give "
             "another `cache_dir`."

@@ -2,11 +2,8 @@
 
 import json
 import math
-import platform
-import time
 import unicodedata
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from hfgen.evaluation.features import RESERVED
 from hfgen.evaluation.inception import sha256_of
 from hfgen.evaluation.runner import training_data
+from hfgen.runtime.provenance import record
 
-PACKAGES = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "accelerate",
-    "datasets",
-    "safetensors",
-    "numpy",
-    "pillow",
-    "scikit-learn",
-)
 PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 ARROWS = {"lower": "↓", "higher": "↑"}
 
@@ -52,16 +39,7 @@ def wrap(
         command, machine (`str`): In words.
         config (`dict`): All options.
     """
-    return {
-        "hfgen": version("hfgen"),
-        "command": command,
-        "config": config,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "machine": machine,
-        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "extractor": extractor,
-        "models": list(reports),
-    }
+    return record(command, config=config, machine=machine, extractor=extractor, models=list(reports))
 
 
 def describe_model(model: str, revision: str | None = None, token: str | None = None) -> dict[str, Any]:
@@ -94,11 +72,11 @@ def describe_model(model: str, revision: str | None = None, token: str | None = 
     }
 
 
-def origin_of(model: str, revision: str | None = None, token: str | None = None, **how: Any) -> dict[str, Any]:
+def origin_of(model: str, revision: str | None = None, token: str | None = None, **settings: Any) -> dict[str, Any]:
     """What a PNG file says of the model that made it: of a folder its name, not where on this machine it is."""
     about = describe_model(model, revision, token)
     name = Path(model).resolve().name if Path(model).is_dir() else model
-    return {"model": name, "commit": about["commit"], "weights": about["weights"], **how}
+    return {"model": name, "commit": about["commit"], "weights": about["weights"], **settings}
 
 
 def number(value: float | None, error: float | None = None) -> str:
@@ -132,7 +110,7 @@ def table(reports: Sequence[dict[str, Any]]) -> str:
 
 
 def titles(reports: Sequence[dict[str, Any]]) -> dict[str, tuple[str, str | None]]:
-    """Of each result of any report: its title, and whether lower or higher values are better."""
+    """The title of each result of any report, and whether lower or higher values are better."""
     results = [item for report in reports for item in report["results"].items()]
     return {key: (result["title"], result["better"]) for key, result in results}
 
@@ -167,7 +145,7 @@ def remarks(report: dict[str, Any], extractor: dict[str, Any]) -> list[str]:
 
 
 def heading(report: dict[str, Any], extractor: dict[str, Any]) -> str:
-    """Says in one line what was compared with what, in whose eyes."""
+    """Says in one line what was compared with what, by whose features."""
     data, generation = report["data"], report["generation"]
     repeats = f"{len(generation['seeds'])} x " if len(generation["seeds"]) > 1 else ""
     network = extractor["id"]
@@ -187,13 +165,13 @@ def card_section(report: dict[str, Any], whole: dict[str, Any]) -> str:
         whole (`dict`): What [`wrap`] made.
     """
     extractor, generation, held_out = whole["extractor"], report["generation"], report["data"]["held_out"]
-    how = [
+    settings = [
         f"{name.replace('_', ' ')} {value}"
         for name, value in generation.items()
         if name not in ("num_images", "seeds", "batch_size", "classes", "precision") and value is not None
     ]
     seeds = " and ".join(map(str, generation["seeds"]))
-    made = ", ".join([f"Generated from seed {seeds} on", *how, f"in {PRECISIONS[generation['precision']]}"])
+    made = ", ".join([f"Generated from seed {seeds} on", *settings, f"in {PRECISIONS[generation['precision']]}"])
     lines = [f"### {heading(report, extractor)}", "", table([report]), "", f"{made}."]
     if held_out:
         lines[-1] += (
@@ -208,8 +186,8 @@ def chart(reports: Sequence[dict[str, Any]]) -> Image.Image:
     """Bars of several models, a panel with its own scale for each number; a line marks held-out real images."""
     shown, height = drawable(reports), panel_height(len(reports))
     canvas = Image.new("RGB", (WIDTH, 2 * MARGIN + len(shown) * height), "white")
-    for place, key in enumerate(shown):
-        bars(canvas, reports, key, MARGIN, MARGIN + place * height, WIDTH - 2 * MARGIN)
+    for index, key in enumerate(shown):
+        bars(canvas, reports, key, MARGIN, MARGIN + index * height, WIDTH - 2 * MARGIN)
     return canvas
 
 
@@ -223,7 +201,7 @@ def drawable(reports: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def panel_height(models: int) -> int:
-    """Of what [`bars`] draws, with the space below it."""
+    """The height of what [`bars`] draws, with the space below it."""
     return FONT + 3 * GAP + models * (BAR + GAP)
 
 
@@ -266,8 +244,8 @@ def bars(canvas: Image.Image, reports: Sequence[dict[str, Any]], key: str, x: in
             reach = result["error"] * unit
             draw.line((right - reach, top + BAR // 2, right + reach, top + BAR // 2), fill=INK, width=2)
     if real is not None:
-        place = left + real * unit
-        draw.line((place, first - GAP // 2, place, first + len(reports) * row - GAP // 2), fill=REAL, width=2)
+        offset = left + real * unit
+        draw.line((offset, first - GAP // 2, offset, first + len(reports) * row - GAP // 2), fill=REAL, width=2)
         write(canvas, x + width, y, f"real images {number(real)}", REAL, "ra")
 
 
@@ -294,7 +272,7 @@ def curves(
     left, top = x + TICKS, y + FONT + 2 * GAP
     wide, tall = x + width - left, y + height - FONT - GAP - top
 
-    def place(time: float, value: float) -> tuple[float, float]:
+    def position(time: float, value: float) -> tuple[float, float]:
         return time / end * wide, (high - math.log10(value)) / (high - low) * tall
 
     large = Image.new("RGB", (wide * SMOOTH, tall * SMOOTH), "white")  # PIL draws jagged lines
@@ -306,12 +284,12 @@ def curves(
     steps = [a * 10.0**b for b in range(math.floor(low), math.ceil(high)) for a in (1, 2, 5)]
     ticks = [step for step in steps if low <= math.log10(step) <= high]
     for tick in ticks if len(ticks) > 1 else (min(values), max(values)):
-        line([place(0, tick), place(end, tick)], "#dddddd", 1)
-        write(canvas, left - GAP, top + place(0, tick)[1], number(tick), anchor="rm")
-    line([place(0, level), place(end, level)], REAL, 2)
+        line([position(0, tick), position(end, tick)], "#dddddd", 1)
+        write(canvas, left - GAP, top + position(0, tick)[1], number(tick), anchor="rm")
+    line([position(0, level), position(end, level)], REAL, 2)
     for index, points in enumerate(lines):
         colour = COLOURS[index % len(COLOURS)]
-        placed = [place(time, value) for time, value in points if value > 0]
+        placed = [position(time, value) for time, value in points if value > 0]
         if placed:
             line(placed, colour, 2)
         for a, b in placed:

@@ -19,9 +19,9 @@ from accelerate.utils import broadcast_object_list
 
 from hfgen.evaluation.config import GOOD_ACCURACY, METRICS, ReferenceConfig
 from hfgen.evaluation.features import Extractor, Preparation
-from hfgen.evaluation.likelihood import log_evidence
-from hfgen.evaluation.metrics import LEAST, Images, Result, compare, copies, slug
-from hfgen.evaluation.path_length import EPSILON, path_distances, perceptual_path_length
+from hfgen.evaluation.likelihood import measure_likelihood
+from hfgen.evaluation.metrics import LEAST, Images, Result, compare, memorised
+from hfgen.evaluation.path_length import measure_path_length
 from hfgen.evaluation.reference import (
     DATA_SEED,
     Part,
@@ -33,87 +33,15 @@ from hfgen.evaluation.reference import (
     real_images,
     transform,
 )
-from hfgen.objectives.elbo import bits_per_dim
-from hfgen.runtime.distributed import Rows, in_turns
+from hfgen.runtime.distributed import Table, map_over_processes
 from hfgen.runtime.errors import UserError
+from hfgen.sampling.capabilities import HasDensity, HasStyles
 from hfgen.sampling.sampler import Sampler
 
 MOST_KINDS = 10**6  # of Stacked MNIST and its like
-LIKELIHOOD_IMAGES, LIKELIHOOD_SAMPLES, LIKELIHOOD_BATCH = 1000, 100, 50
-PATHS, PATH_BATCH = 1000, 64
 NEEDS_CLASSES = ("label_divergence", "conditional_accuracy", "stacked_modes")
-NEEDS_JUDGE = ("confidence", *NEEDS_CLASSES)
-NEEDS_LOGITS = ("is", *NEEDS_JUDGE)
-
-
-# Metrics that need more than features
-
-
-def likelihood(sampler: Sampler, part: Part, accelerator: Accelerator, leave: bool = True) -> list[Result]:
-    """Bits per dimension of real images under a VAE."""
-    chosen = np.random.default_rng(DATA_SEED).permutation(len(part.rows))[:LIKELIHOOD_IMAGES]
-    part = Part(part.data, np.sort(part.rows[chosen]))
-    model, device = sampler.pipe.model, accelerator.device
-    labels = None
-    if sampler.class_names:
-        assert part.data.labels is not None and part.data.info.class_names is not None
-        numbers = [sampler.class_names.index(name) for name in part.data.info.class_names]
-        labels = torch.tensor(numbers)[torch.from_numpy(part.data.labels[part.rows])]
-
-    def bounds(indices: list[int]) -> Rows:
-        generator = torch.Generator().manual_seed(indices[0])  # the same ones whatever the number of processes
-        pixels = part.images(indices).to(device).float() / 127.5 - 1
-        given = None if labels is None else labels[indices].to(device)
-        try:
-            lower, weighted = log_evidence(model, pixels, given, LIKELIHOOD_SAMPLES, generator)
-        except ValueError as error:
-            raise UserError(f"`metrics` bits_per_dim: {sampler.name} does not fit the data: {error}") from None
-        return {"lower": lower.float(), "weighted": weighted.float()}
-
-    model.eval()
-    found = in_turns(accelerator, len(part.rows), LIKELIHOOD_BATCH, bounds, "Likelihood", leave)
-    if not found:
-        return []
-    dimensions = math.prod(sampler.image_shape)
-    lower, weighted = (bits_per_dim(-found[name].double(), dimensions) for name in ("lower", "weighted"))
-    error = (weighted.std() / len(weighted) ** 0.5).item() if len(weighted) > 1 else None
-    details = {
-        "bound": f"iwae-{LIKELIHOOD_SAMPLES}",
-        "likelihood": model.config.likelihood,
-        "num_images": len(weighted),
-        "split": part.data.info.split,
-        "elbo": lower.mean().item(),
-    }
-    title = "Bits per dimension of held-out images"
-    return [
-        Result("bits_per_dim", "bits_per_dim", title, weighted.mean().item(), "lower", error, "standard error",
-               details=details)
-    ]  # fmt: skip
-
-
-def path_length(
-    sampler: Sampler, extractor: Extractor, accelerator: Accelerator, count: int, seed: int, leave: bool = True
-) -> list[Result]:
-    """Perceptual path length of a StyleGAN2."""
-    count = min(count, PATHS)
-
-    def distances(indices: list[int]) -> Rows:
-        found = path_distances(sampler.pipe, extractor, indices, seed)
-        return {"distances": found.float()}
-
-    rows = in_turns(accelerator, count, PATH_BATCH, distances, "Paths", leave)
-    if not rows:
-        return []
-    found = perceptual_path_length(rows["distances"])
-    details = {"paths": count, "space": "w", "sampling": "end", "epsilon": EPSILON}
-    title = "Path length in these features"
-    key = f"ppl_{slug(extractor)}"
-    return [
-        Result("ppl", key, title, found.value, "lower", found.standard_error, "standard error", details=details)
-    ]  # fmt: skip
-
-
-# The whole
+NEEDS_ACCURACY = ("confidence", *NEEDS_CLASSES)
+NEEDS_LOGITS = ("is", *NEEDS_ACCURACY)
 
 
 def obstacle(
@@ -135,9 +63,9 @@ def obstacle(
         return f"{few}: raise `num_images`, or use more data"
     if (metric in NEEDS_LOGITS and not has_logits) or (metric in NEEDS_CLASSES and not extractor.labels):
         return f"it needs a classifier, and {extractor.id} is none: choose another `extractor`"
-    if metric in NEEDS_JUDGE and extractor.accuracy is not None and extractor.accuracy < GOOD_ACCURACY:
+    if metric in NEEDS_ACCURACY and extractor.accuracy is not None and extractor.accuracy < GOOD_ACCURACY:
         return (
-            f"the test accuracy of `extractor` {extractor.id} is only {extractor.accuracy:.1%}, and a judge needs "
+            f"the test accuracy of `extractor` {extractor.id} is only {extractor.accuracy:.1%}, and it needs "
             f"{GOOD_ACCURACY:.0%}: train it longer"
         )
     if is_stacked and metric in ("is", "confidence", "label_divergence"):
@@ -154,10 +82,9 @@ def obstacle(
         if kinds > MOST_KINDS:
             return f"{kinds:,} kinds are too many to count"
     if metric == "bits_per_dim":
-        if sampler.family != "VAE":
-            return f"{sampler.name} is a {sampler.family}, whose likelihood is not known: leave it out"
-        if sampler.pipe.config.task:
-            return f"{sampler.name} is trained to {sampler.pipe.config.task}, not to model images"
+        lack = sampler.adapter.obstacle(HasDensity)
+        if lack is not None:
+            return f"{sampler.name} {lack}: leave it out"
         if sampler.grouped:
             return f"the classes of {sampler.name} are groups of images, and those of real images are not known"
         info = reference.held_out.data.info
@@ -166,8 +93,9 @@ def obstacle(
         if sampler.class_names and info.classes and info.classes.unlabelled:
             return f"{info.classes.unlabelled} images of {info.name} have no class, which {sampler.name} needs"
     if metric == "ppl":
-        if sampler.family != "GAN" or not sampler.pipe.style_based:
-            return f"{sampler.name} is no StyleGAN2: leave it out"
+        lack = sampler.adapter.obstacle(HasStyles)
+        if lack is not None:
+            return f"{sampler.name} {lack}: leave it out"
         if not isinstance(extractor.prepare, Preparation):
             return f"{extractor.id} takes 8-bit images only: choose another `extractor`"
     return None
@@ -196,12 +124,12 @@ def choose_metrics(
 
 
 class Evaluator:
-    """Compares generators with the same real images, in the eyes of the same network. Every process must make one.
+    """Compares generators with the same real images, by the features of one network. Every process must make one.
 
-    What cannot be measured is refused before the work begins, and the real images are looked at once.
+    What cannot be measured is refused before the work begins, and the features of real images are computed once.
 
     Args:
-        sampler ([`~sampling.Sampler`]): The generator, or one like all those that are to be measured.
+        sampler ([`~sampling.sampler.Sampler`]): The generator, or one like all those that are to be measured.
         config ([`ReferenceConfig`]): The data.
         extractor ([`~features.Extractor`]): The features.
         accelerator (`Accelerator`): The processes.
@@ -210,6 +138,9 @@ class Evaluator:
         batch_size (`int`, *optional*, defaults to 64): Images at once per process.
         baseline (`bool`, *optional*, defaults to `True`): Whether to compute the metrics of held-out images too.
         leave_bars (`bool`, *optional*, defaults to `True`): Whether finished progress bars stay.
+        likelihood_samples (`int`, *optional*, defaults to 100): What a model may draw for each image in
+            `bits_per_dim`, where its bound rises to the truth with that.
+        likelihood_images (`int`, *optional*, defaults to 1000): Held-out images that `bits_per_dim` takes.
 
     Raises:
         UserError: For metrics that do not fit, or data that cannot be read.
@@ -226,9 +157,12 @@ class Evaluator:
         batch_size: int = 64,
         baseline: bool = True,
         leave_bars: bool = True,
+        likelihood_samples: int = 100,
+        likelihood_images: int = 1000,
     ):
         self.extractor, self.accelerator = extractor, accelerator
         self.num_images, self.batch_size, self.leave_bars = num_images, batch_size, leave_bars
+        self.likelihood_samples, self.likelihood_images = likelihood_samples, likelihood_images
         start = time.perf_counter()
         probe = extractor(sampler([0], 0))
         num_real = config.num_real_images or num_images
@@ -254,17 +188,17 @@ class Evaluator:
         self._kinds = "stacked_modes" in self.metrics
         cache = cache_folder(config)
 
-        def look_at(part: Part, text: str) -> Images | None:
+        def features_of_part(part: Part, text: str) -> Images | None:
             return real_images(part, extractor, accelerator, cache, self._kinds, f"Real images ({text})", leave_bars)
 
         self.memorisation = "memorisation" in self.metrics
-        self._real = look_at(reference.real, "real")
-        self._held_out = look_at(reference.held_out, "held out") if baseline or self.memorisation else None
-        self._train = look_at(reference.train, "train") if self.memorisation else None
+        self._real = features_of_part(reference.real, "real")
+        self._held_out = features_of_part(reference.held_out, "held out") if baseline or self.memorisation else None
+        self._train = features_of_part(reference.train, "train") if self.memorisation else None
         self.baseline: dict[str, float | None] = {}  # the metrics of held-out images; in the first process only
         if baseline and self._held_out is not None:
-            found = self._compare(self._held_out, "Metrics of held-out images")
-            self.baseline = {result.key: result.value for result in found}
+            results = self._compare(self._held_out, "Metrics of held-out images")
+            self.baseline = {result.key: result.value for result in results}
         self.seconds = time.perf_counter() - start
 
     def _compare(self, images: Images, text: str) -> list[Result]:
@@ -282,34 +216,39 @@ class Evaluator:
             results = self._compare(generated, "Metrics")
             if self.memorisation:
                 assert self._train is not None and self._held_out is not None
-                results += copies(generated, self._train, self._held_out, seed)
+                results += memorised(generated, self._train, self._held_out, seed)
         if "ppl" in self.metrics:
-            results += path_length(sampler, self.extractor, self.accelerator, self.num_images, seed, self.leave_bars)
+            results += measure_path_length(
+                sampler, self.extractor, self.accelerator, self.num_images, seed, self.leave_bars
+            )
         for result in results:
             result.real = self.baseline.get(result.key, result.real)
         return results
 
     def likelihood(self, sampler: Sampler) -> list[Result]:
-        """Bits per dimension, if they are asked for. As [`~Evaluator.measure`], but no images are generated."""
+        """Measures the bits per dimension, if they are asked for. As [`~Evaluator.measure`], but no images are
+        generated."""
         if "bits_per_dim" not in self.metrics:
             return []
-        return likelihood(sampler, self.reference.held_out, self.accelerator, self.leave_bars)
+        images, samples = self.likelihood_images, self.likelihood_samples
+        part = self.reference.held_out
+        return measure_likelihood(sampler, part, self.accelerator, images, samples, self.leave_bars)
 
     def _generate(self, sampler: Sampler, seed: int) -> Images | None:
         """Features of generated images; in the first process only."""
 
-        def make(indices: list[int]) -> Rows:
+        def make(indices: list[int]) -> Table:
             return features_of(sampler(indices, seed), self.extractor, self._kinds)
 
         text = "Generated images"
-        found = in_turns(self.accelerator, self.num_images, self.batch_size, make, text, self.leave_bars)
-        if not found:
+        table = map_over_processes(self.accelerator, self.num_images, self.batch_size, make, text, self.leave_bars)
+        if not table:
             return None
         labels, numbers = None, class_numbers(sampler.class_names, self.extractor)
         if sampler.classes and numbers is not None and not sampler.grouped:
             shown = [numbers[number] for number in sampler.classes]
             labels = torch.tensor([shown[index % len(shown)] for index in range(self.num_images)])
-        return Images(**found, labels=labels)
+        return Images(**table, labels=labels)
 
 
 def evaluate(
@@ -322,12 +261,15 @@ def evaluate(
     seed: int = 0,
     seeds: int = 1,
     batch_size: int = 64,
+    likelihood_samples: int = 100,
+    likelihood_images: int = 1000,
 ) -> dict[str, Any]:
     """Evaluates a generator against data. Every process must call this.
 
     Args:
-        sampler, config, extractor, accelerator, metrics, num_images, batch_size: As for [`Evaluator`].
-        seed (`int`, *optional*, defaults to 0): Of the first image.
+        sampler, config, extractor, accelerator, metrics, num_images, batch_size, likelihood_samples, likelihood_images: As
+            for [`Evaluator`].
+        seed (`int`, *optional*, defaults to 0): The seed of the first image.
         seeds (`int`, *optional*, defaults to 1): How often to repeat it with new images, for a mean and a deviation.
 
     Returns:
@@ -336,7 +278,17 @@ def evaluate(
     Raises:
         UserError: For metrics that do not fit, data that cannot be read, or if no metric has a value.
     """
-    evaluator = Evaluator(sampler, config, extractor, accelerator, metrics, num_images, batch_size)
+    evaluator = Evaluator(
+        sampler,
+        config,
+        extractor,
+        accelerator,
+        metrics,
+        num_images,
+        batch_size,
+        likelihood_samples=likelihood_samples,
+        likelihood_images=likelihood_images,
+    )
     start = time.perf_counter()
     starts = [seed + number * num_images for number in range(seeds)]
     repeats = [evaluator.measure(sampler, first) for first in starts]
@@ -349,7 +301,11 @@ def evaluate(
         reference = evaluator.reference
         notes = evaluator.notes + training_notes(sampler.name, reference.train, evaluator.memorisation)
         report[0] = report[0] or {
-            "model": {"name": sampler.name, "family": sampler.family, "image_shape": list(sampler.image_shape)},
+            "model": {
+                "name": sampler.name,
+                "family": sampler.adapter.kind,
+                "image_shape": list(sampler.image_shape),
+            },
             "data": {
                 "name": reference.real.data.info.name,
                 **reference.real.describe(),
@@ -361,7 +317,7 @@ def evaluate(
                 "num_images": num_images,
                 "seeds": starts,
                 "batch_size": batch_size,
-                **sampler.how,
+                **sampler.settings,
                 "classes": [sampler.class_names[number] for number in sampler.classes] if sampler.classes else None,
                 "precision": sampler.precision,
             },

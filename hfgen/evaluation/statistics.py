@@ -71,14 +71,14 @@ class FeatureStatistics:
 
     @property
     def mean(self) -> torch.Tensor:
-        """Of shape `(D,)`, float64."""
+        """The mean, of shape `(D,)`, float64."""
         self._check_count(1)
         self._flush()
         return torch.tensor(self._mean)
 
     @property
     def covariance(self) -> torch.Tensor:
-        """Of shape `(D, D)`, float64, symmetric: the sum of squares over N - 1, as in `numpy.cov`."""
+        """The covariance, of shape `(D, D)`, float64, symmetric: the sum of squares over N - 1, as in `numpy.cov`."""
         self._check_count(2)
         self._flush()
         return torch.from_numpy(self._scatter / (self._count - 1))

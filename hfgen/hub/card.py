@@ -1,6 +1,8 @@
 """Model cards, filled from `run.json` and reports of evaluations: nothing is stated that was not recorded."""
 
 import functools
+import importlib.resources
+import json
 import os
 import re
 import shlex
@@ -13,26 +15,43 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import build_hf_headers, get_session
 
+from hfgen.registry import find_family, pipeline_entries
 from hfgen.runtime.errors import UserError
 
 RESULTS = "## Results"
 AFTER_RESULTS = "## Intended use and limits"
 REAL_IMAGES = ("fd", "fid", "kd", "kid", "cmmd", "precision", "recall", "density", "coverage", "ndb")  # compared with
 PATIENCE = 5.0  # seconds for a page that a card can do without
-UNMEASURED = "Nothing was measured yet. `scripts/evaluate.py --update_card` does so, and writes it here."
+UNMEASURED = "Nothing was measured yet. `hfgen evaluate --update_card` does so, and writes it here."
 
 # What would make Markdown of a name: tags, cells of tables, code, and links.
 MARKUP = str.maketrans({"<": "&lt;", "[": "&#91;", "]": "&#93;", "|": "&#124;", "`": "'"})
 
 
 def render(template: str, **values: Any) -> str:
-    """Fills a template of `model_cards/templates`, in an installed wheel or in a checkout."""
+    """Fills a template.
+
+    Args:
+        template (`str`): `"package:file.md"`, or the name of one of `model_cards/templates`, in an installed wheel or in
+            a checkout. Both may extend the latter.
+        values: What the template asks for.
+
+    Raises:
+        UserError: If there is no such file in the package.
+    """
     here = Path(__file__).parent
     folders = (here / "templates", here.parent.parent / "model_cards" / "templates")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folders), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template(f"{template}.md").render(values)
+    package, _, file = template.rpartition(":")
+    if not package:
+        return environment.get_template(f"{template}.md").render(values)
+    try:
+        source = (importlib.resources.files(package) / file).read_text(encoding="utf-8")
+    except (ImportError, OSError) as error:
+        raise UserError(f"the template of the card is not at {template}: {error}. Fix its declaration.") from None
+    return environment.from_string(source).render(values)
 
 
 def plain(value: Any) -> Any:
@@ -106,8 +125,13 @@ def write_card(folder: Path, record: dict[str, Any], location: Path | None = Non
         datasets=[name] if on_hub else None,
     )
     shown = plain(record) | {"command": shown_command(record["command"])}
+    family, index = find_family(record["family"]), json.loads((folder / "model_index.json").read_text())
+    kind = index["_class_name"]
+    entry = pipeline_entries()[kind[-1] if isinstance(kind, list) else kind]
     card = render(
-        record["family"],
+        family.card or "family",
+        family=family,
+        pipeline=dict(zip(("module", "name"), entry.pipeline.split(":"), strict=True)),
         card_data=card_data.to_yaml(),
         title=plain(Path(model_id).name),
         model_id=code(str(location or model_id)),
@@ -123,6 +147,46 @@ def write_card(folder: Path, record: dict[str, Any], location: Path | None = Non
         has_samples=(folder / "samples.png").exists(),
         has_reconstructions=(folder / "reconstructions.png").exists(),
         unmeasured=UNMEASURED,
+    )
+    ModelCard(card).save(folder / "README.md")
+
+
+def write_classifier_card(folder: Path, name: str, report: dict[str, Any], weak: bool) -> None:
+    """Writes `README.md` for a classifier of images.
+
+    Args:
+        folder (`Path`): Where to write.
+        name (`str`): What the card calls it.
+        report (`dict`): What `eval.json` holds; nothing else is stated.
+        weak (`bool`): Whether its accuracy is too low to judge other images by.
+    """
+    source, test = report["config"]["dataset_name"], report["test_data"]
+    on_hub = bool(source) and "/" in source and not Path(source).expanduser().exists()
+    accuracy = EvalResult(
+        task_type="image-classification",
+        dataset_type=source if on_hub else test["name"],
+        dataset_name=test["name"],
+        dataset_split=test["split"],
+        metric_type="accuracy",
+        metric_value=report["test_accuracy"],
+    )
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=["hfgen"],
+        datasets=[source] if on_hub else None,
+        model_name=name,
+        eval_results=[accuracy],
+    )
+    card = render(
+        "classifier",
+        card_data=data.to_yaml(),
+        name=name,
+        train=plain(report["train_data"]),
+        test=plain(test),
+        weak=weak,
+        percent="{:.2%}".format,
+        **plain(report) | {"command": shown_command(report["command"])},
     )
     ModelCard(card).save(folder / "README.md")
 
@@ -157,7 +221,8 @@ def with_location(text: str, location: str, **options: str | None) -> str:
         return text
     extra = "".join(f', {name}="{value}"' for name, value in options.items() if value is not None)
     text = re.sub(load, lambda match: f'{match[1]}"{location}"{extra}' if match[2] == found[2] else match[0], text)
-    return text.replace(f"scripts/sample.py --model {found[2]} ", f"scripts/sample.py --model {location} ")
+    sample = rf"(scripts/sample\.py|hfgen sample) --model {re.escape(found[2])} "  # older cards have the former
+    return re.sub(sample, lambda match: f"{match[1]} --model {location} ", text)
 
 
 def add_results(folder: Path, report: dict[str, Any], extractor: dict[str, Any], section: str) -> None:

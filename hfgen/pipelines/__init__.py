@@ -1,58 +1,11 @@
 """Inference: one self-contained file per family."""
 
-import warnings
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+from typing import Any
 
 
-def load_pipeline(path: str, **kwargs: Any) -> "DiffusionPipeline":
-    """Loads any checkpoint that hfgen writes, with the class that its `model_index.json` names.
+def __getattr__(name: str) -> Any:
+    if name == "load_pipeline":  # where it was once
+        import hfgen
 
-    Runs no code from the checkpoint: the class is ours or one of diffusers.
-
-    Args:
-        path (`str`): Folder or Hub id.
-        kwargs: Passed to `from_pretrained`: `revision`, `dtype`, `token`, ...
-
-    Raises:
-        UserError: If there is no such checkpoint, its class is none that we know, or it cannot be loaded.
-    """
-    import diffusers
-
-    from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline
-    from hfgen.pipelines.gan import GANPipeline
-    from hfgen.pipelines.self_contained import SelfContained, index_folder
-    from hfgen.pipelines.vae import VAEPipeline
-    from hfgen.runtime.errors import UserError
-
-    ours = {
-        "ClassConditionalDDPMPipeline": ClassConditionalDDPMPipeline,
-        "DDPMPipeline": diffusers.DDPMPipeline,
-        "GANPipeline": GANPipeline,
-        "VAEPipeline": VAEPipeline,
-    }
-    hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
-    # diffusers passes an argument that huggingface_hub calls deprecated.
-    warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
-    try:
-        name = diffusers.DiffusionPipeline.load_config(index_folder(path, **hub)).get("_class_name")
-    except Exception as error:  # of many kinds, as the files may be anything
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{path} holds no pipeline: {reason[:300]} Give the `output_dir` of a finished run, or a Hub id."
-        ) from None
-    name = str(name[-1] if isinstance(name, list) and name else name)  # a file and a class, or a class
-    if name not in ours:
-        raise UserError(
-            f"{path} holds a {name}, which hfgen does not sample from. It knows: {', '.join(sorted(ours))}."
-        )
-    try:
-        if name == "DDPMPipeline":  # ours look at the files before they make networks of them, diffusers' does not
-            path = path if Path(path).is_dir() else SelfContained.download(path, **kwargs)
-            SelfContained.load_config(path)
-        return ours[name].from_pretrained(path, **kwargs | {"use_safetensors": True, "trust_remote_code": False})
-    except Exception as error:
-        raise UserError(f"{path} cannot be loaded: {' '.join(str(error).split())[:500]}") from None
+        return hfgen.load_pipeline
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

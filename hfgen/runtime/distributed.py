@@ -9,19 +9,19 @@ from tqdm.auto import tqdm
 
 from hfgen.runtime.errors import UserError
 
-Rows = dict[str, torch.Tensor]  # by name, one row for each image
+Table = dict[str, torch.Tensor]  # columns by name, one row for each image
 
 
-def chunks(count: int, size: int, rank: int = 0, world_size: int = 1) -> list[list[int]]:
+def batches_of_process(count: int, size: int, rank: int = 0, world_size: int = 1) -> list[list[int]]:
     """The image numbers of each batch of one process: batches of `size` are dealt to the processes in turn."""
     batches = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
     return batches[rank::world_size]
 
 
-def in_turns(
-    accelerator: Accelerator, count: int, size: int, make: Callable[[list[int]], Rows], text: str, leave: bool = True
-) -> Rows:
-    """Lets the processes take batches in turn, and brings what they make of them to the first one, in order.
+def map_over_processes(
+    accelerator: Accelerator, count: int, size: int, make: Callable[[list[int]], Table], text: str, leave: bool = True
+) -> Table:
+    """Deals batches to the processes in turn, and brings what they make of them to the first one, in order.
 
     Every process must call this. The batches are the same for any number of processes.
 
@@ -36,21 +36,23 @@ def in_turns(
     Returns:
         `dict[str, torch.Tensor]`: On the CPU, with `count` rows; empty in all processes but the first.
     """
-    batches = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+    world = accelerator.num_processes
+    batches = batches_of_process(count, size, accelerator.process_index, world)
+    # A process without a batch of its own repeats the last one, whose rows come after all others.
+    every = batches_of_process(count, size)
+    batches += every[-1:] * (-(-len(every) // world) - len(batches))
     collected: dict[str, list[torch.Tensor]] = {}
     main = accelerator.is_main_process
     disable = True if not main else False if leave else None  # None: where nobody looks
     with tqdm(total=count, desc=text, unit="img", disable=disable, leave=leave, dynamic_ncols=True) as bar:
-        for first in range(0, len(batches), accelerator.num_processes):
-            # A process without a batch of its own repeats the last one, whose rows come after all others.
-            batch = batches[min(first + accelerator.process_index, len(batches) - 1)]
+        for batch in batches:
             for name, rows in make(batch).items():
                 if len(batch) < size:  # the processes must agree on what they gather
                     rows = torch.cat([rows, rows.new_zeros(size - len(batch), *rows.shape[1:])])
                 rows = accelerator.gather(rows.to(accelerator.device).contiguous())
                 if main:
                     collected.setdefault(name, []).append(rows.cpu())
-            bar.update(min(accelerator.num_processes * size, count - int(bar.n)))
+            bar.update(min(world * size, count - int(bar.n)))
     return {name: torch.cat(parts)[:count] for name, parts in collected.items()}
 
 

@@ -18,7 +18,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from hfgen.runtime.errors import UserError
-from hfgen.training.config import TrainingConfig
 
 
 def on_cpu() -> bool:
@@ -50,16 +49,26 @@ def resolve_precision(wanted: str) -> str:
     return wanted
 
 
-def make_accelerator(config: TrainingConfig) -> Accelerator:
+def make_accelerator(
+    mixed_precision: str = "no",
+    cpu_threads: int | None = None,
+    tracker: str | None = None,
+    output_dir: str | None = None,
+) -> Accelerator:
     """The one place that configures Accelerate.
+
+    Args:
+        mixed_precision (`str`, *optional*, defaults to `"no"`): `"no"`, `"bf16"`, `"fp16"` or `"auto"`.
+        cpu_threads (`int`, *optional*): Threads per process on a CPU; by default its share of the cores.
+        tracker (`str`, *optional*): Where metrics are logged to: the name of an installed tracker.
+        output_dir (`str`, *optional*): The folder of the tracker's files.
 
     Raises:
         UserError: If the launcher's idea of this run and Accelerate's differ, or a tracker is not installed.
     """
     cpu = on_cpu()
-    precision = resolve_precision(config.mixed_precision)
+    precision = resolve_precision(mixed_precision)
     world_size = int(os.environ.get("WORLD_SIZE", 1))
-    tracker = None if config.logger == "none" else config.logger
     if tracker is not None:
         from accelerate.tracking import get_available_trackers
 
@@ -71,7 +80,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
             cpu=cpu,
             mixed_precision=precision,
             log_with=tracker,
-            project_dir=config.output_dir,
+            project_dir=output_dir,
             # The others wait while the first process computes metrics or writes files.
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=1))],
         )
@@ -97,7 +106,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     if cpu:
         # accelerate launch and torchrun leave torch one thread per process.
         local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-        torch.set_num_threads(config.cpu_threads or max(1, cores() // local))
+        torch.set_num_threads(cpu_threads or max(1, cores() // local))
     elif precision != "no":
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
     return accelerator

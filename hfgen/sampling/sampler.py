@@ -1,23 +1,17 @@
-"""Images from any pipeline of ours, each from a seed of its own."""
+"""Images from any pipeline that can make some, each from a seed of its own."""
 
-from collections.abc import Callable, Iterable, Sequence
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from hfgen.pipelines import load_pipeline
-from hfgen.pipelines.base import Pipeline
-from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline, denoise, sampling_scheduler, set_timesteps
-from hfgen.pipelines.gan import GANPipeline
-from hfgen.pipelines.vae import VAEPipeline
 from hfgen.runtime.errors import UserError
-from hfgen.sampling.config import SamplingConfig
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
+from hfgen.sampling.capabilities import Adapter, Generates, adapter_of
+from hfgen.sampling.config import SamplingConfig, choose_options, names_of
+from hfgen.sampling.loading import load_pipeline
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -38,83 +32,82 @@ class Sampler:
     with its seed.
 
     Args:
-        pipe (`DiffusionPipeline`): A [`GANPipeline`], [`VAEPipeline`], [`ClassConditionalDDPMPipeline`] or stock
-            `DDPMPipeline`.
-        config ([`SamplingConfig`]): The options.
-        name (`str`): What to call the model in a message.
+        model (`DiffusionPipeline` or [`~capabilities.Adapter`]): What makes them.
+        options (*optional*): The model's own sampling options; by default its defaults.
+        name (`str`, *optional*): What to call the model in a message.
         autocast (`Callable`, *optional*): Makes a context for the networks to run in.
+        class_labels (`Sequence[str]`, *optional*): The classes to make in turn, by number or name.
+        precision (`str`, *optional*, defaults to `"no"`): That of the weights, for reports.
+
+    Attributes:
+        settings (`dict`): What the images are made with, for records and reports.
 
     Raises:
-        UserError: For options that do not fit the pipeline.
+        UserError: If the model makes no images, or for options that do not fit it.
     """
 
     def __init__(
         self,
-        pipe: "DiffusionPipeline",
-        config: SamplingConfig,
-        name: str,
+        model: Any,
+        options: Any = None,
+        name: str = "the model",
         autocast: Callable[[], AbstractContextManager] = nullcontext,
+        class_labels: Sequence[str] | None = None,
+        precision: str = "no",
     ):
-        self.pipe: Any = pipe
-        self.name, self.precision, self.autocast = name, config.mixed_precision, autocast
-        gan, vae = isinstance(pipe, GANPipeline), isinstance(pipe, VAEPipeline)
-        self.family = "GAN" if gan else "VAE" if vae else "DDPM"
-        self.one_pass = gan or vae
-        self.grouped = bool(pipe.config.get("class_shares"))  # its classes are groups of images, without a meaning
+        self.adapter = model if isinstance(model, Adapter) else adapter_of(model)
+        if not isinstance(self.adapter, Generates):
+            raise UserError(f"{name} {self.adapter.obstacle(Generates)}.")
+        self.pipe: Any = self.adapter.pipe
+        self.options = self.adapter.options() if options is None else options
+        self.name, self.precision, self.autocast = name, precision, autocast
         self.at_once: int | None = None  # images that fit into memory, once it has run out
-        self._check(config)
-        self._guidance, self._null_class = config.guidance_scale, None
-        if isinstance(pipe, ClassConditionalDDPMPipeline):
-            self._null_class = pipe.null_class
-            if self._guidance is None:
-                self._guidance = pipe.config.guidance_scale
-            if self._guidance != 1 and self._null_class is None:
-                raise UserError(
-                    f"`guidance_scale` {self._guidance} needs a model trained with `label_dropout`: leave it out."
-                )
-        self.classes = self._choose_classes(config.class_labels)
-        self._steps = config.num_inference_steps
-        if gan:
-            self.how: dict[str, Any] = {"truncation": config.truncation}
-        elif vae:
-            self.how = {"temperature": config.temperature, "prior": config.prior}
-        else:
-            sampler = config.sampler or "sde-dpmsolver++"
-            self._scheduler = sampling_scheduler(self.pipe.scheduler, sampler)
-            set_timesteps(self._scheduler, self._steps)
-            steps = len(self._scheduler.timesteps)
-            self.how = {"sampler": sampler, "num_inference_steps": steps, "guidance_scale": self._guidance}
+        try:
+            self.adapter.check(self.options)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+        self.settings: dict[str, Any] = self.adapter.settings(self.options)
+        self.classes = self._choose_classes(class_labels)
 
     @property
-    def class_names(self) -> list[str]:
+    def class_names(self) -> tuple[str, ...]:
         """Names of the classes, by number; empty for an unconditional model."""
-        return getattr(self.pipe, "class_names", [])
+        classes = self.adapter.classes
+        return classes.names if classes else ()
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the classes are groups of similar images, without a meaning."""
+        classes = self.adapter.classes
+        return classes is not None and classes.groups
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width."""
-        if isinstance(self.pipe, Pipeline):
-            return self.pipe.image_shape
-        config = self.pipe.unet.config
-        height, width = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
-        return config.out_channels, height, width
+        return self.adapter.image_shape
 
     def class_of(self, index: int) -> int | None:
         """The class that image `index` is to show; `None` where that is left to the model."""
         return self.classes[index % len(self.classes)] if self.classes else None
+
+    def fastest(self) -> "Sampler":
+        """A sampler like this one that makes its images as fast as it can, however bad they are."""
+        sampler = copy.copy(self)
+        sampler.options = self.adapter.fastest(self.options)
+        return sampler
 
     def __call__(self, indices: Sequence[int], seed: int) -> torch.Tensor:
         """Makes images of the set that begins with `seed`, all at once if they fit into memory, else cut in halves.
 
         Args:
             indices (`Sequence[int]`): Their numbers, at least one.
-            seed (`int`): Of image 0.
+            seed (`int`): The seed of image 0.
 
         Returns:
             `torch.Tensor` of shape `(B, C, H, W)`, uint8: On the pipeline's device.
 
         Raises:
-            UserError: If an image has NaN or infinite values.
+            UserError: If the model cannot make them, or an image has NaN or infinite values.
         """
         while True:
             size = min(self.at_once or len(indices), len(indices))
@@ -129,63 +122,43 @@ class Sampler:
             clear_device_cache(garbage_collection=True)  # out of the handler, which keeps the tensors of its frames
 
     def _sample(self, indices: Sequence[int], seed: int) -> torch.Tensor:
-        generators = image_generators(seed, indices)
-        count, device, labels = len(indices), self.pipe.device, None
+        labels = None
         if self.classes:
-            labels = torch.tensor([self.class_of(index) for index in indices], device=device)
-        elif self.class_names and not self.one_pass:  # the others draw them themselves, after the latents
-            labels = self.pipe.class_numbers(None, count, generators)
-        if self.one_pass:
-            try:
-                output = self.pipe(count, class_labels=labels, generator=generators, output_type="pt", **self.how)
-            except ValueError as error:  # a prior that there is not, ...
-                raise UserError(f"{self.name}: {error}") from None
-            images = output.images
-        else:
-            guidance = 1.0 if self._guidance is None else self._guidance
-            images = denoise(
-                self.pipe.unet, self._scheduler, count, generators, self._steps, labels, self._null_class, guidance
-            )
-        bad = count - int(images.flatten(1).isfinite().all(1).sum())
+            labels = torch.tensor([self.class_of(index) for index in indices], device=self.pipe.device)
+        try:
+            images = self.adapter.generate(image_generators(seed, indices), labels, self.options)
+        except ValueError as error:  # a prior that there is not, ...
+            raise UserError(f"{self.name}: {error}") from error
+        bad = len(indices) - int(images.flatten(1).isfinite().all(1).sum())
         if bad:
             raise UserError(
-                f"{self.name} makes images with NaN or infinite values, {bad} of {count}: give another checkpoint, or "
-                "use `mixed_precision` no."
+                f"{self.name} makes images with NaN or infinite values, {bad} of {len(indices)}: give another "
+                "checkpoint, or use `mixed_precision` no."
             )
         return (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
 
-    def _check(self, config: SamplingConfig) -> None:
-        for flag in ("guidance_scale", "sampler", "num_inference_steps"):
-            if self.one_pass and getattr(config, flag) is not None:
-                raise UserError(
-                    f"`{flag}` {getattr(config, flag)}: {self.name} is a {self.family}, which has none. Leave it out."
-                )
-        if self.family != "VAE" and (config.temperature != 1 or config.prior is not None):
-            raise UserError(
-                f"`temperature` and `prior` are for VAEs, and {self.name} is a {self.family}. Leave them out."
-            )
-        guided = not isinstance(self.pipe, ClassConditionalDDPMPipeline) and config.guidance_scale not in (None, 1)
-        if guided or (config.class_labels and not self.class_names):
-            raise UserError(f"`class_labels` and `guidance_scale`: {self.name} knows no classes. Leave them out.")
-        if config.truncation != 1 and not (self.family == "GAN" and self.pipe.style_based):
-            raise UserError(f"`truncation` {config.truncation}: {self.name} has no mean latent. Leave it out.")
-
-    def _choose_classes(self, wanted: Sequence[str] | None) -> list[int] | None:
+    def _choose_classes(self, labels: Sequence[str] | None) -> list[int] | None:
         """The classes that are made in turn."""
-        names = self.class_names
-        if not names or (not wanted and self.grouped):
+        names = list(self.class_names)
+        if not names and labels:
+            raise UserError(f"`class_labels` {' '.join(labels)}: {self.name} knows no classes. Leave them out.")
+        if not names or (not labels and self.grouped):
             return None
-        given = wanted or [str(number) for number in range(len(names))]
-        chosen = [label if label in names or not label.isdigit() else int(label) for label in given]
-        try:
-            return self.pipe.class_numbers(chosen, len(chosen)).tolist()
-        except ValueError as error:
-            raise UserError(f"`class_labels`: {error}") from None
+        numbers = []
+        for label in labels or map(str, range(len(names))):
+            number = names.index(label) if label in names else int(label) if label.isdecimal() else len(names)
+            if number >= len(names):
+                known = f" or one of {', '.join(names)}" if len(names) <= 20 else ""
+                raise UserError(
+                    f"`class_labels` {label}: {self.name} has no such class. Use a number below {len(names)}{known}."
+                )
+            numbers.append(number)
+        return numbers
 
 
 def load_sampler(
     model: str,
-    config: SamplingConfig,
+    given: Mapping[str, Any] | None = None,
     device: str | torch.device = "cpu",
     revision: str | None = None,
     token: str | None = None,
@@ -194,15 +167,19 @@ def load_sampler(
 
     Args:
         model (`str`): Folder or Hub id.
-        config ([`SamplingConfig`]): The options.
+        given (`Mapping[str, Any]`, *optional*): The sampling options that the user gave, by name: those of
+            [`SamplingConfig`] and the model's own.
         device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Where to sample.
         revision, token (`str`, *optional*): For the Hub.
 
     Raises:
         UserError: If there is no such checkpoint, or the options do not fit it.
     """
-    dtype = DTYPES[config.mixed_precision]
+    given = given or {}
+    precision = SamplingConfig(**{name: given[name] for name in names_of(SamplingConfig) if name in given})
+    dtype = DTYPES[precision.mixed_precision]
     if dtype == torch.float16 and torch.device(device).type == "cpu":
         raise UserError("`mixed_precision` fp16 does not exist on a CPU: use bf16 or no.")
-    pipe = load_pipeline(model, revision=revision, token=token, dtype=dtype)
-    return Sampler(pipe.to(device), config, model)
+    adapter = adapter_of(load_pipeline(model, revision=revision, token=token, dtype=dtype).to(device))
+    common, options = choose_options(adapter, given, model)
+    return Sampler(adapter, options, model, class_labels=common.class_labels, precision=common.mixed_precision)

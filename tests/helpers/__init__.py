@@ -1,14 +1,17 @@
 """What tests share: tiny options, and scripts run as users run them."""
 
+import contextlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-from hfgen.data.columns import Classes
-from hfgen.data.info import DataInfo, ImageInfo, LabelInfo, SourceInfo
+from hfgen.commands.cli import spell
+from hfgen.commands.main import load
+from hfgen.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 TOYS = ROOT / "tests" / "toys"  # a package that adds two families
@@ -32,22 +35,41 @@ TINY_VAE = [
 ]
 
 
-def data_info(
-    mode: str = "L", resolution: int = 8, class_names: tuple[str, ...] | None = ("a", "b", "c"), unlabelled: int = 0
-) -> DataInfo:
-    """What a recipe is told of a hundred images."""
-    columns = {"image": ImageInfo(mode, resolution)}
-    if class_names is not None:
-        columns["label"] = LabelInfo(Classes(class_names, unlabelled=unlabelled))
-    return DataInfo({"train": SourceInfo("test", "train", 100, 0, "0")}, columns)
-
-
 def load_script(name: str):
     """Imports a script as a module, to call its `main` in this process."""
     spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+class Command:
+    """A verb of `hfgen`, run in this process; errors say what the command line would print behind `error: `."""
+
+    def __init__(self, verb: str):
+        self.verb, *self.words = verb.split()
+
+    def main(self, argv) -> None:
+        with spelled():
+            load(self.verb).main([*self.words, *argv])
+
+    def read_options(self, argv):
+        with spelled():
+            return load(self.verb).read_options([*self.words, *argv])
+
+
+@contextlib.contextmanager
+def spelled():
+    """Writes options in errors as flags."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(spell(str(error))) from error
+
+
+def verb_of(script: str) -> str:
+    """The verb that a door in `scripts` opens."""
+    return re.search(r'main\(verb="(.*)"\)', (ROOT / "scripts" / f"{script}.py").read_text())[1]
 
 
 def start(script: str, *arguments, processes: int = 1, launcher: bool = True, env: dict | None = None, **kwargs):

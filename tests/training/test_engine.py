@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 from helpers import data_info, modules_of
-from hfgen.data.columns import DEFAULT
 from torch import nn
 
+from hfgen.data.columns import DEFAULT
 from hfgen.data.config import DataConfig
 from hfgen.data.streams import open_stream
 from hfgen.families.gan.options import GANConfig

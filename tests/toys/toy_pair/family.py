@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from hfgen.data.columns import Derived, Image, Sources
-from hfgen.sampling.capabilities import Translates
-
 from hfgen.registry import Family, PipelineEntry
 from hfgen.runtime.options import Options, option
+from hfgen.sampling.capabilities import Translates
 from hfgen.training.recipe import FROZEN, STATE, AdamW, Batch, Network, ParameterGroup, Phase, Recipe
 
 

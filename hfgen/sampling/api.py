@@ -1,0 +1,45 @@
+"""Sampling from Python, without a command line or a launcher."""
+
+from typing import Any
+
+from accelerate import PartialState
+from PIL import Image
+
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.png import to_pil
+from hfgen.sampling.sampler import load_sampler
+
+AT_ONCE = 64  # images
+
+
+def sample(
+    model: str,
+    num_images: int = 16,
+    seed: int = 0,
+    batch_size: int = AT_ONCE,
+    revision: str | None = None,
+    token: str | None = None,
+    **options: Any,
+) -> list[Image.Image]:
+    """Samples images from a checkpoint: the same ones as the command `sample` with the same options.
+
+    Args:
+        model (`str`): Folder or Hub id.
+        num_images (`int`, *optional*, defaults to 16): How many.
+        seed (`int`, *optional*, defaults to 0): The seed of the first image; each following one has the next.
+        batch_size (`int`, *optional*, defaults to 64): Images at once.
+        revision, token (`str`, *optional*): For the Hub.
+        options: What the model lets one choose: `class_labels`, `truncation`, `num_inference_steps`, ...
+
+    Returns:
+        `list[PIL.Image.Image]`: The images.
+
+    Raises:
+        UserError: If there is no such checkpoint, or an option does not fit it.
+    """
+    for name, value in (("num_images", num_images), ("batch_size", batch_size)):
+        if value < 1:
+            raise UserError(f"`{name}` {value} is out of range: use 1 or more.")
+    sampler = load_sampler(model, options, PartialState().device, revision, token)
+    batches = [range(start, min(start + batch_size, num_images)) for start in range(0, num_images, batch_size)]
+    return [to_pil(image) for batch in batches for image in sampler(batch, seed).permute(0, 2, 3, 1).cpu().numpy()]

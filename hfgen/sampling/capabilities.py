@@ -1,0 +1,281 @@
+"""What a pipeline can do, said by one adapter per pipeline class; importable without torch.
+
+A family writes an adapter beside its pipeline and declares it in its [`~registry.PipelineEntry`]. All that hfgen does
+with a checkpoint, it does through capabilities, the classes below: an adapter inherits from those that it offers.
+
+```py
+class ARAdapter(Generates, HasDensity):
+    def generate(self, generators, labels, options):
+        return self.pipe(len(generators), generators, output_type="pt").images
+
+    def log_prob(self, images, labels=None, generator=None, num_samples=1):
+        nats = self.pipe.model.log_prob(images)
+        return Density(lower=nats, estimate=nats)
+```
+
+This one is complete for a pipeline that derives from [`~pipelines.base.Pipeline`], which says the shape of its images.
+Adapters stay outside of what is published: a checkpoint needs none.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hfgen.data.columns import Classes
+from hfgen.registry import load, pipeline_entries
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.options import as_dict
+from hfgen.sampling.config import NoOptions
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+
+class Adapter(abc.ABC):
+    """Speaks for a pipeline. The base of all capabilities.
+
+    Args:
+        pipe (`DiffusionPipeline`): The pipeline.
+
+    Attributes:
+        options (`type`): The dataclass of its own sampling options; a torch-free [`~runtime.options.Options`].
+    """
+
+    options: ClassVar[type] = NoOptions
+    lack: ClassVar[str] = "is a {kind}"
+    """What is said of a model without the capability, after its name."""
+
+    def __init__(self, pipe: Any):
+        self.pipe: Any = pipe
+
+    @property
+    def kind(self) -> str:
+        """One word for people; by default from the name of the pipeline's class."""
+        return type(self.pipe).__name__.removesuffix("Pipeline")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width; by default what the pipeline says."""
+        return self.pipe.image_shape
+
+    @property
+    def classes(self) -> Classes | None:
+        """The classes that can be asked for; by default those of a pipeline that has `class_names`."""
+        names = getattr(self.pipe, "class_names", None)
+        if not names:
+            return None
+        shares = self.pipe.config.get("class_shares")
+        if not shares:
+            return Classes(tuple(names))
+        return Classes(tuple(names), "groups", tuple(shares[str(number)] for number in range(len(names))))
+
+    def obstacle(self, capability: type[Adapter]) -> str | None:
+        """Why the pipeline lacks a capability, to be said after its name; `None` if it has it.
+
+        Override it where not every pipeline of the class has what its adapter inherits.
+        """
+        return None if isinstance(self, capability) else capability.lack.format(kind=self.kind)
+
+
+class Generates(Adapter):
+    """Makes images from random numbers."""
+
+    lack = "is a {kind}, which makes no images from seeds"
+
+    @abc.abstractmethod
+    def generate(self, generators: Sequence[Generator], labels: Tensor | None, options: Any) -> Tensor:
+        """Makes images, each from its own generator alone.
+
+        Args:
+            generators (`Sequence[torch.Generator]`): One for each image, on the CPU.
+            labels (`torch.Tensor` of shape `(B,)`, or `None`): Their classes, on the pipeline's device. Without them a
+                conditional model draws each image's class with its generator.
+            options: An object of the class `options`.
+
+        Returns:
+            `torch.Tensor` of shape `(B, C, H, W)`: Images in [0, 1].
+
+        Raises:
+            ValueError: If the model cannot make them.
+        """
+
+    def check(self, options: Any) -> None:
+        """Checks the options against the pipeline.
+
+        Raises:
+            UserError: For values that it cannot use. The name of the model is put in front.
+        """
+
+    def settings(self, options: Any) -> dict[str, Any]:
+        """What the images are made with, for records and reports: JSON; by default the options."""
+        return as_dict([options])
+
+    def passes(self, options: Any) -> int:
+        """Evaluations of the network for an image."""
+        return 1
+
+    def fastest(self, options: Any) -> Any:
+        """The options that make images fastest, however bad they are: for rehearsals."""
+        return options
+
+    def sliders(self) -> dict[str, Slider]:
+        """The options that a page lets visitors change."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Slider:
+    """The range of an option on a page."""
+
+    label: str
+    minimum: float
+    maximum: float
+    step: float
+    value: float
+
+
+@dataclass(frozen=True)
+class Density:
+    """Log-probabilities of 8-bit images in nats, each of shape `(B,)`.
+
+    Attributes:
+        lower (`torch.Tensor`): A lower bound, such as the evidence lower bound.
+        estimate (`torch.Tensor`): The best estimate; the same, where nothing better is known, or the bound is exact.
+    """
+
+    lower: Tensor
+    estimate: Tensor
+
+
+class HasDensity(Adapter):
+    """Knows how probable images are."""
+
+    lack = "is a {kind}, whose likelihood is not known"
+
+    @abc.abstractmethod
+    def log_prob(
+        self, images: Tensor, labels: Tensor | None = None, generator: Generator | None = None, num_samples: int = 1
+    ) -> Density:
+        """The log-probability of 8-bit images: a density is to be integrated over each pixel's bin.
+
+        Args:
+            images (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1] with 256 levels, on the pipeline's
+                device.
+            labels (`torch.Tensor` of shape `(B,)`, *optional*): Their classes, for a class-conditional model.
+            generator (`torch.Generator`, *optional*): For what is drawn.
+            num_samples (`int`): How much may be drawn for each image, where that makes the estimate better.
+
+        Raises:
+            ValueError: For images that do not fit the model.
+        """
+
+    def details(self, num_samples: int) -> dict[str, Any]:
+        """What the number is, for reports: JSON, with `bound` and, where there are several, `likelihood`."""
+        return {"bound": "exact"}
+
+
+class HasLatents(Adapter):
+    """Has a code for each image, from which it makes the image again: walks, edits and traversals follow, see
+    [`~sampling.latents`]."""
+
+    lack = "is a {kind}, which has no latents to walk through"
+
+    @property
+    def straight(self) -> bool:
+        """Whether walks are straight lines; else they are arcs, which suit latents with a normal prior."""
+        return False
+
+    @abc.abstractmethod
+    def encode(self, images: Tensor, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:
+        """The latents `(B, ...)` of images `(B, C, H, W)` in [0, 1]; `generator` is for searches that begin
+        anywhere."""
+
+    @abc.abstractmethod
+    def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The images `(B, C, H, W)` in [0, 1] of latents."""
+
+    def draw(
+        self, generators: Sequence[Generator], labels: Tensor | None, options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Latents of images as [`Generates.generate`] makes them, and their classes; by default those that `encode`
+        finds."""
+        assert isinstance(self, Generates)
+        images = self.generate(generators, labels, options)
+        return self.encode(images, labels), labels
+
+
+class HasStyles(Adapter):
+    """Maps its latents z to styles w, of which the image is made: `pipe.model` has `map(z, class_labels)`,
+    `synthesize(w)` and `config.latent_dim`, as [`~models.stylegan2.StyleGAN2Generator`]."""
+
+    lack = "is no StyleGAN2"
+
+
+class Restores(Adapter):
+    """Makes whole images of damaged ones."""
+
+    lack = "is a {kind}, which restores no images"
+
+    @property
+    @abc.abstractmethod
+    def tasks(self) -> tuple[str, ...]:
+        """What it can restore, of `"inpaint"`, `"denoise"` and `"super_resolve"`."""
+
+    @abc.abstractmethod
+    def restore(
+        self,
+        task: str,
+        images: Tensor,
+        labels: Tensor | None = None,
+        generator: Generator | None = None,
+        **settings: Any,
+    ) -> Tensor:
+        """Images `(B, C, H, W)` in [0, 1] of damaged ones; `settings` say what the damage is, and how to search."""
+
+
+class Translates(Adapter):
+    """Turns images of one set into images of another."""
+
+    lack = "is a {kind}, which translates no images"
+
+    @abc.abstractmethod
+    def translate(self, images: Tensor, generators: Sequence[Generator] | None = None, options: Any = None) -> Tensor:
+        """Images `(B, C, H, W)` in [0, 1] of the other set, for those of the one."""
+
+
+def adapter_of(pipe: Any) -> Any:
+    """The adapter of a pipeline: that of its class, or of the nearest class that it derives from.
+
+    Args:
+        pipe (`DiffusionPipeline`): A pipeline of an installed family.
+
+    Raises:
+        UserError: If no family has such pipelines, or its adapter lacks a part.
+    """
+    entries = pipeline_entries()
+    name = next((kind.__name__ for kind in type(pipe).__mro__ if kind.__name__ in entries), None)
+    if name is None:
+        raise UserError(
+            f"{type(pipe).__name__} is no pipeline of a family that is installed. These are: "
+            f"{', '.join(sorted(entries))}."
+        )
+    kind = load(entries[name].adapter, f"the adapter of {name}")
+    lacking = ", ".join(sorted(getattr(kind, "__abstractmethods__", ())))
+    if lacking:
+        raise UserError(f"{entries[name].adapter}, the adapter of {name}, lacks {lacking}: write it.")
+    return kind(pipe)
+
+
+def require(adapter: Adapter, capability: type[Adapter], name: str) -> None:
+    """Raises [`UserError`] if a model lacks a capability.
+
+    Args:
+        adapter ([`Adapter`]), capability (`type`): The model's, and one of the classes above.
+        name (`str`): What to call the model.
+    """
+    obstacle = adapter.obstacle(capability)
+    if obstacle is not None:
+        raise UserError(f"{name} {obstacle}.")

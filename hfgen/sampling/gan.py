@@ -1,0 +1,66 @@
+"""What GANs can do."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+from hfgen.runtime.errors import UserError
+from hfgen.sampling.capabilities import Adapter, Generates, HasLatents, HasStyles, Slider
+from hfgen.sampling.config import GANSamplingConfig
+
+
+class GANAdapter(Generates, HasLatents, HasStyles):
+    """Speaks for a [`~pipelines.gan.GANPipeline`]. Its latents are w for style-based models, and z for others."""
+
+    options = GANSamplingConfig
+
+    def obstacle(self, capability: type[Adapter]) -> str | None:
+        if capability is HasStyles and not self.pipe.style_based:
+            return HasStyles.lack
+        return super().obstacle(capability)
+
+    # Generates
+
+    def check(self, options: GANSamplingConfig) -> None:
+        if options.truncation != 1 and not self.pipe.style_based:
+            raise UserError(f"`truncation` {options.truncation}: this model has no mean latent. Leave it out.")
+
+    def generate(
+        self, generators: Sequence[torch.Generator], labels: torch.Tensor | None, options: GANSamplingConfig
+    ) -> torch.Tensor:
+        settings = {"truncation": options.truncation, "output_type": "pt"}
+        return self.pipe(len(generators), class_labels=labels, generator=generators, **settings).images
+
+    def sliders(self) -> dict[str, Slider]:
+        return {"truncation": Slider("Truncation", 0, 1, 0.05, 1)} if self.pipe.style_based else {}
+
+    # HasLatents
+
+    @property
+    def straight(self) -> bool:
+        return self.pipe.style_based
+
+    def encode(
+        self, images: torch.Tensor, labels: torch.Tensor | None = None, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        return self.pipe.project(images, labels, generator=generator, output_type="pt").latents
+
+    def decode(self, latents: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        space = "w" if self.pipe.style_based else "z"
+        return self.pipe(class_labels=labels, latents=latents, latents_space=space, output_type="pt").images
+
+    @torch.no_grad()
+    def draw(
+        self, generators: Sequence[torch.Generator], labels: torch.Tensor | None, options: GANSamplingConfig
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The very latents of the images, without a search. Without `labels`, all have the class of the first."""
+        self.check(options)
+        model, device = self.pipe.model, self.pipe.device
+        shape = (len(generators), model.config.latent_dim)
+        latents = randn_tensor(shape, generator=list(generators), device=device, dtype=torch.float32)
+        if labels is None and self.classes is not None:
+            labels = self.pipe.class_numbers(None, 1, generators[:1]).expand(len(generators))
+        if self.pipe.style_based:
+            latents = model.map(latents.to(model.dtype), class_labels=labels, truncation=options.truncation).float()
+        return latents, labels

@@ -1,0 +1,50 @@
+"""Loading of checkpoints: any that an installed family declares."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import diffusers
+
+from hfgen.pipelines.self_contained import SelfContained, index_folder
+from hfgen.registry import load, pipeline_entries
+from hfgen.runtime.errors import UserError
+
+
+def load_pipeline(path: str, **kwargs: Any) -> diffusers.DiffusionPipeline:
+    """Loads any checkpoint that hfgen writes, with the class that its `model_index.json` names.
+
+    Runs no code from the checkpoint: the class is ours, one of diffusers, or one of an installed family.
+
+    Args:
+        path (`str`): Folder or Hub id.
+        kwargs: Passed to `from_pretrained`: `revision`, `dtype`, `token`, ...
+
+    Raises:
+        UserError: If there is no such checkpoint, its class is none that a family declares, or it cannot be loaded.
+    """
+    hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
+    # diffusers passes an argument that huggingface_hub calls deprecated.
+    warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
+    try:
+        name = diffusers.DiffusionPipeline.load_config(index_folder(path, **hub)).get("_class_name")
+    except Exception as error:  # of many kinds, as the files may be anything
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path} holds no pipeline: {reason[:300]} Give the `output_dir` of a finished run, or a Hub id."
+        ) from None
+    name = str(name[-1] if isinstance(name, list) and name else name)  # a file and a class, or a class
+    entries = pipeline_entries()
+    if name not in entries:
+        raise UserError(
+            f"{path} holds a {name}, which hfgen does not sample from. It knows: {', '.join(sorted(entries))}. If it "
+            "is of another package, install that."
+        )
+    kind = load(entries[name].pipeline, f"the pipeline {name}")
+    try:
+        if not issubclass(kind, SelfContained):  # which looks at the files before it makes networks of them
+            path = path if Path(path).is_dir() else SelfContained.download(path, **kwargs)
+            SelfContained.load_config(path)
+        return kind.from_pretrained(path, **kwargs | {"use_safetensors": True, "trust_remote_code": False})
+    except Exception as error:
+        raise UserError(f"{path} cannot be loaded: {' '.join(str(error).split())[:500]}") from None
