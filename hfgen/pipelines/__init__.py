@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 def load_pipeline(path: str, **kwargs: Any) -> "DiffusionPipeline":
     """Loads any checkpoint that hfgen writes, with the class that its `model_index.json` names.
 
-    Runs no code from the checkpoint: the class is ours or one of diffusers.
+    Runs no code from the checkpoint: the class is one that an installed family declares.
 
     Args:
         path (`str`): Folder or Hub id.
@@ -22,18 +22,10 @@ def load_pipeline(path: str, **kwargs: Any) -> "DiffusionPipeline":
     """
     import diffusers
 
-    from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline
-    from hfgen.pipelines.gan import GANPipeline
     from hfgen.pipelines.self_contained import SelfContained, index_folder
-    from hfgen.pipelines.vae import VAEPipeline
+    from hfgen.registry import load, pipeline_entries
     from hfgen.runtime.errors import UserError
 
-    ours = {
-        "ClassConditionalDDPMPipeline": ClassConditionalDDPMPipeline,
-        "DDPMPipeline": diffusers.DDPMPipeline,
-        "GANPipeline": GANPipeline,
-        "VAEPipeline": VAEPipeline,
-    }
     hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
     # diffusers passes an argument that huggingface_hub calls deprecated.
     warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
@@ -45,14 +37,16 @@ def load_pipeline(path: str, **kwargs: Any) -> "DiffusionPipeline":
             f"{path} holds no pipeline: {reason[:300]} Give the `output_dir` of a finished run, or a Hub id."
         ) from None
     name = str(name[-1] if isinstance(name, list) and name else name)  # a file and a class, or a class
-    if name not in ours:
+    known = pipeline_entries()
+    if name not in known:
         raise UserError(
-            f"{path} holds a {name}, which hfgen does not sample from. It knows: {', '.join(sorted(ours))}."
+            f"{path} holds a {name}, which hfgen does not sample from. It knows: {', '.join(sorted(known))}."
         )
+    kind = load(known[name].pipeline, f"the pipeline {name}")
     try:
-        if name == "DDPMPipeline":  # ours look at the files before they make networks of them, diffusers' does not
+        if not issubclass(kind, SelfContained):  # ours look at the files first, diffusers' do not
             path = path if Path(path).is_dir() else SelfContained.download(path, **kwargs)
             SelfContained.load_config(path)
-        return ours[name].from_pretrained(path, **kwargs | {"use_safetensors": True, "trust_remote_code": False})
+        return kind.from_pretrained(path, **kwargs | {"use_safetensors": True, "trust_remote_code": False})
     except Exception as error:
         raise UserError(f"{path} cannot be loaded: {' '.join(str(error).split())[:500]}") from None
