@@ -1,7 +1,8 @@
 """The code that travels with a checkpoint: a module and all that it imports from hfgen and from its own package.
 
-Imports of these are made relative, as all files lie in one folder, and each file is named after its module and a digest
-of its text, that of its imports included. What saves and loads checkpoints in hfgen stays: `STAND_INS` take its place.
+Imports of these are made relative, as all files lie in one folder. Each file is named after its module and a digest of
+its text, in which the digests of its imports are. What saves and loads checkpoints in hfgen stays, and `STAND_INS`
+take its place.
 Imports of other packages stay as they are: a machine without them cannot run the code.
 """
 
@@ -19,7 +20,7 @@ STAND_INS = {
     ("hfgen.pipelines.self_contained", "SelfContained"): "hfgen.pipelines.portable",
 }
 STAY = {module for module, _ in STAND_INS}
-PREFIXES = {"hfgen.models.": "modeling_hfgen_", "hfgen.pipelines.": "pipeline_hfgen_"}
+PREFIXES = {"hfgen.models.": "modeling_hfgen_", "hfgen.pipelines.": "pipeline_hfgen_", "hfgen.": "hfgen_"}
 
 
 def packages() -> set[str]:
@@ -48,7 +49,9 @@ def _translate(module: str, importers: tuple[str, ...]) -> dict[str, str]:
         raise UserError(f"{' imports '.join((*importers, module))}: code that imports itself cannot travel.")
     file = _file(module)
     if file is None:
-        raise UserError(f"{' imports '.join((*importers, module))}, which has no file of Python code that could travel.")
+        raise UserError(
+            f"{' imports '.join((*importers, module))}, which has no file of Python code that could travel."
+        )
     text = file.read_text(encoding="utf-8")
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     tree = ast.parse(text)
@@ -65,12 +68,15 @@ def _translate(module: str, importers: tuple[str, ...]) -> dict[str, str]:
             source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             if not _concerns(source, module):
                 continue
-            modules, names = [], {}
+            modules: list[str] = []
+            names: dict[str, list[str]] = {}
             for alias in node.names:
                 inner, rename = f"{source}.{alias.name}", f" as {alias.asname}" if alias.asname else ""
                 there = STAND_INS.get((source, alias.name), source)
                 if there in STAY:
-                    raise UserError(f"{module} imports {alias.name} of {source}, which does not travel with checkpoints.")
+                    raise UserError(
+                        f"{module} imports {alias.name} of {source}, which does not travel with checkpoints."
+                    )
                 if _file(inner) is not None:  # a module of a package
                     modules.append(f"from . import {add(inner)} as {alias.asname or alias.name}")
                 else:
@@ -107,7 +113,7 @@ def _concerns(source: str, importer: str) -> bool:
     if top == "hfgen" and not f"{source}.".startswith(TRAVELS):
         raise UserError(
             f"{importer} imports {source}, which does not travel with checkpoints. A pipeline or a network may import "
-            f"{', '.join(name.rstrip('.') for name in TRAVELS)}, modules of its own package, and what runs without hfgen."
+            f"{', '.join(name.rstrip('.') for name in TRAVELS)}, its own package, and what runs without hfgen."
         )
     return top in ("hfgen", importer.partition(".")[0])
 

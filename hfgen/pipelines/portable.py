@@ -6,9 +6,9 @@
     model/modeling_hfgen_dcgan.py      entry: takes the network from its file at the top
     modeling_hfgen_dcgan__<digest>.py  what hfgen/models/dcgan.py is
 
-diffusers runs the code of all local folders in one flat namespace, files of one name in one module. Code is therefore in
-files that carry a digest of their content in their name, and checkpoints of different versions do not disturb each
-other; entry files, whose names stay, only pass a class on.
+diffusers runs the code of all local folders in one flat namespace, files of one name in one module. Code is therefore
+in files that carry a digest of their content in their name, so that checkpoints of different versions do not disturb
+each other; entry files, whose names stay, only pass a class on.
 
 This file travels with each checkpoint: it takes the place of hfgen's own loader, and saves what was loaded with the
 files that it was made of.

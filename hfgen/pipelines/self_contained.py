@@ -1,9 +1,9 @@
 """Loading and saving checkpoints that carry their code: diffusers runs it if it is told to, and hfgen never does.
 
 What lies in such a folder is said in `portable.py`. Without hfgen, `DiffusionPipeline.from_pretrained(folder,
-trust_remote_code=True)` runs these files, and refuses to without the flag. With hfgen, `from_pretrained` of our pipelines
-takes the classes that are installed: ours, those of diffusers and transformers, and those of packages that declare a
-family.
+trust_remote_code=True)` runs these files, and refuses to without the flag. With hfgen, `from_pretrained` of our
+pipelines takes the classes that are installed: ours, those of diffusers and transformers, and those of packages that
+declare a family.
 """
 
 import contextlib
@@ -321,14 +321,18 @@ def check_foreign(kind: Any, folder: Path) -> None:
     for file in folder.glob("*config*.json"):
         key = foreign_key(json.loads(file.read_text(encoding="utf-8")))
         if key:
-            raise UserError(f"{file} has {key}, which may run code that is not installed: components are loaded without.")
+            raise UserError(
+                f"{file} has {key}, which may run code that is not installed: components are loaded without."
+            )
     if issubclass(kind, transformers.PreTrainedModel):
         check_size(folder / "config.json", lambda: kind(kind.config_class.from_pretrained(folder)))
 
 
 def foreign_key(value: Any) -> str | None:
     """The first key of a configuration of transformers by which code from elsewhere may come in."""
-    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for key, inner in (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    ):
         if key in FOREIGN and inner not in (None, False):
             return str(key)
         found = foreign_key(inner)
