@@ -49,8 +49,8 @@ class ToyPairRecipe(Recipe):
             Phase("tail", ("translator.tail.*",), AdamW(options.learning_rate, weight_decay=0.1)),
         )
 
-    def encode(self, batch: Batch) -> Any:
-        return {"code": self.features(batch["a"])}
+    def encode(self, columns: Any) -> Any:
+        return {"code": self.features(columns["a"])}
 
     def loss(self, phase: Phase, batch: Batch, progress: Any) -> Any:
         if phase.name == "head":
