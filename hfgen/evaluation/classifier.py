@@ -163,11 +163,13 @@ def train(model: Any, part: Part, data: DataConfig, config: ClassifierConfig) ->
     steps = itertools.count()
 
     def collate(rows: list[int]) -> dict[str, torch.Tensor]:
-        arrays = (part.data.images, part.data.labels, part.data.layout)
-        batch = RawBatch(*(None if array is None else torch.from_numpy(array[rows]) for array in arrays))  # type: ignore[arg-type]
-        images = prepare(batch, data, Augmentation(config.seed, next(steps), len(rows))).expand(-1, COLOURS, -1, -1)
-        assert batch.labels is not None
-        return {"pixel_values": images.contiguous(memory_format=torch.channels_last), "labels": batch.labels}
+        assert part.data.labels is not None
+        columns = {"image": part.data.images[rows], "label": part.data.labels[rows]}
+        layouts = {} if part.data.layout is None else {"image": torch.from_numpy(part.data.layout[rows])}
+        raw = RawBatch({name: torch.from_numpy(values) for name, values in columns.items()}, layouts)
+        batch = prepare(raw, data, Augmentation(config.seed, next(steps), len(rows)))
+        images = batch["image"].expand(-1, COLOURS, -1, -1)
+        return {"pixel_values": images.contiguous(memory_format=torch.channels_last), "labels": batch["label"]}
 
     total = config.num_epochs * -(-len(part.rows) // config.train_batch_size)
     with tempfile.TemporaryDirectory() as scratch:  # of which its only use is to make sure that it exists
