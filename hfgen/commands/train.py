@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     from hfgen.training.run import say
 
     run = run_training(options, lambda text: say(spell(text)))
-    if run.stopped_by:  # as a process that the signal ended
+    if run.stopped_by:
         raise SystemExit(128 + run.stopped_by)
     if run.main:
         say(f"Use it:   hfgen sample --model {run.folder.path} --num_images 16")

@@ -90,8 +90,8 @@ def obstacle(
         info = reference.held_out.data.info
         if sampler.class_names and not set(info.class_names or ("",)) <= set(sampler.class_names):
             return f"{info.name} does not have the classes that {sampler.name} needs: name `label_column`"
-        if sampler.class_names and info.unlabelled:
-            return f"{info.unlabelled} images of {info.name} have no class, which {sampler.name} needs"
+        if sampler.class_names and info.classes and info.classes.unlabelled:
+            return f"{info.classes.unlabelled} images of {info.name} have no class, which {sampler.name} needs"
     if metric == "ppl":
         lack = sampler.adapter.obstacle(HasStyles)
         if lack is not None:
