@@ -36,7 +36,8 @@ class ReferenceConfig(ImagesConfig):
 
     dataset_split: str = option("train", "split to compare with; for memorisation, the one that was trained on")
     held_out_split: str | None = option(
-        None, "split that no model has seen, to measure the metrics by (default: test; without one, half of the images)"
+        None,
+        "split that no model has seen, to measure the metrics by (default: test; without one, half of the images)",
     )
     num_real_images: int | None = option(None, "real images, drawn at random (default: as many as are generated)")
 

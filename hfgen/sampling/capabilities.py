@@ -201,8 +201,13 @@ class HasLatents(Adapter):
         self, generators: Sequence[Generator], labels: Tensor | None, options: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Latents of images as [`Generates.generate`] makes them, and their classes; by default those that `encode`
-        finds."""
+        finds. Without `labels`, the images of a conditional model share a class that is drawn."""
         assert isinstance(self, Generates)
+        if labels is None and self.classes is not None:
+            import torch
+
+            shares = torch.tensor(self.classes.shares or (1.0,) * len(self.classes.names))
+            labels = torch.multinomial(shares, 1, generator=generators[0]).expand(len(generators)).to(self.pipe.device)
         images = self.generate(generators, labels, options)
         return self.encode(images, labels), labels
 
@@ -242,9 +247,7 @@ class Translates(Adapter):
     lack = "is a {kind}, which translates no images"
 
     @abc.abstractmethod
-    def translate(
-        self, images: Tensor, generators: Sequence[Generator] | None = None, options: Any = None
-    ) -> Tensor:
+    def translate(self, images: Tensor, generators: Sequence[Generator] | None = None, options: Any = None) -> Tensor:
         """Images `(B, C, H, W)` in [0, 1] of the other set, for those of the one."""
 
 
