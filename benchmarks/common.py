@@ -1,16 +1,13 @@
 """What the benchmark scripts share: reports as JSON, and the tables that BENCHMARKS.md shows."""
 
 import contextlib
-import json
-import platform
 import re
-import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "diffusers", "accelerate", "datasets", "transformers", "numpy")
+from hfgen.runtime.files import write_json
+from hfgen.runtime.provenance import record
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -38,19 +35,9 @@ def save_report(
         notes (`Sequence[str]`): What a reader of the tables has to know.
         measured: Every figure.
     """
-    report = {
-        "hfgen": version("hfgen"),
-        "command": command,
-        "machine": machine,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "config": config,
-        "tables": {title: [list(row) for row in rows] for title, rows in tables.items()},
-        "notes": list(notes),
-        "measured": measured,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    tables = {title: [list(row) for row in rows] for title, rows in tables.items()}
+    report = record(command, machine=machine, config=config, tables=tables, notes=list(notes), measured=measured)
+    write_json(path, report)
 
 
 def peak_memory(reset: bool = False) -> float | None:

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).parent))
 
 from common import markdown, save_report
-from compare import load_samplers
 
 from hfgen.commands.cli import command_line, one_line_errors, parse
 from hfgen.evaluation.config import ReferenceConfig

@@ -6,6 +6,7 @@ none of them and no torch. Whoever needs a part asks for it by name: [`load`] im
 
 import functools
 import importlib
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
@@ -54,6 +55,8 @@ class Family:
         default_preset (`str`, *optional*): The preset that is used unless one is given.
         spec (`str`, *optional*): A function from options to the columns of the data, [`~data.columns`]; by default
             `{"image": Image(), "label": Label()}`.
+        compare (`Mapping`, *optional*): The options, and perhaps the `preset`, with which `compare` trains it beside
+            other families, on other data than the digits; a family without is only compared when asked for.
         resolve (`str`, *optional*): A function `(options, data, machine)` that returns the options with numbers in
             place of what was left out; no torch.
     """
@@ -68,6 +71,7 @@ class Family:
     default_preset: str | None = None
     spec: str | None = None
     resolve: str | None = None
+    compare: Mapping[str, Any] | None = field(default=None, compare=False)
     origin: str = field(default="hfgen", compare=False)
     """The distribution that declares it, for messages."""
 
@@ -79,6 +83,26 @@ class Family:
         """
         where = getattr(self, part)
         return None if where is None else load(where, f"the {part} of the family {self.name!r} ({self.origin})")
+
+    def fault(self) -> str | None:
+        """Returns what is missing of the parts that the declaration names; imports only those without torch."""
+        try:
+            for part in ("options", "presets", "spec", "resolve"):
+                self.load(part)
+            for entry in self.pipelines:
+                if entry.options is not None:
+                    load(entry.options, f"the sampling options of the family {self.name!r} ({self.origin})")
+        except UserError as error:
+            return str(error)
+        for where in (self.recipe, *(part for entry in self.pipelines for part in (entry.pipeline, entry.adapter))):
+            module = where.partition(":")[0]
+            try:
+                missing = importlib.util.find_spec(module) is None
+            except ImportError:  # of a parent
+                missing = True
+            if missing:
+                return f"there is no module {module}, where {self.origin} declares a part of {self.name!r}."
+        return None
 
     def preset_values(self, name: str) -> dict[str, Any]:
         """The values of a preset.
@@ -108,38 +132,52 @@ def load(where: str, what: str) -> Any:
         raise UserError(f"{what} is not at {where}: {error}. Fix its declaration, or install what it needs.") from None
 
 
-@functools.cache
-def families() -> Mapping[str, Family]:
-    """All families by name, ours first. A package whose declaration cannot be used is an error, not a gap.
-
-    Raises:
-        UserError: For a declaration that is none, or a name that is taken.
-    """
+def _declared() -> tuple[dict[str, Family], dict[str, UserError]]:
     points: list[Any] = [EntryPoint(where, where, GROUP) for where in OURS]
     points += sorted(entry_points(group=GROUP), key=lambda point: point.name)
-    found: dict[str, Family] = {}
+    working: dict[str, Family] = {}
+    broken: dict[str, UserError] = {}
     for point in points:
         origin = point.dist.name if point.dist is not None else "hfgen"
-        family = load(point.value, f"the family {point.name!r} that {origin} declares")
-        if not isinstance(family, Family):
-            raise UserError(f"{point.value} of {origin} is a {type(family).__name__}, and no hfgen.registry.Family.")
-        if family.name in found:
-            raise UserError(
-                f"{origin} declares a family {family.name!r}, which {found[family.name].origin} has already: "
-                "uninstall one of them."
-            )
+        try:
+            family = load(point.value, f"the family {point.name!r} that {origin} declares")
+            if not isinstance(family, Family):
+                raise UserError(
+                    f"{point.value} of {origin} is a {type(family).__name__}, and no hfgen.registry.Family."
+                )
+            if family.name in working:
+                raise UserError(
+                    f"{origin} declares a family {family.name!r}, which {working[family.name].origin} has already: "
+                    "uninstall one of them."
+                )
+        except UserError as error:
+            broken[point.name] = error
+            continue
         object.__setattr__(family, "origin", origin)
-        found[family.name] = family
-    return found
+        working[family.name] = family
+    return working, broken
+
+
+@functools.cache
+def families() -> Mapping[str, Family]:
+    """Returns all families by name, ours first, without those of [`broken`]."""
+    return _declared()[0]
+
+
+def broken() -> Mapping[str, UserError]:
+    """Returns what is wrong with each declaration that cannot be used, by the name of its entry point."""
+    return _declared()[1]
 
 
 def find_family(name: str) -> Family:
-    """The family of that name.
+    """Returns the family of that name.
 
     Raises:
-        UserError: For an unknown one; the nearest is suggested.
+        UserError: For an unknown one; the nearest is suggested. For one whose declaration is broken, what is wrong.
     """
     known = families()
+    if name in broken() and name not in known:
+        raise broken()[name]
     if name not in known:
         raise UserError(f"there is no family {name!r}: {', '.join(known)} are there.{nearest(name, known)}")
     return known[name]

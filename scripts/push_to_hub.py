@@ -8,61 +8,7 @@ Examples:
     python scripts/push_to_hub.py --folder out/space --hub_model_id user/demo --repo_type space
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-
-from hfgen.commands.cli import one_line_errors, parse
-from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import option
-
-
-@dataclass(frozen=True)
-class PushConfig:
-    """Push: what, and where to."""
-
-    folder: str | None = option(None, "the pipeline folder: --output_dir of a training run, or `best` in it")
-    repo_type: str = option(
-        "model", "what the folder holds: a pipeline, or the Space that demo.py wrote", choices=("model", "space")
-    )
-    hub_model_id: str | None = option(None, "name of the repository, which is made if need be")
-    private: bool = option(False, "make the repository private")
-    revision: str | None = option(None, "branch to push to, made if need be, or refs/pr/<number> (default: main)")
-    commit_message: str = option("Upload pipeline", "title of the commit")
-    create_pr: bool = option(False, "open a pull request instead of pushing to main")
-    hub_token: str | None = option(
-        None, "token for the Hub (default: HF_TOKEN, or what `hf auth login` stored)", secret=True
-    )
-
-
-def read_options(argv: Sequence[str] | None = None) -> PushConfig:
-    (config,) = parse((PushConfig,), argv, description=str(__doc__).partition("\n")[0])
-    if not config.folder:
-        raise UserError("--folder is missing: give the --output_dir of a training run, or `best` in it.")
-    if not config.hub_model_id:
-        raise UserError("--hub_model_id is missing: give a name for the repository, such as user/ddpm-digits.")
-    return config
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    config = read_options(argv)
-
-    from hfgen.hub.push import push_folder
-
-    assert config.folder is not None and config.hub_model_id is not None
-    url = push_folder(
-        Path(config.folder),
-        config.hub_model_id,
-        repo_type=config.repo_type,
-        private=config.private,
-        revision=config.revision,
-        commit_message=config.commit_message,
-        create_pr=config.create_pr,
-        token=config.hub_token,
-    )
-    print(f"Pushed:   {url}")
-
+from hfgen.commands.main import main
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    main(verb="push")

@@ -177,7 +177,9 @@ def _check_derived(name: str, derived: Derived, columns: Spec, config: DataConfi
         return
     remedy = "turn it off, or let the family encode live"
     if config.streaming:
-        raise UserError(f"`streaming` keeps nothing, and the column {name!r} is encoded once for each image: {remedy}.")
+        raise UserError(
+            f"`streaming` keeps nothing, and the column {name!r} is encoded once for each image: {remedy}."
+        )
     for option in AUGMENTATION if any(isinstance(column, Image) for column in inputs) else ():
         if getattr(config, option) and not (option == "random_flip" and "flip" in derived.variants):
             raise UserError(

@@ -2,11 +2,8 @@
 
 import json
 import math
-import platform
-import time
 import unicodedata
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from hfgen.evaluation.features import RESERVED
 from hfgen.evaluation.inception import sha256_of
 from hfgen.evaluation.runner import training_data
+from hfgen.runtime.provenance import record
 
-PACKAGES = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "accelerate",
-    "datasets",
-    "safetensors",
-    "numpy",
-    "pillow",
-    "scikit-learn",
-)
 PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 ARROWS = {"lower": "↓", "higher": "↑"}
 
@@ -52,16 +39,7 @@ def wrap(
         command, machine (`str`): In words.
         config (`dict`): All options.
     """
-    return {
-        "hfgen": version("hfgen"),
-        "command": command,
-        "config": config,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "machine": machine,
-        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "extractor": extractor,
-        "models": list(reports),
-    }
+    return record(command, config=config, machine=machine, extractor=extractor, models=list(reports))
 
 
 def describe_model(model: str, revision: str | None = None, token: str | None = None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ RESULTS = "## Results"
 AFTER_RESULTS = "## Intended use and limits"
 REAL_IMAGES = ("fd", "fid", "kd", "kid", "cmmd", "precision", "recall", "density", "coverage", "ndb")  # compared with
 PATIENCE = 5.0  # seconds for a page that a card can do without
-UNMEASURED = "Nothing was measured yet. `scripts/evaluate.py --update_card` does so, and writes it here."
+UNMEASURED = "Nothing was measured yet. `hfgen evaluate --update_card` does so, and writes it here."
 
 # What would make Markdown of a name: tags, cells of tables, code, and links.
 MARKUP = str.maketrans({"<": "&lt;", "[": "&#91;", "]": "&#93;", "|": "&#124;", "`": "'"})
@@ -127,6 +127,46 @@ def write_card(folder: Path, record: dict[str, Any], location: Path | None = Non
     ModelCard(card).save(folder / "README.md")
 
 
+def write_classifier_card(folder: Path, name: str, report: dict[str, Any], weak: bool) -> None:
+    """Writes `README.md` for a classifier of images.
+
+    Args:
+        folder (`Path`): Where to write.
+        name (`str`): What the card calls it.
+        report (`dict`): What `eval.json` holds; nothing else is stated.
+        weak (`bool`): Whether its accuracy is too low to judge other images by.
+    """
+    source, test = report["config"]["dataset_name"], report["test_data"]
+    on_hub = bool(source) and "/" in source and not Path(source).expanduser().exists()
+    accuracy = EvalResult(
+        task_type="image-classification",
+        dataset_type=source if on_hub else test["name"],
+        dataset_name=test["name"],
+        dataset_split=test["split"],
+        metric_type="accuracy",
+        metric_value=report["test_accuracy"],
+    )
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=["hfgen"],
+        datasets=[source] if on_hub else None,
+        model_name=name,
+        eval_results=[accuracy],
+    )
+    card = render(
+        "classifier",
+        card_data=data.to_yaml(),
+        name=name,
+        train=plain(report["train_data"]),
+        test=plain(test),
+        weak=weak,
+        percent="{:.2%}".format,
+        **plain(report) | {"command": shown_command(report["command"])},
+    )
+    ModelCard(card).save(folder / "README.md")
+
+
 def write_short_card(folder: Path, pipeline: Any, model_id: str) -> None:
     """Writes `README.md` for a pipeline of which nothing is known but what it is."""
     data = ModelCardData(library_name="diffusers", pipeline_tag="unconditional-image-generation", tags=["hfgen"])
@@ -157,7 +197,8 @@ def with_location(text: str, location: str, **options: str | None) -> str:
         return text
     extra = "".join(f', {name}="{value}"' for name, value in options.items() if value is not None)
     text = re.sub(load, lambda match: f'{match[1]}"{location}"{extra}' if match[2] == found[2] else match[0], text)
-    return text.replace(f"scripts/sample.py --model {found[2]} ", f"scripts/sample.py --model {location} ")
+    sample = rf"(scripts/sample\.py|hfgen sample) --model {re.escape(found[2])} "  # older cards have the former
+    return re.sub(sample, lambda match: f"{match[1]} --model {location} ", text)
 
 
 def add_results(folder: Path, report: dict[str, Any], extractor: dict[str, Any], section: str) -> None:

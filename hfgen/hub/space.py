@@ -13,6 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hfgen.hub.push import pipeline_files
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.files import new_folder_at_once
 
 NEEDED = "torch diffusers accelerate huggingface_hub safetensors numpy pillow tqdm".split()  # by the demo
 
@@ -20,7 +21,7 @@ APP = '''"""Shows what a checkpoint can do. The folder hfgen/ holds the library 
 
 from pathlib import Path
 
-from demo import serve
+from hfgen.demo import serve
 
 serve({model}, name={name!r}, revision={revision!r}, max_images={max_images}, provenance={provenance})
 '''
@@ -28,13 +29,12 @@ serve({model}, name={name!r}, revision={revision!r}, max_images={max_images}, pr
 
 def write_space(
     folder: Path,
-    demo: Path,
     model: str,
     revision: str | None = None,
     max_images: int = 16,
     provenance: bool = True,
 ) -> None:
-    """Writes a Space: an app, the demo and the library, which no package index has, and a checkpoint if it is here.
+    """Writes a Space: an app, the library, which no package index has, and a checkpoint if it is here.
 
     A checkpoint on the Hub is loaded when the Space starts; if it is private, by the Space's secret `HF_TOKEN`. The
     versions of Python and of what the demo needs are those that are installed here; the license is that of the
@@ -42,7 +42,6 @@ def write_space(
 
     Args:
         folder (`Path`): Where to write; new or empty.
-        demo (`Path`): `scripts/demo.py`.
         model (`str`): Folder or Hub id of the checkpoint.
         revision (`str`, *optional*): For the Hub.
         max_images (`int`, *optional*, defaults to 16): Images per click.
@@ -56,12 +55,11 @@ def write_space(
     source = Path(model)
     name, place = source.resolve().name, 'str(Path(__file__).parent / "model")'
     more: dict[str, Any] = {}
+    files: list[Path] = []
     if source.is_dir():
         if revision:
             raise UserError(f"`revision` {revision} is for the Hub, but `model` {model} is a folder: leave it out.")
-        for file in pipeline_files(source):
-            (folder / "model" / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source / file, folder / "model" / file)
+        files = pipeline_files(source)
         card = source / "README.md"
         license = (metadata_load(card) or {}).get("license") if card.is_file() else None
         more = {"license": license} if license else {}
@@ -71,13 +69,9 @@ def write_space(
         except HFValidationError as error:
             raise UserError(f"`model` {model} is neither a folder nor a Hub id: {error}") from None
         name, place, more = model, repr(model), {"models": [model]}
-    shutil.copytree(Path(__file__).parents[1], folder / "hfgen", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(demo, folder / "demo.py")
     app = APP.format(model=place, name=name, revision=revision, max_images=max_images, provenance=provenance)
-    (folder / "app.py").write_text(app)
     # A build for one kind of device, such as 2.13.0+cpu, is not what a package index calls it.
     lines = [f"{package}=={version(package).partition('+')[0]}" for package in NEEDED]
-    (folder / "requirements.txt").write_text("\n".join(lines) + "\n")
     head: dict[str, Any] = {
         "title": f"{name} demo",
         "sdk": "gradio",
@@ -87,4 +81,12 @@ def write_space(
     }
     front = yaml.safe_dump(head | more, sort_keys=False)
     text = f"Images from {name}: choose a seed and see. Made with hfgen."
-    (folder / "README.md").write_text(f"---\n{front}---\n\n# {name}\n\n{text}\n")
+    with new_folder_at_once(folder) as temporary:
+        for file in files:
+            (temporary / "model" / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / file, temporary / "model" / file)
+        library = Path(__file__).parents[1]
+        shutil.copytree(library, temporary / "hfgen", ignore=shutil.ignore_patterns("__pycache__"))
+        (temporary / "app.py").write_text(app)
+        (temporary / "requirements.txt").write_text("\n".join(lines) + "\n")
+        (temporary / "README.md").write_text(f"---\n{front}---\n\n# {name}\n\n{text}\n")

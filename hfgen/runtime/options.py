@@ -34,23 +34,8 @@ class Options:
     """
 
     def __post_init__(self) -> None:
-        hints = _hints(type(self))  # type: ignore[arg-type]
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if isinstance(value, list):  # as JSON and YAML have it
-                value = tuple(value)
-                object.__setattr__(self, field.name, value)
-            kind, optional, many = hints[field.name]
-            if value is None and optional:
-                continue
-            values = value if many and isinstance(value, tuple) else (value,)
-            if (many and not isinstance(value, tuple)) or not all(_fits(one, kind) for one in values):
-                wanted = f"{'a list of ' * many}{kind.__name__}{' or None' * optional}"
-                raise UserError(f"`{field.name}` is {value!r}, but must be {wanted}.")
-            choices = field.metadata.get("choices") or ()
-            for one in values if choices else ():
-                if one not in choices:
-                    raise UserError(f"`{field.name}` {one!r} is no choice: use {', '.join(map(str, choices))}.")
+            object.__setattr__(self, field.name, checked(type(self), field, getattr(self, field.name)))
         self.validate()
 
     def validate(self) -> None:
@@ -61,9 +46,31 @@ class Options:
         """
 
 
+def checked(kind: type, field: dataclasses.Field, value: Any) -> Any:
+    """Returns the value of a field of the dataclass `kind`; a list, as JSON and YAML have it, as a tuple.
+
+    Raises:
+        UserError: If it has the wrong type, or is no choice.
+    """
+    if isinstance(value, list):
+        value = tuple(value)
+    one_kind, optional, many = hints(kind)[field.name]
+    if value is None and optional:
+        return None
+    values = value if many and isinstance(value, tuple) else (value,)
+    if (many and not isinstance(value, tuple)) or not all(_fits(one, one_kind) for one in values):
+        wanted = f"{'a list of ' * many}{one_kind.__name__}{' or None' * optional}"
+        raise UserError(f"`{field.name}` is {value!r}, but must be {wanted}.")
+    choices = field.metadata.get("choices") or ()
+    for one in values if choices else ():
+        if one not in choices:
+            raise UserError(f"`{field.name}` {one!r} is no choice: use {', '.join(map(str, choices))}.")
+    return value
+
+
 @functools.cache
-def _hints(kind: type) -> dict[str, tuple[type, bool, bool]]:
-    """Of each field: the type of its value or values, whether it may be None, and whether it has many."""
+def hints(kind: type) -> dict[str, tuple[type, bool, bool]]:
+    """Returns, for each field: the type of its value or values, whether it may be None, and whether it has many."""
     found = {}
     for name, hint in typing.get_type_hints(kind).items():
         optional = isinstance(hint, types.UnionType)

@@ -11,6 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo, iTXt
 
 from hfgen import __version__
+from hfgen.runtime.files import write_at_once
 
 # The mark of IPTC for media that a trained model made, or had a part in.
 XMP = (
@@ -69,10 +70,8 @@ def save_png(image: Image.Image, path: Path, origin: dict[str, Any] | None = Non
             for synthetic media.
         composite (`bool`, *optional*, defaults to `False`): Whether real images are in it, too.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
     texts = PngInfo()
     for key, text in (notes(origin, composite) if origin is not None else {}).items():
         texts.add_text(key, text)
-    image.save(temporary, format="PNG", pnginfo=texts)
-    temporary.replace(path)
+    with write_at_once(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=texts)

@@ -224,11 +224,11 @@ class Recipe:
         return []
 
 
-def class_names(data: DataInfo, class_conditional: bool) -> tuple[str, ...] | None:
+def class_names(data: DataInfo, class_conditional: bool, needs_all: bool = True) -> tuple[str, ...] | None:
     """The names of the classes to train on: those of the labels, or of the groups in their place; `None` for neither.
 
     Raises:
-        UserError: If labels are asked for and the data has none.
+        UserError: If labels are asked for and the data has none, or not for all images where each needs one.
     """
     classes = data.classes
     if not class_conditional:
@@ -238,7 +238,17 @@ def class_names(data: DataInfo, class_conditional: bool) -> tuple[str, ...] | No
             f"`class_conditional` needs labels, and {data.name} has no column of type ClassLabel: name the column "
             "with `label_column`, or leave `class_conditional` out."
         )
+    if needs_all and classes.unlabelled:
+        raise UserError(
+            f"`class_conditional`: {classes.unlabelled} of the images have no class, and each needs one: label these "
+            "images, or leave them out."
+        )
     return classes.names
+
+
+def group_shares(data: DataInfo) -> tuple[float, ...] | None:
+    """The share of the images in each group, by which pipelines draw one; `None` for labels, and without classes."""
+    return data.classes.shares if data.classes and data.classes.groups else None
 
 
 def class_columns(data: DataInfo, names: tuple[str, ...] | None) -> int | None:

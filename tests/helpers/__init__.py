@@ -1,11 +1,17 @@
 """What tests share: tiny options, and scripts run as users run them."""
 
+import contextlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+from hfgen.commands.cli import spell
+from hfgen.commands.main import load
+from hfgen.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 TOYS = ROOT / "tests" / "toys"  # a package that adds two families
@@ -37,6 +43,35 @@ def load_script(name: str):
     return module
 
 
+class Command:
+    """A verb of `hfgen`, run in this process; errors say what the command line would print behind `error: `."""
+
+    def __init__(self, verb: str):
+        self.verb, *self.words = verb.split()
+
+    def main(self, argv) -> None:
+        with spelled():
+            load(self.verb).main([*self.words, *argv])
+
+    def read_options(self, argv):
+        with spelled():
+            return load(self.verb).read_options([*self.words, *argv])
+
+
+@contextlib.contextmanager
+def spelled():
+    """Writes options in errors as flags."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(spell(str(error))) from error
+
+
+def verb_of(script: str) -> str:
+    """The verb that a door in `scripts` opens."""
+    return re.search(r'main\(verb="(.*)"\)', (ROOT / "scripts" / f"{script}.py").read_text())[1]
+
+
 def start(script: str, *arguments, processes: int = 1, launcher: bool = True, env: dict | None = None, **kwargs):
     """Starts a script as a user does: `accelerate launch`, or torchrun for several processes on a CPU."""
     bin_dir = Path(sys.executable).parent
@@ -63,6 +98,25 @@ def run(script: str, *arguments, **kwargs) -> subprocess.CompletedProcess:
     process = start(script, *arguments, **kwargs)
     out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def data_info(**changes):
+    """What is known of 100 gray images of 8 pixels, but for some changes."""
+    from hfgen.data.columns import Classes
+    from hfgen.data.info import DataInfo, ImageInfo, LabelInfo, SourceInfo
+
+    values = {"mode": "L", "resolution": 8, "num_images": 100, "class_names": ("a", "b", "c"), "unlabelled": 0}
+    values |= {"kind": "labels", "shares": None} | changes
+    columns = {"image": ImageInfo(values["mode"], values["resolution"])}
+    if values["class_names"]:
+        classes = Classes(tuple(values["class_names"]), values["kind"], values["shares"], values["unlabelled"])
+        columns["label"] = LabelInfo(classes)
+    return DataInfo({"train": SourceInfo("test", "train", values["num_images"], 0, "0")}, columns)
+
+
+def modules_of(recipe):
+    """The networks of a recipe by name, without what the loop knows of them."""
+    return {name: network.module for name, network in recipe.networks.items()}
 
 
 CLOCK = ("images_per_second", "training_seconds")

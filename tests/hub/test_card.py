@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import TINY, TINY_GAN, TINY_VAE, load_script, run
+from helpers import TINY, TINY_GAN, TINY_VAE, Command, run, verb_of
 from hub.server import ADA, File
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -48,7 +48,7 @@ def cards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cards")
     for name, (script, options, _) in RUNS.items():
         short = ["--max_train_steps", "2", "--checkpointing_steps", "100"]
-        load_script(script).main([*options, *short, "--output_dir", str(folder / name)])
+        Command(verb_of(script)).main([*options, *short, "--output_dir", str(folder / name)])
     return {name: folder / name for name in RUNS}
 
 
@@ -111,7 +111,7 @@ def test_pictures_say_what_made_them(cards, tmp_path):
         assert f'/digitalsourcetype/{kind}"' in info["XML:com.adobe.xmp"]
     assert not Image.open(cards["ddpm-groups"] / "samples.png").info
 
-    sample = load_script("sample")
+    sample = Command("sample")
     options = ["--num_images", "3", "--seed", "5", "--output_dir"]
     sample.main(["--model", str(cards["gan-class"]), *options, str(tmp_path / "images")])
     sample.main(["--model", str(cards["gan-class"]), *options, str(tmp_path / "bare"), "--no_provenance"])
@@ -145,11 +145,11 @@ def test_a_pushed_card_says_where_it_is(hub, cards, tmp_path):
     assert result.returncode == 0, result.stderr
     after = hub["ada/digits"].files()["README.md"].decode()
     assert (folder / "README.md").read_text() == before
-    assert 'from_pretrained("ada/digits")' in after and "scripts/sample.py --model ada/digits " in after
+    assert 'from_pretrained("ada/digits")' in after and "hfgen sample --model ada/digits " in after
     assert shown_command(json.loads((folder / "run.json").read_text())["command"]) in after
     assert str(folder.parent) not in after
     assert [line for line in before.splitlines() if line not in after.splitlines()] == [
-        line for line in before.splitlines() if "from_pretrained(" in line or "scripts/sample.py --model" in line
+        line for line in before.splitlines() if "from_pretrained(" in line or "hfgen sample --model" in line
     ]
     assert with_location("# Mine\n\nNo code.\n", "ada/digits") == "# Mine\n\nNo code.\n"
     other = 'AutoModel.from_pretrained("other/model")\n'

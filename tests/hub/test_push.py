@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from helpers import ROOT, TINY, load_script, run
+from helpers import ROOT, TINY, Command, run
 from hub.server import ADA, BOB, READER
 
 from hfgen.hub.background import BackgroundPush
@@ -306,7 +306,7 @@ def test_in_the_background_the_newest_wins(hub, finished, tmp_path):
 
 
 def test_options():
-    script = load_script("push_to_hub")
+    script = Command("push")
     commands = [line.split()[2:] for line in script.__doc__.splitlines() if line.startswith("    python")]
     assert [script.read_options(command).folder for command in commands][0] == "out/ddpm-digits"
     for options, missing in (([], "--folder"), (["--folder", "out"], "--hub_model_id")):
@@ -409,7 +409,7 @@ def test_a_hub_that_fails_ends_no_run(hub, tmp_path):
     assert message.startswith(
         f"error: the pipeline in {folder} is complete, but could not be pushed: Server error '500"
     )
-    assert message.endswith(f"python scripts/push_to_hub.py --folder {folder} --hub_model_id ada/digits")
+    assert message.endswith(f"hfgen push --folder {folder} --hub_model_id ada/digits")
     assert (folder / "model_index.json").exists() and not list(folder.glob(".tmp-*"))
     assert json.loads((folder / "run.json").read_text())["images_seen"] == 96
 

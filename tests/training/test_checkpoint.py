@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import stat
 import subprocess
 import sys
 
@@ -71,32 +70,3 @@ def test_what_is_no_checkpoint(tmp_path):
     (path / "state.json").write_text(json.dumps(state))
     with pytest.raises(UserError, match="has format 99"):
         checkpoint.load(path)
-
-
-def test_the_record_of_a_folder_comes_last(tmp_path, monkeypatch):
-    """A run that is killed before must not take the new pipeline for kept."""
-    moved = []
-    replace = os.replace
-    monkeypatch.setattr(os, "replace", lambda old, new: moved.append(new.name) or replace(old, new))
-    with checkpoint.folder_at_once(tmp_path) as folder:
-        for name in ("run.json", "model_index.json", "README.md", "samples.png"):
-            (folder / name).write_text("{}")
-    assert moved[2:] == ["model_index.json", "run.json"]
-
-
-def test_a_folder_is_filled_at_once(tmp_path):
-    (tmp_path / "unet").mkdir()
-    (tmp_path / "unet" / "old.txt").write_text("old")
-    (tmp_path / "mine.txt").write_text("kept")
-    with pytest.raises(ZeroDivisionError), checkpoint.folder_at_once(tmp_path) as folder:
-        (folder / "unet").mkdir()
-        raise ZeroDivisionError
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt", "unet"]
-    with checkpoint.folder_at_once(tmp_path) as folder:
-        (folder / "unet").mkdir()
-        (folder / "unet" / "new.txt").write_text("new")
-        (folder / "unet" / "new.txt").chmod(0o600)
-        (folder / "model_index.json").write_text("{}")
-    assert [path.name for path in (tmp_path / "unet").iterdir()] == ["new.txt"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt", "model_index.json", "unet"]
-    assert stat.S_IMODE((tmp_path / "unet" / "new.txt").stat().st_mode) & 0o044  # others may read it

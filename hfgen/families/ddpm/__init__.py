@@ -22,4 +22,5 @@ FAMILY = Family(
         ),
     ),
     card="hfgen.families.ddpm:card.md",
+    compare={"preset": "mnist", "resolution": None},
 )

@@ -13,7 +13,17 @@ from hfgen.objectives import denoising
 from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline, sampling_scheduler
 from hfgen.runtime.errors import UserError
 from hfgen.sampling.config import DDPMSamplingConfig
-from hfgen.training.recipe import AdamW, Batch, Network, Phase, Progress, Recipe, class_columns, class_names
+from hfgen.training.recipe import (
+    AdamW,
+    Batch,
+    Network,
+    Phase,
+    Progress,
+    Recipe,
+    class_columns,
+    class_names,
+    group_shares,
+)
 
 
 class DDPMRecipe(Recipe):
@@ -29,11 +39,12 @@ class DDPMRecipe(Recipe):
 
     def __init__(self, config: DDPMConfig, info: DataInfo):
         self.config = config
-        self.class_names = class_names(info, config.class_conditional)
-        self.classes = info.classes
-        if config.class_conditional and info.unlabelled and not config.label_dropout:
+        self.class_names = class_names(info, config.class_conditional, needs_all=False)
+        self.class_shares = group_shares(info)
+        unlabelled = info.classes.unlabelled if config.class_conditional and info.classes else 0
+        if unlabelled and not config.label_dropout:
             raise UserError(
-                f"`label_dropout` 0: {info.unlabelled} of the images have no class, and only label dropout gives the "
+                f"`label_dropout` 0: {unlabelled} of the images have no class, and only label dropout gives the "
                 "network a class for none. Use more than 0, or label the images."
             )
         unet = self._unet(info)
@@ -152,6 +163,6 @@ class DDPMRecipe(Recipe):
             unet=modules["unet"],
             scheduler=sampling_scheduler(self.scheduler),
             id2label=dict(enumerate(self.class_names)),
-            class_shares=self.classes.shares if self.classes else None,
+            class_shares=self.class_shares,
             guidance_scale=self.guidance_scale,
         )

@@ -18,4 +18,5 @@ FAMILY = Family(
         ),
     ),
     card="hfgen.families.gan:card.md",
+    compare={"num_epochs": 10},
 )

@@ -18,7 +18,18 @@ from hfgen.objectives.adversarial import OBJECTIVES, interpolate, lipschitz_pena
 from hfgen.pipelines.gan import GANPipeline
 from hfgen.runtime.errors import UserError
 from hfgen.sampling.config import GANSamplingConfig
-from hfgen.training.recipe import STATE, AdamW, Batch, Network, Phase, Progress, Recipe, class_columns, class_names
+from hfgen.training.recipe import (
+    STATE,
+    AdamW,
+    Batch,
+    Network,
+    Phase,
+    Progress,
+    Recipe,
+    class_columns,
+    class_names,
+    group_shares,
+)
 
 
 class GANRecipe(Recipe):
@@ -35,11 +46,6 @@ class GANRecipe(Recipe):
     def __init__(self, config: GANConfig, info: DataInfo):
         self.config = config
         self.class_names = class_names(info, config.class_conditional)
-        if config.class_conditional and info.unlabelled:
-            raise UserError(
-                f"`class_conditional`: {info.unlabelled} of the images have no class, and a GAN needs one for each: "
-                "label these images, or leave them out."
-            )
         self.objective = OBJECTIVES[config.objective]
         try:
             generator, discriminator = self._networks(info)
@@ -64,7 +70,7 @@ class GANRecipe(Recipe):
             self.adaptive = AdaptiveProbability(config.ada_target, config.augment_probability)
             self.networks["augmentation"] = Network(self.adaptive, STATE)
         self.sampling = GANSamplingConfig(truncation=config.truncation)
-        self.classes = info.classes
+        self.class_shares = group_shares(info)
         self.grid_columns = class_columns(info, self.class_names)
 
         def adam(learning_rate: float) -> AdamW:
@@ -192,7 +198,7 @@ class GANRecipe(Recipe):
 
     def pipeline(self, modules: dict[str, nn.Module], fitted: Any = None) -> DiffusionPipeline:
         names = dict(enumerate(self.class_names)) if self.class_names else None
-        return GANPipeline(modules["generator"], names, self.classes.shares if self.classes else None)
+        return GANPipeline(modules["generator"], names, self.class_shares)
 
 
 def within_class_scatter(images: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:

@@ -18,4 +18,5 @@ FAMILY = Family(
         ),
     ),
     card="hfgen.families.vae:card.md",
+    compare={},
 )

@@ -20,7 +20,18 @@ from hfgen.models.vq_vae import VQVAE
 from hfgen.objectives import elbo
 from hfgen.pipelines.vae import VAEPipeline
 from hfgen.runtime.errors import UserError
-from hfgen.training.recipe import STATE, AdamW, Batch, Network, Phase, Progress, Recipe, class_columns, class_names
+from hfgen.training.recipe import (
+    STATE,
+    AdamW,
+    Batch,
+    Network,
+    Phase,
+    Progress,
+    Recipe,
+    class_columns,
+    class_names,
+    group_shares,
+)
 
 PRIOR_SAMPLE = 20_000  # latents that the prior is fitted to, but no more than four of each image
 MOMENTUM = 0.1  # weight of a step in the running variance
@@ -74,11 +85,6 @@ class VAERecipe(Recipe):
     def __init__(self, config: VAEConfig, info: DataInfo):
         self.config = config
         self.class_names = class_names(info, config.class_conditional)
-        if config.class_conditional and info.unlabelled:
-            raise UserError(
-                f"`class_conditional`: {info.unlabelled} of the images have no class, and a VAE needs one for each: "
-                "label these images, or leave them out."
-            )
         if config.task == "super_resolve" and info.resolution % int(config.level or 1):
             raise UserError(
                 f"`task_level` {config.level:g} does not divide the {info.resolution} pixels of the images."
@@ -100,7 +106,7 @@ class VAERecipe(Recipe):
             self.batch_statistics = "the mean of the KL divergence, which `free_bits` compares with its floor,"
         self.num_images = info.num_images
         self.dimensions = info.channels * info.resolution**2
-        self.classes = info.classes
+        self.class_shares = group_shares(info)
         self.grid_columns = class_columns(info, self.class_names)
         betas = (config.adam_beta1, config.adam_beta2)
         optimizer = AdamW(config.learning_rate, betas, config.adam_epsilon, config.adam_weight_decay)
@@ -217,7 +223,7 @@ class VAERecipe(Recipe):
             prior = GaussianMixturePrior(vae.latent_shape, num_class_embeds=vae.config.num_class_embeds)
             prior.to(next(vae.parameters()).device)
         names = dict(enumerate(self.class_names)) if self.class_names else None
-        return VAEPipeline(vae, prior, names, task=self.config.task, task_level=self.config.level)
+        return VAEPipeline(vae, prior, names, self.class_shares, task=self.config.task, task_level=self.config.level)
 
     @torch.no_grad()
     def card_images(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> list[torch.Tensor]:

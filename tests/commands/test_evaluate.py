@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from evaluation.tiny import README, save_classifier, save_data, save_model
-from helpers import load_script, run
+from helpers import Command, run
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -31,7 +31,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def evaluate():
-    return load_script("evaluate").main
+    return Command("evaluate").main
 
 
 def options(place, *models, **more):

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, TINY_GAN, load_script, metrics, run
+from helpers import ROOT, TINY_GAN, Command, metrics, run
 from PIL import Image
 
 from hfgen import GANPipeline
@@ -16,7 +16,7 @@ from hfgen.sampling.sampler import image_generators
 
 @pytest.fixture(scope="module")
 def script():
-    return load_script("train_gan")
+    return Command("train gan")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_every_preset_runs(script, tmp_path, preset):
 
 
 def test_sampling_script(script, trained, tmp_path):
-    sample = load_script("sample").main
+    sample = Command("sample").main
     folder, _ = trained
     sample(["--model", str(folder), "--num_images", "3", "--output_dir", str(tmp_path / "plain")])
     record = json.loads((tmp_path / "plain" / "samples.json").read_text())

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, TINY_VAE, load_script, metrics, run
+from helpers import ROOT, TINY_VAE, Command, metrics, run
 from PIL import Image
 
 from hfgen import VAEPipeline
@@ -16,7 +16,7 @@ from hfgen.sampling.sampler import image_generators
 
 @pytest.fixture(scope="module")
 def script():
-    return load_script("train_vae")
+    return Command("train vae")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_every_preset_runs(script, tmp_path, preset):
 
 
 def test_sampling_script(trained, tmp_path):
-    sample = load_script("sample").main
+    sample = Command("sample").main
     folder, _ = trained
     sample(["--model", str(folder), "--num_images", "3", "--output_dir", str(tmp_path / "plain")])
     record = json.loads((tmp_path / "plain" / "samples.json").read_text())

@@ -20,19 +20,24 @@ import pytest
 import torch
 import yaml
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from helpers import load_script, run, start
+from helpers import Command, run, start
 from PIL import Image
 
 from hfgen.models.conv_vae import ConvVAE
 from hfgen.models.gaussian_mixture import GaussianMixturePrior
 from hfgen.models.stylegan2 import StyleGAN2Generator
-from hfgen.pipelines import load_pipeline
 from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline
 from hfgen.pipelines.gan import GANPipeline
 from hfgen.pipelines.vae import VAEPipeline
 from hfgen.runtime.errors import UserError
+from hfgen.sampling.capabilities import adapter_of
+from hfgen.sampling.loading import load_pipeline
 
 pytest.importorskip("gradio", minversion="6.31", reason='the demo needs gradio: pip install "gradio>=6.31"')
+
+from hfgen.demo import actions
+from hfgen.demo.guards import limit_decoders
+from hfgen.demo.page import build
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking".split()
@@ -72,50 +77,54 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def demo():
-    return load_script("demo")
+    return Command("demo")
+
+
+def load(path):
+    return adapter_of(load_pipeline(str(path)))
 
 
 @pytest.fixture
 def vae(models):
-    return load_pipeline(str(models / "vae"))
+    return load(models / "vae")
 
 
 @pytest.fixture
 def gan(models):
-    return load_pipeline(str(models / "gan"))
+    return load(models / "gan")
 
 
 def sampled(model, output, *options):
     """What sample.py makes."""
-    load_script("sample").main(["--model", str(model), "--output_dir", str(output), *map(str, options)])
+    Command("sample").main(["--model", str(model), "--output_dir", str(output), *map(str, options)])
     return [np.asarray(Image.open(path)) for path in sorted(output.glob("[0-9]*.png"))]
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_a_seed_makes_the_image_of_sample_py(demo, models, tmp_path, kind):
-    pipe = load_pipeline(str(models / kind))
+    pipe = load(models / kind)
     flags = [word for name, value in OPTIONS[kind].items() for word in (f"--{name}", value)]
-    shown = demo.sample(pipe, kind, 16, 7, 5, **OPTIONS[kind])
+    shown = actions.sample(pipe, kind, 16, 7, 5, **OPTIONS[kind])
     wanted = sampled(models / kind, tmp_path / "any", "--seed", 7, "--num_images", 5, *flags)
     assert all(np.array_equal(image, want) for (image, _), want in zip(shown, wanted, strict=True))
     names = ["", " · cat", " · dog & co", " · 7"]
     order = [1, 2, 3, 1, 2] if kind in ("gan", "labelled") else [0] * 5
     assert [caption for _, caption in shown] == [f"seed {7 + i}{names[c]}" for i, c in enumerate(order)]
     if kind in ("gan", "labelled"):
-        shown = demo.sample(pipe, kind, 16, 0, 2, 1, **OPTIONS[kind])
+        shown = actions.sample(pipe, kind, 16, 0, 2, 1, **OPTIONS[kind])
         wanted = sampled(models / kind, tmp_path / "one", "--class_labels", 1, "--num_images", 2, *flags)
         assert all(np.array_equal(image, want) for (image, _), want in zip(shown, wanted, strict=True))
 
 
 def test_walks_begin_and_end_at_the_seeds(demo, gan, vae):
-    walk = demo.interpolate(gan, 3, 9, 5, 2, truncation=0.8)
-    ends = [demo.sample(gan, "gan", 16, seed, 1, 2, truncation=0.8)[0][0] for seed in (3, 9)]
+    walk = actions.interpolate(gan, 3, 9, 5, 2, truncation=0.8)
+    ends = [actions.sample(gan, "gan", 16, seed, 1, 2, truncation=0.8)[0][0] for seed in (3, 9)]
     # On the way to w, the GAN maps two latents at once.
     assert len(walk) == 5
     for found, wanted in zip((walk[0], walk[-1]), ends, strict=True):
         assert np.abs(np.asarray(found).astype(int) - np.asarray(wanted)).max() <= 1
-    assert len(demo.interpolate(vae, 0, 1, 4, temperature=1)) == 4
-    gif = base64.b64decode(demo.animate(gan, walk).partition("base64,")[2].partition('"')[0])
+    assert len(actions.interpolate(vae, 0, 1, 4, temperature=1)) == 4
+    gif = base64.b64decode(actions.animate(walk).partition("base64,")[2].partition('"')[0])
     assert Image.open(io.BytesIO(gif)).n_frames == 8  # forth and back
 
 
@@ -126,22 +135,22 @@ def save(image, path):
 
 def test_uploads_become_what_the_model_sees(demo, vae, gan, tmp_path):
     columns = np.repeat(np.arange(0, 240, 10, dtype=np.uint8)[None], 12, axis=0)  # 24x12: the middle 12 columns stay
-    seen = demo.read_image(vae, save(np.stack([columns] * 3, axis=2), tmp_path / "wide.png"))
+    seen = actions.read_image(vae, save(np.stack([columns] * 3, axis=2), tmp_path / "wide.png"))
     assert (seen.mode, seen.size) == ("L", (8, 8))
     assert np.asarray(seen).min() > 55 and np.asarray(seen).max() < 185
-    assert demo.read_image(gan, save(columns, tmp_path / "gray.png")).mode == "RGB"
+    assert actions.read_image(gan, save(columns, tmp_path / "gray.png")).mode == "RGB"
     exact = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
     path = save(exact, tmp_path / "exact.png")
-    (image, _), (remade, _) = demo.reconstruct(vae, path)
+    (image, _), (remade, _) = actions.reconstruct(vae, path)
     assert np.array_equal(image, exact)
-    assert np.array_equal(remade, vae.reconstruct(Image.fromarray(exact))[0])
+    assert np.array_equal(remade, vae.pipe.reconstruct(Image.fromarray(exact))[0])
 
 
 def test_only_the_hole_is_filled(demo, vae):
     exact = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
     stroke = np.zeros((80, 80, 4), dtype=np.uint8)
     stroke[20:40, 33:60, 3] = 255  # rows 2 and 3; of column 3 the larger part
-    (known, _), (filled, _) = demo.inpaint(vae, Image.fromarray(exact), {"layers": [stroke]}, 0, 3)
+    (known, _), (filled, _) = actions.inpaint(vae, Image.fromarray(exact), {"layers": [stroke]}, 0, 3)
     hole = np.zeros((8, 8), dtype=bool)
     hole[2:4, 3:6] = True
     assert np.array_equal(np.asarray(filled)[~hole], exact[~hole])
@@ -149,26 +158,26 @@ def test_only_the_hole_is_filled(demo, vae):
 
 
 BAD_CLICKS = {
-    "Images is 17": lambda d, g, v, p: d.sample(g, "g", 16, 0, 17, truncation=1),
-    "Images is 0": lambda d, g, v, p: d.sample(g, "g", 16, 0, 0, truncation=1),
-    "Seed is -1": lambda d, g, v, p: d.sample(g, "g", 16, -1, 1, truncation=1),
-    "Seed is None": lambda d, g, v, p: d.sample(g, "g", 16, None, 1, truncation=1),
-    "Class is 3": lambda d, g, v, p: d.sample(g, "g", 16, 0, 1, 3, truncation=1),
-    "Truncation is nan": lambda d, g, v, p: d.sample(g, "g", 16, 0, 1, truncation=float("nan")),
-    "Temperature is 1000": lambda d, g, v, p: d.interpolate(v, 0, 1, 4, temperature=1000),
-    "Frames is 1000": lambda d, g, v, p: d.interpolate(g, 0, 1, 1000, truncation=1),
-    "Steps is 10000": lambda d, g, v, p: d.inpaint(v, Image.new("L", (8, 8)), None, 0, 10000),
-    "no hole": lambda d, g, v, p: d.inpaint(v, Image.new("L", (8, 8)), {"layers": []}, 0, 1),
-    "no image": lambda d, g, v, p: d.inpaint(v, None, None, 0, 1),
-    "upload one first": lambda d, g, v, p: d.reconstruct(v, None),
-    "too oblong": lambda d, g, v, p: d.reconstruct(v, save(np.zeros((8, 200), np.uint8), p / "long.png")),
+    "Images is 17": lambda g, v, p: actions.sample(g, "g", 16, 0, 17, truncation=1),
+    "Images is 0": lambda g, v, p: actions.sample(g, "g", 16, 0, 0, truncation=1),
+    "Seed is -1": lambda g, v, p: actions.sample(g, "g", 16, -1, 1, truncation=1),
+    "Seed is None": lambda g, v, p: actions.sample(g, "g", 16, None, 1, truncation=1),
+    "Class is 3": lambda g, v, p: actions.sample(g, "g", 16, 0, 1, 3, truncation=1),
+    "Truncation is nan": lambda g, v, p: actions.sample(g, "g", 16, 0, 1, truncation=float("nan")),
+    "Temperature is 1000": lambda g, v, p: actions.interpolate(v, 0, 1, 4, temperature=1000),
+    "Frames is 1000": lambda g, v, p: actions.interpolate(g, 0, 1, 1000, truncation=1),
+    "Steps is 10000": lambda g, v, p: actions.inpaint(v, Image.new("L", (8, 8)), None, 0, 10000),
+    "no hole": lambda g, v, p: actions.inpaint(v, Image.new("L", (8, 8)), {"layers": []}, 0, 1),
+    "no image": lambda g, v, p: actions.inpaint(v, None, None, 0, 1),
+    "upload one first": lambda g, v, p: actions.reconstruct(v, None),
+    "too oblong": lambda g, v, p: actions.reconstruct(v, save(np.zeros((8, 200), np.uint8), p / "long.png")),
 }
 
 
 @pytest.mark.parametrize("message", BAD_CLICKS)
 def test_the_code_has_limits_too(demo, gan, vae, tmp_path, message):
     with pytest.raises(UserError, match=message):
-        BAD_CLICKS[message](demo, gan, vae, tmp_path)
+        BAD_CLICKS[message](gan, vae, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +238,7 @@ def png(size):
 
 @pytest.fixture
 def editor(demo, vae):
-    blocks = demo.build(vae, "vae", 16).blocks.values()
+    blocks = build(vae, "vae", 16).blocks.values()
     return next(block for block in blocks if block.get_block_name() == "imageeditor")
 
 
@@ -271,7 +280,7 @@ def test_the_editor_makes_no_list_of_any_length(editor):
 def test_no_address_is_downloaded(demo, vae, tmp_path):
     from gradio import Error
 
-    blocks = demo.build(vae, "vae", 16).blocks.values()
+    blocks = build(vae, "vae", 16).blocks.values()
     file = next(block for block in blocks if block.get_block_name() == "file")
     path = save(np.zeros((8, 8), np.uint8), tmp_path / "it.png")
     assert asyncio.run(file.async_move_resource_to_block_cache(path)).endswith("it.png")
@@ -286,12 +295,12 @@ def test_only_common_formats_are_decoded(demo, vae, tmp_path, monkeypatch):
     names = ["it.png", "it.jpg", "it.webp", "it.gif", "it.bmp", "it.tiff", "it.eps", "it.ppm", "it.tga"]
     for name in names:
         Image.new("L", (8, 8), 7).save(tmp_path / name)
-    demo.limit_decoders()
+    limit_decoders()
     for name in names[:6]:
-        assert demo.read_image(vae, str(tmp_path / name)).size == (8, 8)
+        assert actions.read_image(vae, str(tmp_path / name)).size == (8, 8)
     for name in names[6:]:
         with pytest.raises(UserError, match="cannot be read"):
-            demo.read_image(vae, str(tmp_path / name))
+            actions.read_image(vae, str(tmp_path / name))
 
 
 def test_programs_wait_in_the_queue_and_images_say_what_made_them(models, tmp_path):
@@ -320,9 +329,9 @@ def test_programs_wait_in_the_queue_and_images_say_what_made_them(models, tmp_pa
 
 
 def test_images_need_not_say_what_made_them(demo, gan):
-    ((image, _),) = demo.sample(gan, "gan", 16, 0, 1, truncation=1)
+    ((image, _),) = actions.sample(gan, "gan", 16, 0, 1, truncation=1)
     assert not image.info
-    ((image, _),) = demo.sample(gan, "gan", 16, 0, 1, 2, {"model": "gan"}, truncation=1)
+    ((image, _),) = actions.sample(gan, "gan", 16, 0, 1, 2, {"model": "gan"}, truncation=1)
     assert json.loads(image.info["Comment"])["class_label"] == 2
 
 

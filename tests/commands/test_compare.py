@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from evaluation.tiny import save_classifier, save_data, save_model
-from helpers import load_script, run, start
+from helpers import Command, run, start
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from hfgen.evaluation import compare
 from hfgen.evaluation.report import COLOURS, curves
 from hfgen.runtime.errors import UserError
-from hfgen.sampling.config import SamplingConfig
 
-FAMILIES = ("gan", "vae", "ddpm")
+FAMILIES = ("ddpm", "gan", "vae")
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +30,9 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def script():
-    module = load_script("compare")
-    module.TURN_SECONDS = 0.01
-    return module
+def script(monkeypatch):
+    monkeypatch.setattr(compare, "TURN_SECONDS", 0.01)
+    return Command("compare")
 
 
 def options(place, output, *models, **more):
@@ -66,8 +65,8 @@ def test_from_nothing_to_the_picture(place, tmp_path):
     arguments = options(place, folder, extractor=None, max_train_steps=3)
     result = run("compare", *arguments, "--update_card", launcher=False)
     assert result.returncode == 0, result.stderr
-    for name in ("train_classifier", *(f"train_{family}" for family in FAMILIES)):
-        assert result.stdout.count(f"python scripts/{name}.py") == 1
+    for verb in ("classify", *(f"train {family}" for family in FAMILIES)):
+        assert result.stdout.count(f"\nhfgen {verb} ") == 1
     report = json.loads((folder / "compare.json").read_text())
     models = [str(folder / f"{family}-digits") for family in FAMILIES]
     assert [model["model"]["name"] for model in report["models"]] == models
@@ -88,7 +87,7 @@ def test_what_is_missing_is_trained(place, tmp_path, script, capfd):
     arguments = options(place, tmp_path, extractor=None, max_train_steps=3)
     script.main(arguments)
     shown = capfd.readouterr().out
-    assert shown.count("is there already") == 2 and shown.count("python scripts/train_") == 2
+    assert shown.count("is there already") == 2 and shown.count("\nhfgen train ") == 2
     report = json.loads((tmp_path / "compare.json").read_text())
     assert report["extractor"]["id"] == "classifier" and report["config"]["max_train_steps"] == 3
     (cost,) = (model["cost"] for model in report["models"] if model["model"]["family"] == "DDPM")
@@ -99,7 +98,7 @@ def test_what_is_missing_is_trained(place, tmp_path, script, capfd):
     script.main([*arguments, "--overwrite_report", "--metrics", "precision_recall"])
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.json")} == written
     shown = capfd.readouterr().out
-    assert shown.count("is there already") == 3 and "scripts/train_" not in shown
+    assert shown.count("is there already") == 3 and "hfgen train" not in shown
 
 
 def test_what_is_found(place, tmp_path, script, capsys):
@@ -111,11 +110,11 @@ def test_what_is_found(place, tmp_path, script, capsys):
     gan, vae, ddpm = (model["cost"] for model in report["models"])
     assert [cost["network_evaluations_per_image"] for cost in (gan, vae, ddpm)] == [1, 1, 3]
     assert report["models"][2]["generation"]["num_inference_steps"] == 3
-    samplers = script.load_samplers([str(place / family) for family in FAMILIES], SamplingConfig(), "cpu")
+    samplers = compare.load_samplers([str(place / family) for family in FAMILIES], {}, "cpu")
     for cost, sampler in zip((gan, vae, ddpm), samplers, strict=True):
-        network = sampler.pipe.unet if sampler.family == "DDPM" else sampler.pipe.model
+        network = sampler.pipe.unet if sampler.adapter.kind == "DDPM" else sampler.pipe.model
         assert cost["parameters"] == network.num_parameters()
-        assert cost["sampling_images_per_second"] == sorted(cost["sampling_turns"])[script.TURNS // 2] > 0
+        assert cost["sampling_images_per_second"] == sorted(cost["sampling_turns"])[compare.TURNS // 2] > 0
         assert cost["training_seconds"] is None and cost["time_to_quality"]["status"] == "not measured"
     shown = capsys.readouterr().out
     rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in shown.splitlines() if line.startswith("|")}
@@ -129,9 +128,9 @@ def test_what_is_found(place, tmp_path, script, capsys):
 
 
 def test_slower_models_are_said_to_be_slower(place, script):
-    samplers = script.load_samplers([str(place / "gan"), str(place / "ddpm")], SamplingConfig(), "cpu")
-    fast, slow = script.time_samplers(samplers, 8, seed=0)
-    assert len(fast) == len(slow) == script.TURNS and min(fast) > max(slow)
+    samplers = compare.load_samplers([str(place / "gan"), str(place / "ddpm")], {}, "cpu")
+    fast, slow = compare.time_samplers(samplers, 8, seed=0)
+    assert len(fast) == len(slow) == compare.TURNS and min(fast) > max(slow)
 
 
 def test_time_to_quality(place, tmp_path, script):
@@ -163,10 +162,10 @@ def test_time_to_quality(place, tmp_path, script):
 
 def test_a_record_may_lack_its_log(tmp_path, script):
     as_trained(tmp_path, "eval_fd", (1.0,))
-    assert script.read_run(tmp_path)[0]["images_seen"] == 300 and len(script.read_run(tmp_path)[1]) == 4
+    assert compare.read_run(tmp_path)[0]["images_seen"] == 300 and len(compare.read_run(tmp_path)[1]) == 4
     (tmp_path / "logs" / "metrics.jsonl").unlink()
-    assert script.read_run(tmp_path)[0]["images_seen"] == 300 and script.read_run(tmp_path)[1] == []
-    assert script.read_run(tmp_path / "absent") == ({}, [])
+    assert compare.read_run(tmp_path)[0]["images_seen"] == 300 and compare.read_run(tmp_path)[1] == []
+    assert compare.read_run(tmp_path / "absent") == ({}, [])
 
 
 def test_curves():
@@ -184,13 +183,13 @@ def test_curves():
 
 def test_a_signal_is_handed_on(place, tmp_path):
     process = start("compare", *options(place, tmp_path), "--max_train_steps=100000", launcher=False)
-    log = tmp_path / "gan-digits" / "logs" / "metrics.jsonl"
+    log = tmp_path / "ddpm-digits" / "logs" / "metrics.jsonl"
     while not (log.exists() and log.read_text()) and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 2 and "train_gan.py" in err and "ended with exit code 143" in err
-    assert list((tmp_path / "gan-digits").glob("checkpoint-*"))
+    assert process.returncode == 2 and "hfgen train ddpm" in err and "ended with exit code 143" in err
+    assert list((tmp_path / "ddpm-digits").glob("checkpoint-*"))
 
 
 @pytest.mark.parametrize(
@@ -207,7 +206,7 @@ def test_a_signal_is_handed_on(place, tmp_path):
         ("--model {gan} --seeds 0", "--seeds 0 is out of range"),
         ("--model {gan} --seed -1", "--seed -1 is out of range"),
         ("--model {gan} --metrics", "--metrics has no names"),
-        ("--model {gan} --temperature 0.5", "--temperature 0.5: there is no VAE here"),
+        ("--model {gan} --temperature 0.5", "--temperature 0.5: no model here has it (GAN)"),
         ("--model {gan} --truncation 0.5", "has no mean latent"),
         ("--model {gan} --extractor {gan}/absent", "absent"),
         ("--model {gan} {gan}/model --update_card", "is no folder with a README.md"),
@@ -233,12 +232,12 @@ def test_one_checkpoint_is_said_to_be_one(place, tmp_path, script, capsys):
 
 
 def test_a_training_that_fails_is_named(place, tmp_path, script):
-    with pytest.raises(UserError, match=r"^train_classifier.py .* ended with exit code 2") as error:
+    with pytest.raises(UserError, match=r"^hfgen classify .* ended with exit code 2") as error:
         script.main(options(place, tmp_path, extractor=None, label_column="absent"))
     assert "\n" not in str(error.value) and "the same command goes on" in str(error.value)
 
 
 def test_several_processes_are_refused(place, tmp_path, script, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="start this script with python"):
+    with pytest.raises(UserError, match="start this without a launcher"):
         script.main(options(place, tmp_path, "gan"))

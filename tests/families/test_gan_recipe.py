@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 import torch
+from helpers import data_info, modules_of
 
-from hfgen.data.cache import DataInfo
 from hfgen.families.gan.options import GANConfig
-from hfgen.families.gan.recipe import Alarms, GANRecipe, scatter
+from hfgen.families.gan.recipe import Alarms, GANRecipe, within_class_scatter
 from hfgen.objectives.adversarial import OBJECTIVES
 from hfgen.pipelines.gan import GANPipeline
 from hfgen.runtime.errors import UserError
@@ -15,18 +15,18 @@ from hfgen.sampling.sampler import Sampler, image_generators
 from hfgen.training.random import StepRandom
 from hfgen.training.recipe import Batch, Progress
 
-INFO = DataInfo("test", "train", 100, 0, 0, "L", 8, ("a", "b", "c"), "0")
+INFO = data_info(class_names=("a", "b", "c"))
 TINY = GANConfig(latent_dim=4, base_channels=8)
 ARCHITECTURES = ("mlp", "dcgan", "residual", "stylegan2")
 
 
 def batch_of(images, seen, labels=None):
-    return Batch(images, labels, StepRandom(0, seen, len(images)))
+    return Batch({"image": images, "label": labels}, StepRandom(0, seen, len(images)))
 
 
 def set_trained(recipe, phase):
     """Freezes what the phase does not update, as the loop does."""
-    for name, module in recipe.modules.items():
+    for name, module in modules_of(recipe).items():
         module.requires_grad_(name in phase.updates)
 
 
@@ -38,8 +38,8 @@ def test_plain_torch_trains_it(architecture, conditional):
     recipe = GANRecipe(config, INFO)
     optimizers = {
         phase.name: torch.optim.Adam(
-            [p for name in phase.updates for p in recipe.modules[name].parameters()],
-            lr=phase.learning_rate,
+            [p for name in phase.updates for p in modules_of(recipe)[name].parameters()],
+            lr=phase.optimizer.learning_rate,
             betas=phase.betas,
         )
         for phase in recipe.phases
@@ -49,9 +49,9 @@ def test_plain_torch_trains_it(architecture, conditional):
     labels = torch.arange(16) % 3 if conditional else None
 
     def distance():
-        recipe.modules["generator"].eval()
-        samples = Sampler(recipe.pipeline(recipe.modules), recipe.sampling, "it")(range(8), 0) / 127.5 - 1
-        recipe.modules["generator"].train()
+        recipe.networks["generator"].module.eval()
+        samples = Sampler(recipe.pipeline(modules_of(recipe)), recipe.sampling, "it")(range(8), 0) / 127.5 - 1
+        recipe.networks["generator"].module.train()
         return (samples - images[:1]).square().mean()
 
     before = distance()
@@ -79,8 +79,8 @@ def test_a_loss_is_a_pure_function(phase):
 def test_the_discriminators_loss_does_not_reach_the_generator(architecture):
     recipe = GANRecipe(dataclasses.replace(TINY, architecture=architecture), INFO)
     recipe.loss(recipe.phases[0], batch_of(torch.rand(4, 1, 8, 8), 0), Progress(0, 0, 0))[0].backward()
-    assert all(p.grad is None for p in recipe.modules["generator"].parameters())
-    assert any(p.grad is not None for p in recipe.modules["discriminator"].parameters())
+    assert all(p.grad is None for p in recipe.networks["generator"].module.parameters())
+    assert any(p.grad is not None for p in recipe.networks["discriminator"].module.parameters())
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -88,8 +88,8 @@ def test_a_generators_step_computes_no_gradients_of_the_discriminator(architectu
     recipe = GANRecipe(dataclasses.replace(TINY, architecture=architecture), INFO)
     set_trained(recipe, recipe.phases[1])
     recipe.loss(recipe.phases[1], batch_of(torch.rand(4, 1, 8, 8), 0), Progress(0, 0, 0))[0].backward()
-    assert all(p.grad is None for p in recipe.modules["discriminator"].parameters())
-    assert any(p.grad.abs().sum() > 0 for p in recipe.modules["generator"].parameters() if p.grad is not None)
+    assert all(p.grad is None for p in recipe.networks["discriminator"].module.parameters())
+    assert any(p.grad.abs().sum() > 0 for p in recipe.networks["generator"].module.parameters() if p.grad is not None)
 
 
 def test_the_discriminator_looks_once_where_that_is_exact():
@@ -99,7 +99,9 @@ def test_the_discriminator_looks_once_where_that_is_exact():
         config = dataclasses.replace(TINY, discriminator_norm=norm, r1_gamma=0.0, r2_gamma=0.0)
         recipe = GANRecipe(config, INFO)
         sizes = seen.setdefault(norm, [])
-        recipe.modules["discriminator"].register_forward_pre_hook(lambda m, args, s=sizes: s.append(len(args[0])))
+        recipe.networks["discriminator"].module.register_forward_pre_hook(
+            lambda m, args, s=sizes: s.append(len(args[0]))
+        )
         recipe.loss(recipe.phases[0], batch_of(images, 0), Progress(0, 0, 0))
     assert seen == {"group": [8], "batch": [4, 4]}
 
@@ -130,7 +132,7 @@ def test_phases():
     assert (discriminator.learning_rate, discriminator.betas, discriminator.every) == (1e-3, (0.0, 0.99), 1)
     assert (generator.learning_rate, generator.betas, generator.every) == (1e-3, (0.0, 0.99), 1)
     two_rates = GANRecipe(dataclasses.replace(TINY, discriminator_learning_rate=5e-4, discriminator_steps=5), INFO)
-    assert [(phase.learning_rate, phase.every) for phase in two_rates.phases] == [(5e-4, 1), (1e-3, 5)]
+    assert [(phase.optimizer.learning_rate, phase.every) for phase in two_rates.phases] == [(5e-4, 1), (1e-3, 5)]
 
 
 def test_penalties_are_taken_at_the_images_before_augmentation():
@@ -140,14 +142,14 @@ def test_penalties_are_taken_at_the_images_before_augmentation():
     recipe = GANRecipe(config, INFO)
     seen = []
     images = torch.rand(8, 1, 8, 8)
-    recipe.modules["discriminator"].register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    recipe.networks["discriminator"].module.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
     _, metrics = recipe.loss(recipe.phases[0], batch_of(images, 0), Progress(0, 0, 0))
     augmented = seen[0][:8].detach()
     cut = (augmented == 0).float()
     assert 0 < cut.mean() < 0.5
     leaf = augmented.clone().requires_grad_()
     both = torch.cat([leaf, seen[0][8:].detach()])
-    (slope,) = torch.autograd.grad(recipe.modules["discriminator"](both).logits[:8].sum(), leaf)
+    (slope,) = torch.autograd.grad(recipe.networks["discriminator"].module(both).logits[:8].sum(), leaf)
     wanted = (slope * (1 - cut)).square().flatten(1).sum(1).mean()
     torch.testing.assert_close(metrics["r1"], wanted)
 
@@ -165,7 +167,7 @@ def test_adaptive_augmentation_follows_what_the_discriminator_knows(objective):
     for knows in (True, False):
         config = dataclasses.replace(TINY, ada_target=0.6, augment_probability=0.5, augmentations=("flip",), **changes)
         recipe = GANRecipe(config, INFO)
-        assert set(recipe.modules) == {"generator", "discriminator", "augmentation"}
+        assert set(recipe.networks) == {"generator", "discriminator", "augmentation"}
         level = {"least_squares": 0.5, "wasserstein": 7.0, "relativistic": -7.0}.get(objective, 0.0)
 
         def judge(images, labels, knows=knows, level=level):
@@ -186,24 +188,24 @@ def test_diversity_is_counted_within_classes():
     torch.manual_seed(0)
     templates, labels = torch.randn(3, 1, 8, 8), torch.arange(12) % 3
     one_per_class = templates[labels]
-    assert scatter(one_per_class) > 100  # between the classes
-    assert scatter(one_per_class, labels) < 1e-6
+    assert within_class_scatter(one_per_class) > 100  # between the classes
+    assert within_class_scatter(one_per_class, labels) < 1e-6
     images = torch.randn(12, 1, 8, 8)
-    torch.testing.assert_close(scatter(images), images.var(0, correction=0).sum() * 12)
+    torch.testing.assert_close(within_class_scatter(images), images.var(0, correction=0).sum() * 12)
     wanted = sum(images[labels == c].var(0, correction=0).sum() * 4 for c in range(3))
-    torch.testing.assert_close(scatter(images, labels), wanted)
+    torch.testing.assert_close(within_class_scatter(images, labels), wanted)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(scatter(images, labels), wanted)
-    assert scatter(images[:1]) == 0
+        torch.testing.assert_close(within_class_scatter(images, labels), wanted)
+    assert within_class_scatter(images[:1]) == 0
 
 
 def test_pipelines_and_samples():
     recipe = GANRecipe(dataclasses.replace(TINY, class_conditional=True), INFO)
-    pipeline = recipe.pipeline(recipe.modules)
+    pipeline = recipe.pipeline(modules_of(recipe))
     assert isinstance(pipeline, GANPipeline)
     assert pipeline.class_names == ["a", "b", "c"]
     assert recipe.grid_columns == 3
-    recipe.modules["generator"].eval()
+    recipe.networks["generator"].module.eval()
     images = Sampler(pipeline, recipe.sampling, "it")([4, 5], 0)
     again = pipeline(class_labels=[1, 2], generator=image_generators(0, [4, 5]), output_type="pt").images
     assert torch.equal(images, (again * 255).round().byte())
@@ -212,43 +214,42 @@ def test_pipelines_and_samples():
 @pytest.mark.parametrize(
     ("changes", "info", "message"),
     [
-        ({"class_conditional": True}, {"class_names": None}, "--class_conditional needs labels"),
+        ({"class_conditional": True}, {"class_names": None}, "`class_conditional` needs labels"),
         ({"class_conditional": True}, {"unlabelled": 2}, "2 of the images have no class"),
-        ({}, {"resolution": 7}, "--resolution does not fit dcgan at 7 pixels: sample_size is 7"),
-        ({"architecture": "stylegan2"}, {"resolution": 257}, "--resolution does not fit stylegan2 at 257 pixels"),
+        ({}, {"resolution": 7}, "`resolution` does not fit dcgan at 7 pixels: sample_size is 7"),
+        ({"architecture": "stylegan2"}, {"resolution": 257}, "`resolution` does not fit stylegan2 at 257 pixels"),
         (
             {"architecture": "stylegan2", "base_channels": 1},
             {"resolution": 256},
-            "--base_channels 1 does not fit stylegan2 at 256 pixels",
+            "`base_channels` 1 does not fit stylegan2 at 256 pixels",
         ),
-        ({"num_clusters": 1}, {}, "--num_clusters 1: one group is none"),
-        ({"group_width": 3}, {}, "--group_width 3 does not divide 2 . --base_channels 8"),
+        ({"group_width": 3}, {}, "`group_width` 3 does not divide 2 . `base_channels` 8"),
         (
             {"discriminator_norm": "none", "architecture": "mlp"},
             {},
-            "--discriminator_norm none: mlp has none",
+            "`discriminator_norm` none: mlp has none",
         ),
-        ({"label_smoothing": 0.1}, {}, "--objective relativistic has no target to lower"),
+        ({"label_smoothing": 0.1}, {}, "`objective` relativistic has no target to lower"),
         ({"objective": "wasserstein", "r1_gamma": 0.0, "r2_gamma": 0.0}, {}, "needs a critic of bounded slope"),
-        ({"discriminator_norm": "batch"}, {}, "--discriminator_norm batch mixes images"),
-        ({"spectral_norm": True, "architecture": "residual"}, {}, "--spectral_norm does not exist in residual"),
-        ({"augmentations": ("flip", "blur")}, {}, "--augmentations blur is unknown: choose from flip"),
-        ({"r1_gamma": -1.0}, {}, "--r1_gamma -1.0 is negative"),
-        ({"adam_beta2": 1.0}, {}, "--adam_beta2 1.0 is not in"),
-        ({"ada_target": 2.0}, {}, "--ada_target 2.0 is not in"),
-        ({"latent_dim": 0}, {}, "--latent_dim 0 is out of range"),
-        ({"truncation": 0.5}, {}, "--truncation 0.5: dcgan has no mean latent"),
+        ({"discriminator_norm": "batch"}, {}, "`discriminator_norm` batch mixes images"),
+        ({"spectral_norm": True, "architecture": "residual"}, {}, "`spectral_norm` does not exist in residual"),
+        ({"augmentations": ("flip", "blur")}, {}, "`augmentations` blur is unknown: choose from flip"),
+        ({"r1_gamma": -1.0}, {}, "`r1_gamma` -1.0 is negative"),
+        ({"adam_beta2": 1.0}, {}, "`adam_beta2` 1.0 is not in"),
+        ({"ada_target": 2.0}, {}, "`ada_target` 2.0 is not in"),
+        ({"latent_dim": 0}, {}, "`latent_dim` 0 is out of range"),
+        ({"truncation": 0.5}, {}, "`truncation` 0.5: dcgan has no mean latent"),
     ],
 )
 def test_mistakes(changes, info, message):
     with pytest.raises(UserError, match=message):
-        GANRecipe(dataclasses.replace(TINY, **changes), dataclasses.replace(INFO, **info))
+        GANRecipe(dataclasses.replace(TINY, **changes), data_info(**info))
 
 
 def test_batches_too_small_for_their_statistics():
     for architecture, size in (("mlp", 1), ("dcgan", 1), ("stylegan2", 1), ("stylegan2", 37)):
         config = dataclasses.replace(TINY, architecture=architecture)
-        with pytest.raises(UserError, match=f"--train_batch_size {size}: "):
+        with pytest.raises(UserError, match=f"`train_batch_size` {size}: "):
             config.check(None, size)
         with pytest.raises(ValueError):  # the networks say so, too
             recipe = GANRecipe(config, INFO)
@@ -258,8 +259,9 @@ def test_batches_too_small_for_their_statistics():
 
 
 def test_a_penalised_discriminator_is_not_compiled():
-    assert "differentiates twice" in GANRecipe(TINY, INFO).uncompiled["discriminator"]
-    assert GANRecipe(dataclasses.replace(TINY, r1_gamma=0.0, r2_gamma=0.0), INFO).uncompiled == {}
+    assert "differentiates twice" in GANRecipe(TINY, INFO).networks["discriminator"].eager_reason
+    unpenalised = GANRecipe(dataclasses.replace(TINY, r1_gamma=0.0, r2_gamma=0.0), INFO)
+    assert unpenalised.networks["discriminator"].eager_reason is None
 
 
 HEALTHY = {"ranked_right": 0.7, "diversity": 1.0, "d_loss": 0.6}
@@ -301,5 +303,5 @@ def test_the_advice_can_be_followed():
     dcgan = dataclasses.replace(TINY, discriminator_norm="batch", r1_gamma=0.0, r2_gamma=0.0)
     alarms = Alarms(dcgan, patience=0)
     (message,) = alarms(HEALTHY | {"ranked_right": 1.0}, 10)
-    assert "--r1_gamma 0.05 --r2_gamma 0.05 with --discriminator_norm group" in message
+    assert "`r1_gamma` 0.05 `r2_gamma` 0.05 with `discriminator_norm` group" in message
     dataclasses.replace(dcgan, r1_gamma=0.05, r2_gamma=0.05, discriminator_norm="group").validate()

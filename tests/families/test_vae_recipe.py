@@ -5,8 +5,8 @@ import itertools
 
 import pytest
 import torch
+from helpers import data_info, modules_of
 
-from hfgen.data.cache import DataInfo
 from hfgen.families.vae.options import VAEConfig
 from hfgen.families.vae.recipe import CollapseAlarm, RunningVariance, VAERecipe, degrade
 from hfgen.objectives import elbo
@@ -16,13 +16,13 @@ from hfgen.sampling.sampler import Sampler
 from hfgen.training.random import StepRandom
 from hfgen.training.recipe import Batch, Progress
 
-INFO = DataInfo("test", "train", 100, 0, 0, "L", 8, ("a", "b", "c"), "0")
+INFO = data_info(class_names=("a", "b", "c"))
 TINY = VAEConfig(block_out_channels=(8, 16), latent_channels=4, prior_components=2)
 ARCHITECTURES = ("conv", "residual", "hierarchical", "vq")
 
 
 def batch_of(images, seen, labels=None):
-    return Batch(images, labels, StepRandom(0, seen, len(images)))
+    return Batch({"image": images, "label": labels}, StepRandom(0, seen, len(images)))
 
 
 def squares(count, seed=0):
@@ -38,7 +38,7 @@ def trained(config, steps=150, info=INFO, conditional=False):
     """Plain torch trains it."""
     torch.manual_seed(0)
     recipe = VAERecipe(config, info)
-    optimizer = torch.optim.AdamW(recipe.modules["vae"].parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(recipe.networks["vae"].module.parameters(), lr=3e-3)
     logs = []
     for step in range(steps):
         images = squares(32, step)
@@ -60,15 +60,18 @@ def test_plain_torch_trains_it(architecture, conditional):
     recipe, logs = trained(config, conditional=conditional)
     assert logs[-1]["mse"] < 0.5 * logs[0]["mse"]
     assert logs[-1]["bits_per_dim"] < logs[0]["bits_per_dim"]
-    recipe.modules["vae"].eval()
+    recipe.networks["vae"].module.eval()
     labels = torch.zeros(32, dtype=torch.int64) if conditional else None
     batches = (batch_of(squares(32, seen), seen, labels) for seen in itertools.count())
-    for pipeline in (recipe.pipeline(recipe.modules), recipe.pipeline(recipe.modules, batches)):
+    for pipeline in (
+        recipe.pipeline(modules_of(recipe)),
+        recipe.pipeline(modules_of(recipe), recipe.fit(modules_of(recipe), batches)),
+    ):
         assert isinstance(pipeline, VAEPipeline)
         samples = Sampler(pipeline, recipe.sampling, "it")(range(4), 0)
         assert samples.shape == (4, 1, 8, 8)
     assert pipeline.prior is not None
-    given, again = recipe.pictures(recipe.modules, batches)
+    given, again = recipe.card_images(modules_of(recipe), batches)
     assert given.shape == again.shape == (10, 1, 8, 8)
     assert again.min() >= 0 and again.max() <= 1
 
@@ -132,7 +135,7 @@ def test_the_variance_follows_the_error_and_not_how_a_batch_is_split():
             )  # the first replaces the 1 of the beginning
     torch.testing.assert_close(first, second)
     fixed = VAERecipe(dataclasses.replace(TINY, variance=0.3), INFO)
-    assert set(fixed.modules) == {"vae"} and fixed.vae.variance == pytest.approx(0.3)
+    assert set(fixed.networks) == {"vae"} and fixed.vae.variance == pytest.approx(0.3)
 
 
 def test_tasks_degrade_what_the_encoder_sees():
@@ -154,7 +157,7 @@ def test_the_alarm_fires_on_the_classic_mistake_and_not_on_the_default():
         assert len(messages) == wanted, logs[-1]
         if wanted:
             assert "the posterior has collapsed" in messages[0]
-            assert "a lower --beta than 64" in messages[0] and "a lower --variance" in messages[0]
+            assert "a lower `beta` than 64" in messages[0] and "a lower `variance`" in messages[0]
             assert logs[-1]["active_units"] == 0
 
 
@@ -170,24 +173,24 @@ def test_the_alarm_of_a_codebook():
 @pytest.mark.parametrize(
     ("changes", "info", "message"),
     [
-        ({"beta": -1.0}, {}, "--beta -1.0 is negative"),
-        ({"kl_warmup": 1.0}, {}, "--kl_warmup 1.0 is not in"),
-        ({"variance": 0.0}, {}, "--variance 0.0 is out of range"),
-        ({"variance": 1.0, "likelihood": "logistic"}, {}, "--variance 1.0: logistic has none"),
-        ({"spatial_latent": True, "architecture": "conv"}, {}, "--spatial_latent is for residual"),
+        ({"beta": -1.0}, {}, "`beta` -1.0 is negative"),
+        ({"kl_warmup": 1.0}, {}, "`kl_warmup` 1.0 is not in"),
+        ({"variance": 0.0}, {}, "`variance` 0.0 is out of range"),
+        ({"variance": 1.0, "likelihood": "logistic"}, {}, "`variance` 1.0: logistic has none"),
+        ({"spatial_latent": True, "architecture": "conv"}, {}, "`spatial_latent` is for residual"),
         ({"architecture": "vq", "beta": 2.0}, {}, "vq has none of"),
-        ({"task_level": 2.0}, {}, "--task_level 2.0 is the level of no task"),
+        ({"task_level": 2.0}, {}, "`task_level` 2.0 is the level of no task"),
         ({"task": "super_resolve", "task_level": 1.5}, {}, "must be a whole number"),
         ({"task": "super_resolve", "task_level": 1.0}, {}, "must be a whole number from 2 on"),
-        ({"task": "super_resolve", "task_level": 3.0}, {}, "--task_level 3 does not divide the 8 pixels"),
-        ({"class_conditional": True}, {"class_names": None}, "--class_conditional needs labels"),
+        ({"task": "super_resolve", "task_level": 3.0}, {}, "`task_level` 3 does not divide the 8 pixels"),
+        ({"class_conditional": True}, {"class_names": None}, "`class_conditional` needs labels"),
         ({"class_conditional": True}, {"unlabelled": 3}, "3 of the images have no class"),
         ({}, {"resolution": 300}, "does not fit the images"),
     ],
 )
 def test_mistakes(changes, info, message):
     with pytest.raises(UserError) as error:
-        VAERecipe(dataclasses.replace(TINY, **changes), dataclasses.replace(INFO, **info))
+        VAERecipe(dataclasses.replace(TINY, **changes), data_info(**info))
     assert message in str(error.value)
 
 
@@ -200,7 +203,7 @@ def test_bernoulli_needs_black_and_white():
     recipe = VAERecipe(dataclasses.replace(TINY, likelihood="bernoulli"), INFO)
     images = squares(8)
     recipe.loss(recipe.phases[0], batch_of(images, 0), Progress(0, 0, 0))
-    with pytest.raises(UserError, match="--likelihood bernoulli is for black and white images"):
+    with pytest.raises(UserError, match="`likelihood` bernoulli is for black and white images"):
         recipe.loss(recipe.phases[0], batch_of(images * 0.9, 0), Progress(0, 0, 0))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
-from helpers import load_script, run
+from helpers import Command, run
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
@@ -17,6 +17,8 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassif
 
 from hfgen.data.cache import open_images
 from hfgen.data.config import DataConfig
+from hfgen.evaluation.classifier import build_model, open_parts
+from hfgen.evaluation.config import ClassifierConfig
 from hfgen.runtime.errors import UserError
 
 FILES = {"README.md", "config.json", "eval.json", "model.safetensors", "preprocessor_config.json"}
@@ -25,7 +27,7 @@ TINY = "--dataset_name digits --resolution 8 --base_channels 8 --num_epochs 1".s
 
 @pytest.fixture(scope="module")
 def script():
-    return load_script("train_classifier")
+    return Command("classify")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +120,7 @@ def test_the_card_says_what_was_measured(trained):
 def test_the_seed_decides(script, tmp_path, capsys):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         script.main([*TINY, "--random_crop", "1", "--seed", str(seed), "--output_dir", str(tmp_path / name)])
-    assert "is too weak a judge" in capsys.readouterr().out
+    assert "is too little to judge by" in capsys.readouterr().out
     assert "too little to judge others by" in (tmp_path / "a" / "README.md").read_text()
     first, again, other = (load_file(tmp_path / name / "model.safetensors") for name in "abc")
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -142,9 +144,9 @@ def test_colour_with_a_split_of_its_own(script, tmp_path):
 
 
 @pytest.mark.parametrize(("resolution", "stages"), [(4, 1), (8, 1), (16, 2), (28, 3), (32, 3), (64, 4), (256, 6)])
-def test_the_network_comes_down_to_four_pixels(script, resolution, stages):
+def test_the_network_comes_down_to_four_pixels(resolution, stages):
     info = dataclasses.replace(open_images(DataConfig()).info, resolution=resolution, mode="RGB")
-    model = script.build_model(info, script.ClassifierConfig(base_channels=4))
+    model = build_model(info, ClassifierConfig(base_channels=4))
     widths = [min(4 * 2**stage, 32) for stage in range(stages)]
     assert model.config.hidden_sizes == widths
     out = model.eval().regnet(torch.zeros(1, 3, resolution, resolution))
@@ -153,15 +155,15 @@ def test_the_network_comes_down_to_four_pixels(script, resolution, stages):
 
 def test_parts(script, tmp_path):
     parse = script.read_options
-    train, test = script.open_parts(*parse(["--dataset_name", "digits", "--seed", "3"]))
+    train, test = open_parts(*parse(["--dataset_name", "digits", "--seed", "3"]))
     assert np.array_equal(np.sort(np.concatenate([train.rows, test.rows])), np.arange(1797))
     folder = squares(tmp_path / "only_train")
-    train, test = script.open_parts(*parse(["--dataset_name", str(folder), "--test_split", "train"]))
+    train, test = open_parts(*parse(["--dataset_name", str(folder), "--test_split", "train"]))
     assert (len(train.rows), len(test.rows)) == (32, 8)
     assert train.data.images.shape[2:] == (64, 96)  # to be cropped at random places
     assert test.data.images.shape[2:] == (64, 64)
-    with pytest.raises(UserError, match=r"--test_split test: .*To hold out a fifth .* add --test_split train"):
-        script.open_parts(*parse(["--dataset_name", str(folder)]))
+    with pytest.raises(UserError, match=r"`test_split` test: .*To hold out a fifth .* add `test_split` train"):
+        open_parts(*parse(["--dataset_name", str(folder)]))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import torch
-from helpers import ROOT, TINY, TINY_NETWORK, load_script, metrics, run
+from helpers import ROOT, TINY, TINY_NETWORK, Command, metrics, run
 from PIL import Image
 
 from hfgen.hub.card import shown_command
@@ -21,7 +21,7 @@ from hfgen.training import checkpoint
 
 @pytest.fixture(scope="module")
 def script():
-    return load_script("train_ddpm")
+    return Command("train ddpm")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_the_run_directory(trained):
     assert "digits [train]: 1797 images, 8x8 L, 10 classes" in result.stdout
     threads = len(os.sched_getaffinity(0))
     assert re.search(rf"CPU(| \(.*\)), {threads} threads? of {threads} cores, precision no", result.stdout)
-    for line in ("Samples:", f"Pipeline: {folder}", "Use it:   python scripts/sample.py --model"):
+    for line in ("Samples:", f"Pipeline: {folder}", "Use it:   hfgen sample --model"):
         assert line in result.stdout
     index = json.loads((folder / "model_index.json").read_text())
     index.pop("_diffusers_version")
@@ -130,7 +130,7 @@ def test_a_run_on_groups_of_similar_images(tmp_path, script):
     exec(code, namespace)
     assert len(namespace["images"]) == 4
     assert namespace["pipe"].config.guidance_scale == 2.5
-    load_script("sample").main(
+    Command("sample").main(
         [
             "--model",
             str(tmp_path),

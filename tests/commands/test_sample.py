@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers import TINY, load_script, run
+from helpers import TINY, Command, run
 from PIL import Image
 
 from hfgen.runtime.errors import UserError
@@ -13,7 +13,7 @@ from hfgen.runtime.errors import UserError
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    train = load_script("train_ddpm")
+    train = Command("train ddpm")
     train.main([*TINY, "--output_dir", str(folder / "plain")])
     train.main([*TINY, "--class_conditional", "--output_dir", str(folder / "labelled")])
     return folder
@@ -21,7 +21,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def sample():
-    return load_script("sample").main
+    return Command("sample").main
 
 
 def images(folder):

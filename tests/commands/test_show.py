@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import load_script
+from helpers import Command
 from PIL import Image
 
 from hfgen import ResidualVAE, VAEPipeline
@@ -13,7 +13,7 @@ ALL = {"reconstructions", "interpolations", "traversals", "inpainting", "denoisi
 
 @pytest.fixture(scope="module")
 def show():
-    return load_script("show_vae").main
+    return Command("show").main
 
 
 def save(folder, classes=None, **options):

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 from evaluation.tiny import save_classifier
-from helpers import TINY, TINY_GAN, TINY_VAE, load_script, metrics
+from helpers import TINY, TINY_GAN, TINY_VAE, Command, metrics, verb_of
 from safetensors.torch import load_file
 from test_exactness import assert_identical, finished, kill_and_resume
 
@@ -33,7 +33,7 @@ def evaluated(classifier):
 
 def trained(folder, *options, script):
     """Trains in this process, which is as good and much faster where nothing is killed."""
-    load_script(script).main([*options, "--output_dir", str(folder), "--cpu_threads", "1"])
+    Command(verb_of(script)).main([*options, "--output_dir", str(folder), "--cpu_threads", "1"])
     return folder
 
 

@@ -1,0 +1,222 @@
+"""Compares a GAN, a VAE and a DDPM of the same data, trained if need be: quality, diversity, cost.
+
+Without arguments it trains all three, and the classifier in whose features they are measured, on the digits that ship
+with the installation. A model that the folder holds already is not trained again, and a training that was
+interrupted goes on. The folder then holds `compare.json`, with what it takes to repeat it, and `compare.png`. With
+`--update_card` the results go into the cards of the checkpoints, which are then ready to be pushed.
+
+    hfgen compare
+    hfgen compare --dataset_name ylecun/mnist
+    hfgen compare --dataset_name ylecun/mnist --metrics all --update_card --sampler dpmsolver++
+    hfgen compare --model out/gan-mnist user/ddpm-mnist --dataset_name ylecun/mnist --extractor out/classifier-mnist
+"""
+
+import dataclasses
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfgen.commands.cli import command_line, flags, spell
+from hfgen.commands.options import MeasureOptions, check_models, check_seed, read_sampling, require_least
+from hfgen.evaluation.config import METRICS, ReferenceConfig
+from hfgen.registry import Family, families
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.options import as_dict, option, require_positive
+from hfgen.training.options import collect
+
+NUM_IMAGES = 5000
+EVALUATIONS, EVALUATION_IMAGES = 10, 1000  # while training
+DATA = (  # options of the reference that are those of a training, too
+    *("dataset_name", "dataset_config_name", "dataset_split", "image_column", "label_column", "cache_dir"),
+    "skip_corrupt_images",
+)
+
+
+@dataclass(frozen=True)
+class CompareConfig(MeasureOptions):
+    """Comparison: of what, by what, and where it goes."""
+
+    model: tuple[str, ...] | None = option(
+        None, "folders or Hub ids of checkpoints (default: a GAN, a VAE and a DDPM, trained here)"
+    )
+    output_dir: str | None = option(
+        None, "folder of the report and of what is trained (default: out/compare-<name of the data>)"
+    )
+    extractor: str | None = option(
+        None, "features, as for hfgen evaluate (default: a classifier trained here; with `model`, inception)"
+    )
+    metrics: tuple[str, ...] = option(
+        ("fd", "precision_recall", "density_coverage"), "what to measure", choices=(*METRICS, "all")
+    )
+    num_images: int | None = option(
+        None,
+        f"images to generate, per seed (default: {NUM_IMAGES}, or as many as there are real ones to compare with)",
+    )
+    quality: float | None = option(
+        None, "Frechet distance while training, the time to which is compared (default: one that all of them reach)"
+    )
+    max_train_steps: int | None = option(None, "length of each training in updates (default: that of its preset)")
+
+    def validate(self) -> None:
+        super().validate()
+        if self.model is not None and not self.model:
+            raise UserError("`model` has no names: give some, or leave it out.")
+        check_models(self.model or ())
+        if self.model and self.max_train_steps is not None:
+            raise UserError("`max_train_steps`: with `model` nothing is trained. Leave one of them out.")
+        require_least(self, 1, "max_train_steps")
+        require_least(self, 2, "num_images")
+        if self.quality is not None:
+            require_positive(self, "quality")
+        check_seed(self.seed, self.seeds * (self.num_images or NUM_IMAGES), "seeds * num_images")
+
+
+KINDS = (CompareConfig, ReferenceConfig)
+
+
+def read_options(argv: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
+    """Reads the options, and the sampling options that were given."""
+    description = str(__doc__).partition("\n")[0]
+    (config, *others), given = read_sampling(KINDS, argv, description=description, prog="hfgen compare")
+    folder = config.output_dir or f"out/compare-{data_name(others[0])}"
+    return [dataclasses.replace(config, output_dir=folder), *others], given
+
+
+def data_name(reference: ReferenceConfig) -> str:
+    return Path(reference.dataset_name or "digits").resolve().name
+
+
+def train_missing(config: CompareConfig, reference: ReferenceConfig, folder: Path) -> tuple[list[str], str]:
+    """Trains what the folder does not hold yet; returns the folders of the models, and the extractor."""
+    data = {name: value for name in DATA if (value := getattr(reference, name)) not in (None, False)}
+    extractor = config.extractor or str(folder / "classifier")
+    if not config.extractor and not (folder / "classifier" / "config.json").exists():
+        run(["classify"], data | {"output_dir": extractor})
+    models = []
+    for family in families().values():
+        if family.compare is None:
+            continue
+        model = str(folder / f"{family.name}-{data_name(reference)}")
+        models.append(model)
+        if (Path(model) / "model_index.json").exists():
+            print(f"{model} is there already", flush=True)
+            continue
+        values = data | {"output_dir": model, "resume_from_checkpoint": "latest"}
+        values |= family.compare if reference.dataset_name not in (None, "digits") else {}
+        for name in ("max_train_steps", "cpu_threads"):
+            values |= {name: value} if (value := getattr(config, name)) is not None else {}
+        if config.extractor_weights is not None:
+            values["eval_extractor_weights"] = config.extractor_weights
+        run(["train", family.name], values | {"eval_extractor": extractor} | evaluations(family, values))
+    return models, extractor
+
+
+def evaluations(family: Family, values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options that have a training measure its own quality every now and then."""
+    from hfgen.data.cache import open_images
+    from hfgen.training.schedules import Schedule
+
+    options = collect(family, **values)
+    schedule = Schedule(options.training, open_images(options.data).info.num_images)
+    every = -(-schedule.total // schedule.batch // EVALUATIONS)  # rounded up: the last one comes anyway
+    return {"eval_every": every, "eval_metrics": ("fd",), "eval_num_images": EVALUATION_IMAGES}
+
+
+def run(verb: list[str], values: dict[str, Any]) -> None:
+    """Runs another verb to its end, and hands on the signals that ask to stop.
+
+    Raises:
+        UserError: If it fails.
+    """
+    words = [*verb, *flags(values)]
+    command = shlex.join(["hfgen", *words])
+    print(f"\n{command}\n", flush=True)
+    with subprocess.Popen([sys.executable, "-m", "hfgen", *words]) as process:
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(number, lambda which, frame: process.send_signal(which)) for number in numbers]
+        code = process.wait()
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    if code:
+        raise UserError(
+            f"{command} ended with exit code {code}, for the reason above. What is done stays: once that is fixed, "
+            "the same command goes on."
+        )
+
+
+def check_output(folder: Path, config: CompareConfig) -> Path:
+    """Returns the file of the report. Raises [`UserError`] if it, or a card to be updated, cannot be written."""
+    for model in (config.model or ()) if config.update_card else ():
+        if not (Path(model) / "README.md").is_file():
+            raise UserError(f"`update_card`: {model} is no folder with a README.md: leave it out, or give one.")
+    path = folder / "compare.json"
+    if path.exists() and not config.overwrite_report:
+        raise UserError(f"{path} is another report: add `overwrite_report` or give another `output_dir`.")
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"`output_dir` {folder} cannot be written to, as {parent} is no such folder: give another.")
+    return path
+
+
+def main(argv: Sequence[str]) -> None:
+    options, given = read_options(argv)
+    config, reference, common, *_ = options
+    folder = Path(config.output_dir)
+    output = check_output(folder, config)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # before the hours of training
+        raise UserError("speeds are compared in one process: start this without a launcher.")
+
+    from hfgen.evaluation.compare import compare_models, load_samplers, picture
+    from hfgen.evaluation.features import load_extractor
+    from hfgen.evaluation.report import card_section, heading, short_names, table, wrap
+    from hfgen.hub.card import add_results, plain, shown_command
+    from hfgen.runtime.files import write_json
+    from hfgen.runtime.launch import describe, make_accelerator
+    from hfgen.runtime.png import save_png
+
+    if config.model:
+        models, extractor_name = list(config.model), config.extractor or "inception"
+    else:
+        if config.extractor:
+            load_extractor(config.extractor, config.extractor_weights)  # before the hours of training
+        models, extractor_name = train_missing(config, reference, folder)
+
+    accelerator = make_accelerator(cpu_threads=config.cpu_threads)
+    extractor = load_extractor(extractor_name, config.extractor_weights, accelerator.device)
+    samplers = load_samplers(models, given, accelerator.device)
+    found = compare_models(
+        samplers,
+        reference,
+        extractor,
+        accelerator,
+        config.metrics,
+        config.num_images,
+        config.seed,
+        config.seeds,
+        config.batch_size,
+        config.likelihood_samples,
+        config.likelihood_images,
+        config.quality,
+        say=lambda text: print(spell(text), flush=True),
+    )
+    described = extractor.describe()
+    command = command_line("compare", KINDS, argv)
+    machine = describe(accelerator, common.mixed_precision)
+    whole = wrap(found.reports, described, command, as_dict(options), machine)
+    whole |= {"quality": found.quality, "remarks": found.remarks}
+    write_json(output, whole)
+    for report, sampler in zip(found.reports, samplers, strict=True) if config.update_card else ():
+        section = card_section(plain(report), plain(whole) | {"command": shown_command(command)})
+        add_results(Path(sampler.name), report, described, section)
+    names, title = ", ".join(short_names(found.reports)), heading(found.reports[0], described)
+    origin = {"model": names, "seed": config.seed} if common.provenance else None
+    save_png(picture(found, title), output.with_suffix(".png"), origin, composite=True)
+    print(f"\n{names}: {title}\n\n{table(found.shown)}\n")
+    print(*(f"- {spell(note)}" for note in found.remarks), sep="\n")
+    print(f"\nPicture: {output.with_suffix('.png')}\nReport:  {output}")

@@ -1,0 +1,48 @@
+"""The command `hfgen`: one verb for each job."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from hfgen.commands.cli import one_line_errors
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.options import nearest
+
+VERBS = ("train", "sample", "evaluate", "compare", "classify", "show", "demo", "push", "list")
+
+
+def load(verb: str):
+    """Imports the module of a verb.
+
+    Raises:
+        UserError: For an unknown one; the nearest is suggested.
+    """
+    if verb not in VERBS:
+        raise UserError(f"hfgen has no verb {verb!r}: {', '.join(VERBS)} are there.{nearest(verb, VERBS)}")
+    return importlib.import_module(f"hfgen.commands.{verb}")
+
+
+def dispatch(argv: Sequence[str]) -> None:
+    """Runs a verb with its arguments; without a verb, prints what there is.
+
+    Raises:
+        UserError: For whatever the user can fix.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        lines = {verb: str(load(verb).__doc__).partition("\n")[0] for verb in VERBS}
+        print("usage: hfgen VERB ...\n\nTrain, use and share image generators. The verbs:\n")
+        print(*(f"  {verb:<9} {line}" for verb, line in lines.items()), sep="\n")
+        print("\n`hfgen VERB --help` shows the flags of each, `hfgen list` what `hfgen train` can train.")
+        return
+    load(argv[0]).main(list(argv[1:]))
+
+
+def main(argv: Sequence[str] | None = None, verb: str = "") -> None:
+    """Runs the command line. What a user can fix ends it with one line and exit code 2.
+
+    Args:
+        argv (`Sequence[str]`, *optional*): The arguments; by default those of this program.
+        verb (`str`, *optional*): Words that stand before them, such as `"train gan"`.
+    """
+    with one_line_errors():
+        dispatch([*verb.split(), *(sys.argv[1:] if argv is None else argv)])

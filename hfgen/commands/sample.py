@@ -1,0 +1,72 @@
+"""Samples images from any checkpoint that hfgen writes, to PNG files and a grid.
+
+Image number i is made from the seed `--seed` + i alone: batch size and number of processes change nothing.
+
+    hfgen sample --model out/ddpm-digits --num_images 16
+    hfgen sample --model user/ddpm-mnist --class_labels 3 8 --guidance_scale 2
+    torchrun --nproc_per_node 2 -m hfgen sample --model out/ddpm-mnist --num_images 1000
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfgen.commands.options import ModelOptions, check_seed, read_sampling, require_least
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.options import option
+
+
+@dataclass(frozen=True)
+class SampleConfig(ModelOptions):
+    """Images: from what, how many, and where to."""
+
+    num_images: int = option(16, "number of images")
+    seed: int = option(0, "seed of the first image; each following one has the next")
+    batch_size: int | None = option(None, "images at once per process (default: as many as fit, at most 64)")
+    output_dir: str | None = option(
+        None, "folder for the images (default: <model>/images, or images-<model> for a Hub id)"
+    )
+    overwrite_output_dir: bool = option(False, "replace the images that `output_dir` holds")
+
+    def validate(self) -> None:
+        super().validate()
+        require_least(self, 1, "num_images", "batch_size")
+        check_seed(self.seed, self.num_images, "num_images")
+
+
+def read_options(argv: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
+    """Reads the options, and the sampling options that were given."""
+    return read_sampling((SampleConfig,), argv, description=str(__doc__).partition("\n")[0], prog="hfgen sample")
+
+
+def main(argv: Sequence[str]) -> None:
+    (config, common, *_), given = read_options(argv)
+    folder = Path(config.model)
+    default = folder / "images" if folder.is_dir() else Path(f"images-{folder.name}")
+    output = Path(config.output_dir or default)
+
+    from hfgen.sampling.folder import existing_images, write_images
+
+    old = existing_images(output)
+    if old and not config.overwrite_output_dir:
+        raise UserError(f"`output_dir` {output} holds {len(old)} images: add `overwrite_output_dir` or give another.")
+
+    from hfgen.evaluation.report import origin_of
+    from hfgen.runtime.launch import make_accelerator
+    from hfgen.sampling.sampler import load_sampler
+
+    accelerator = make_accelerator()
+    sampler = load_sampler(config.model, given, accelerator.device, config.revision, config.hub_token)
+    origin = None
+    if common.provenance:
+        settings = {**sampler.settings, "precision": sampler.precision}
+        origin = origin_of(config.model, config.revision, config.hub_token, **settings)
+    record = {"model": config.model, "revision": config.revision}
+    shown = write_images(
+        sampler, accelerator, output, config.num_images, config.seed, config.batch_size, origin, record
+    )
+    if accelerator.is_main_process:
+        print(f"{config.num_images} images in {output}, the first {shown} of them in {output / 'grid.png'}")
+    accelerator.wait_for_everyone()  # a process that ends early would tear down what the others still use
+    accelerator.end_training()

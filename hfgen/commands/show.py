@@ -1,0 +1,85 @@
+"""Shows what a VAE does with real images: reconstructions, walks, edits, damaged images restored.
+
+hfgen show --model out/vae-digits
+hfgen show --model out/vae-mnist --dataset_name ylecun/mnist --num_images 16
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfgen.commands.cli import parse
+from hfgen.commands.options import ModelOptions, require_least
+from hfgen.data.config import ImagesConfig
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.options import option, require_positive
+
+
+@dataclass(frozen=True)
+class ShowConfig(ModelOptions):
+    """Showing: what, and how it is made."""
+
+    num_images: int = option(10, "images per grid, drawn with the seed; two at least")
+    seed: int = option(0, "seed of the images, of the noise, and of what is drawn")
+    noise_level: float = option(
+        0.3, "standard deviation of the noise to remove, pixels being in [0, 1] (a model for a task knows its own)"
+    )
+    factor: int = option(2, "how many times smaller the images to enlarge are (a model for a task knows its own)")
+    steps: int = option(200, "steps of the search, where the model was not trained for the task")
+    output_dir: str | None = option(None, "folder for the grids (default: <model>/shown, or shown-<model>)")
+    provenance: bool = option(True, "write into PNG files which model made them")
+
+    def validate(self) -> None:
+        super().validate()
+        require_least(self, 2, "num_images", "factor")
+        require_least(self, 1, "steps")
+        require_positive(self, "noise_level")
+
+
+def read_options(argv: Sequence[str]) -> list[Any]:
+    return parse((ShowConfig, ImagesConfig), argv, description=str(__doc__).partition("\n")[0], prog="hfgen show")
+
+
+def main(argv: Sequence[str]) -> None:
+    config, source = read_options(argv)
+
+    import torch
+    from accelerate import PartialState
+
+    from hfgen.evaluation.reference import pick_images
+    from hfgen.evaluation.report import origin_of
+    from hfgen.evaluation.show import show_grids
+    from hfgen.runtime.png import make_grid, save_png, to_uint8
+    from hfgen.sampling.capabilities import adapter_of
+    from hfgen.sampling.loading import load_pipeline
+
+    folder = Path(config.model)
+    pipe: Any = load_pipeline(config.model, revision=config.revision, token=config.hub_token)
+    pipe.to(PartialState().device).set_progress_bar_config(disable=True)
+    adapter = adapter_of(pipe)
+    arrays, numbers, info = pick_images(source, adapter.image_shape, config.num_images, config.seed)
+    if adapter.classes and numbers is None:
+        raise UserError(f"{info.name} has no classes, which {config.model} needs: name `label_column`.")
+    images = torch.from_numpy(arrays).float() / 255
+    labels = None if numbers is None else torch.from_numpy(numbers)
+    output = Path(config.output_dir or (folder / "shown" if folder.is_dir() else f"shown-{folder.name}"))
+    origin = None
+    if config.provenance:
+        origin = origin_of(config.model, config.revision, config.hub_token, seed=config.seed)
+    grids = show_grids(
+        adapter,
+        config.model,
+        images,
+        labels,
+        info.class_names or (),
+        config.noise_level,
+        config.factor,
+        config.steps,
+        config.seed,
+    )
+    for name, description, rows in grids:
+        path = output / f"{name}.png"
+        grid = make_grid(list(to_uint8(torch.cat([row.cpu() for row in rows]))), columns=len(rows[0]))
+        save_png(grid, path, origin, composite=True)
+        print(f"{path}: {description}")

@@ -1,0 +1,272 @@
+"""A small classifier of images, in whose features generated images of the same kind are measured.
+
+The result is an ordinary folder of transformers, for `AutoModelForImageClassification` and `AutoImageProcessor`: a
+RegNet, whose first convolution halves the image only once and so leaves something of small ones.
+"""
+
+import dataclasses
+import itertools
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hfgen.data.augment import prepare
+from hfgen.data.cache import DataInfo, open_images
+from hfgen.data.config import DataConfig
+from hfgen.data.streams import RawBatch
+from hfgen.evaluation.config import ClassifierConfig
+from hfgen.evaluation.labels import conditional_accuracy
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.files import write_json
+from hfgen.runtime.launch import cores, on_cpu
+from hfgen.runtime.options import as_dict
+from hfgen.runtime.provenance import record
+from hfgen.runtime.seeds import seed_from
+
+COLOURS = 3  # gray images are shown three times, because the pipeline of transformers makes all images RGB
+HELD_OUT = 5  # one image in so many, where there is no split to measure on
+SMALLEST_MAP = 4  # pixels per side, at which the network stops halving
+WIDEST = 8  # times the base channels
+WARMUP = 0.1  # of the steps
+WEIGHT_DECAY = 0.05
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a data set, all of them with a class.
+
+    Attributes:
+        data ([`~hfgen.data.images.ImageData`]): The data set.
+        rows (`np.ndarray` of shape `(N,)`): Which of its images.
+    """
+
+    data: Any
+    rows: Any
+
+    @property
+    def classes(self) -> np.ndarray:
+        return self.data.labels[self.rows]
+
+    def record(self) -> dict[str, Any]:
+        info = self.data.info
+        counts = [0] * len(info.class_names or ())
+        for number in self.classes.tolist():
+            counts[number] += 1
+        return {
+            "name": info.name,
+            "split": info.split,
+            "fingerprint": info.fingerprint,
+            "num_images": len(self.rows),
+            "class_counts": dict(zip(info.class_names or (), counts, strict=True)),
+        }
+
+
+def open_parts(data: DataConfig, config: ClassifierConfig) -> tuple[Part, Part]:
+    """Opens the images to train on, and those to measure on.
+
+    Raises:
+        UserError: If there are no classes to learn, or nothing to measure on.
+    """
+    for name in ("streaming", "balance_classes"):
+        if getattr(data, name):
+            raise UserError(f"`{name}` is not for classifiers, which see all images equally often: leave it out.")
+    test_split = str(config.resolved(data).test_split)
+    train = open_images(data)
+    names = train.info.class_names
+    if train.labels is None or names is None:
+        raise UserError(f"{train.info.name} has no classes to learn: name the column with `label_column`.")
+    if len(names) < 2:
+        raise UserError(f"{train.info.name} has only the class {names[0]!r}: give data with 2 classes or more.")
+    if train.info.mode == "RGBA":
+        raise UserError(f"{train.info.name} has transparent images: add `image_mode` RGB to drop that.")
+    same: dict[str, Any] = {"resolution": train.info.resolution, "image_mode": train.info.mode, "center_crop": True}
+    try:
+        test = open_images(dataclasses.replace(data, dataset_split=test_split, **same))
+    except UserError as error:
+        raise UserError(
+            f"`test_split` {test_split}: {error} To hold out a fifth of the images instead, add `test_split` "
+            f"{data.dataset_split}."
+        ) from None
+    if test.labels is None or test.info.class_names != names:
+        raise UserError(
+            f"`test_split` {test_split} has other classes than `dataset_split` {data.dataset_split}: give a column of "
+            f"type ClassLabel, or add `test_split` {data.dataset_split} to hold out a fifth of the images."
+        )
+    train_rows, test_rows = np.flatnonzero(train.labels >= 0), np.flatnonzero(test.labels >= 0)
+    if test_split == data.dataset_split:
+        mixed = np.random.default_rng(config.seed).permutation(train_rows)
+        held_out = len(mixed) // HELD_OUT
+        test_rows, train_rows = np.sort(mixed[:held_out]), np.sort(mixed[held_out:])
+    for rows, split in ((train_rows, data.dataset_split), (test_rows, test_split)):
+        if not len(rows):
+            raise UserError(f"{train.info.name} [{split}] has too few images with a class: use other data.")
+    return Part(train, train_rows), Part(test, test_rows)
+
+
+def build_model(info: DataInfo, config: ClassifierConfig) -> Any:
+    """A RegNet for colours, with as many stages as it takes to come down to maps of about four pixels."""
+    from transformers import RegNetConfig, RegNetForImageClassification
+
+    side, widths = -(-info.resolution // 2), [config.base_channels]
+    while side > SMALLEST_MAP:
+        side = -(-side // 2)
+        widths.append(min(2 * widths[-1], WIDEST * config.base_channels))
+    names = info.class_names or ()
+    return RegNetForImageClassification(
+        RegNetConfig(
+            embedding_size=config.base_channels,
+            hidden_sizes=widths,
+            depths=[config.depth] * len(widths),
+            groups_width=widths[-1],  # ordinary convolutions: on a CPU grouped ones save no time
+            layer_type="x",
+            downsample_in_first_stage=False,
+            id2label=dict(enumerate(names)),
+            label2id={name: number for number, name in enumerate(names)},
+            problem_type="single_label_classification",
+        )
+    )
+
+
+def build_processor(info: DataInfo) -> Any:
+    """What turns images into what the network was trained on: the right size, three colours, values in [-1, 1]."""
+    try:
+        from transformers import ViTImageProcessorPil as ImageProcessor  # saved under the name without "Pil"
+    except ImportError:  # transformers 4
+        from transformers import ViTImageProcessor as ImageProcessor
+    size = {"height": info.resolution, "width": info.resolution}
+    bicubic = 3  # PIL's number, and the filter of hfgen's own data layer
+    half = [0.5] * COLOURS
+    return ImageProcessor(size=size, resample=bicubic, image_mean=half, image_std=half, do_convert_rgb=True)
+
+
+class Augmentation:
+    """The random numbers of a step's augmentation: they depend on the seed and the step alone."""
+
+    def __init__(self, seed: int, step: int, size: int):
+        self.size, self.generator = size, torch.Generator().manual_seed(seed_from(seed, step, "augmentation"))
+
+    def uniform(self, *shape: int) -> torch.Tensor:
+        return torch.rand(self.size, *shape, generator=self.generator)
+
+
+def train(model: Any, part: Part, data: DataConfig, config: ClassifierConfig) -> None:
+    """Trains with transformers' Trainer."""
+    from transformers import Trainer, TrainingArguments
+
+    steps = itertools.count()
+
+    def collate(rows: list[int]) -> dict[str, torch.Tensor]:
+        arrays = (part.data.images, part.data.labels, part.data.layout)
+        batch = RawBatch(*(None if array is None else torch.from_numpy(array[rows]) for array in arrays))  # type: ignore[arg-type]
+        images = prepare(batch, data, Augmentation(config.seed, next(steps), len(rows))).expand(-1, COLOURS, -1, -1)
+        assert batch.labels is not None
+        return {"pixel_values": images.contiguous(memory_format=torch.channels_last), "labels": batch.labels}
+
+    total = config.num_epochs * -(-len(part.rows) // config.train_batch_size)
+    with tempfile.TemporaryDirectory() as scratch:  # of which its only use is to make sure that it exists
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            num_train_epochs=config.num_epochs,
+            per_device_train_batch_size=config.train_batch_size,
+            learning_rate=config.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=int(WARMUP * total),
+            weight_decay=WEIGHT_DECAY,
+            seed=config.seed,
+            use_cpu=on_cpu(),
+            dataloader_pin_memory=not on_cpu(),
+            remove_unused_columns=False,
+            logging_strategy="epoch",
+            save_strategy="no",  # its checkpoints hold pickles
+            report_to="none",
+        )
+        model.to(memory_format=torch.channels_last)  # twice as fast on a CPU
+        Trainer(model, arguments, data_collator=collate, train_dataset=part.rows.tolist()).train()
+    model.to("cpu", memory_format=torch.contiguous_format)
+
+
+def predict(folder: Path, part: Part) -> torch.Tensor:
+    """Logits `(N, K)` of what was saved, by the image processor that was saved."""
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    processor = AutoImageProcessor.from_pretrained(folder)
+    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    logits = []
+    with torch.inference_mode():
+        for start in range(0, len(part.rows), 500):
+            images = torch.from_numpy(part.data.images[part.rows[start : start + 500]]).expand(-1, COLOURS, -1, -1)
+            pixels = processor(images, input_data_format="channels_first", return_tensors="pt")
+            logits.append(model(**pixels).logits)
+    return torch.cat(logits)
+
+
+def measure(folder: Path, train_part: Part, test_part: Part) -> dict[str, Any]:
+    """Accuracy on the test images, and what both parts are."""
+    logits = predict(folder, test_part)
+    if not logits.isfinite().all():
+        raise UserError("the training diverged: use a smaller `learning_rate`.")
+    found = conditional_accuracy(logits, torch.from_numpy(test_part.classes))
+    info = train_part.data.info
+    names = info.class_names or ()
+    return {
+        "test_accuracy": found.accuracy,
+        "test_accuracy_by_class": {names[number]: share for number, share in found.by_class.items()},
+        "held_out": info.split == test_part.data.info.split,
+        "train_data": train_part.record(),
+        "test_data": test_part.record(),
+        "resolution": info.resolution,
+        "image_mode": info.mode,
+    }
+
+
+def train_classifier(
+    data: DataConfig, config: ClassifierConfig, folder: Path, command: str = "", say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Trains a classifier and writes it into a folder, with `eval.json`: the accuracy on images that it has not seen.
+
+    Args:
+        data ([`DataConfig`]), config ([`ClassifierConfig`]): The options.
+        folder (`Path`): Where to write.
+        command (`str`, *optional*): The command line, for the record.
+        say (`Callable`, *optional*): Prints a line.
+
+    Returns:
+        `dict`: What `eval.json` holds.
+
+    Raises:
+        UserError: If the data has no classes to learn, or the training diverges.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("a small classifier trains in one process: start it without a launcher.")
+    train_part, test_part = open_parts(data, config)
+    info = train_part.data.info
+    if on_cpu():
+        torch.set_num_threads(cores())  # accelerate launch leaves torch one
+    threads = torch.get_num_threads()
+    machine = f"CPU, {threads} thread{'s' * (threads > 1)}" if on_cpu() else torch.cuda.get_device_name()
+    torch.manual_seed(config.seed)
+    model = build_model(info, config)
+    say(f"Data:     {info}; {len(train_part.rows)} to train on, {len(test_part.rows)} to measure on")
+    say(f"Training: {model.num_parameters() / 1e6:.2f} M parameters; {machine}")
+    start = time.perf_counter()
+    train(model, train_part, data, config)
+    seconds = time.perf_counter() - start
+    model.save_pretrained(folder)
+    build_processor(info).save_pretrained(folder)
+    report = record(
+        command,
+        **measure(folder, train_part, test_part),
+        parameters=model.num_parameters(),
+        train_seconds=round(seconds, 1),
+        machine=machine,
+        config=as_dict([data, config.resolved(data)]),
+    )
+    write_json(folder / "eval.json", report)
+    return report

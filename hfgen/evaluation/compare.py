@@ -1,0 +1,286 @@
+"""Compares generators of the same data: quality and diversity beside what they cost to train and to sample."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from PIL import Image
+from torch import nn
+
+from hfgen.evaluation import report as draw
+from hfgen.evaluation.config import ReferenceConfig
+from hfgen.evaluation.features import Extractor, metric_prefix
+from hfgen.evaluation.reference import open_reference
+from hfgen.evaluation.report import describe_model, remarks
+from hfgen.evaluation.runner import evaluate
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.png import make_grid
+from hfgen.sampling.config import share_options
+from hfgen.sampling.sampler import Sampler, load_sampler
+
+NUM_IMAGES = 5000  # of each model, at most, unless told otherwise
+TURNS, TURN_SECONDS = 5, 0.5  # of timing
+COLUMNS, ROWS, CELL, SPACE = 4, 6, 64, 32  # of the samples, and pixels
+
+
+def load_samplers(models: Sequence[str], given: Mapping[str, Any], device: Any) -> list[Sampler]:
+    """Loads the checkpoints, each with those of the given sampling options that it has.
+
+    Raises:
+        UserError: If one cannot be loaded, an option fits none of them, or their images differ in size.
+    """
+    loading = {name: value for name, value in given.items() if name == "mixed_precision"}
+    adapters = {model: load_sampler(model, loading, device).adapter for model in models}
+    options = share_options(adapters, given)
+    shapes = {model: "x".join(map(str, adapter.image_shape)) for model, adapter in adapters.items()}
+    if len(set(shapes.values())) > 1:
+        sizes = ", ".join(f"{shape} of {name}" for name, shape in shapes.items())
+        raise UserError(f"`model`: images of different sizes cannot be compared: {sizes} (channels, height, width).")
+    return [
+        Sampler(adapters[model], own, model, class_labels=common.class_labels, precision=common.mixed_precision)
+        for model, (common, own) in options.items()
+    ]
+
+
+def time_samplers(samplers: Sequence[Sampler], batch_size: int, seed: int) -> list[list[float]]:
+    """Images per second of each model, from seeds to 8-bit images, in turns, so that noise hits all of them alike."""
+    batch = list(range(batch_size))
+
+    def speed(sampler: Sampler) -> float:
+        start, count = time.perf_counter(), 0
+        while (seconds := time.perf_counter() - start) < TURN_SECONDS or not count:
+            sampler(batch, seed).cpu()  # waits for the device
+            count += batch_size
+        return count / seconds
+
+    for sampler in samplers:
+        speed(sampler)  # the first turn warms up
+    turns = [[speed(sampler) for sampler in samplers] for _ in range(TURNS)]
+    return [list(column) for column in zip(*turns, strict=True)]
+
+
+def costs(sampler: Sampler, speeds: list[float], quality_key: str) -> dict[str, Any]:
+    """What a model costs to sample and, if its folder tells, what it cost to train."""
+    adapter: Any = sampler.adapter
+    modules = [module for module in sampler.pipe.components.values() if isinstance(module, nn.Module)]
+    record, lines = read_run(Path(sampler.name))
+    rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
+    return {
+        "sampling_images_per_second": statistics.median(speeds),
+        "sampling_deviation": statistics.stdev(speeds),
+        "sampling_turns": speeds,
+        "network_evaluations_per_image": adapter.passes(sampler.options),
+        "parameters": sum(weight.numel() for module in modules for weight in module.parameters()),
+        "has_encoder": any(hasattr(module, "encode") for module in modules),
+        "training_parameters": sum(record["parameters"].values()) if "parameters" in record else None,
+        "training_machine": record.get("machine"),
+        "training_seconds": record.get("training_seconds"),
+        "training_images_seen": record.get("images_seen"),
+        "training_images_per_second": statistics.median(rates) if rates else None,
+        "training_quality": [
+            {"images_seen": line["images_seen"], "seconds": line["training_seconds"], "value": line[quality_key]}
+            for line in lines
+            if line.get(quality_key) is not None
+        ],
+    }
+
+
+def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The record of a run and its lines of metrics; empty for a checkpoint that came without."""
+    record_file = folder / "run.json"
+    record = json.loads(record_file.read_text(encoding="utf-8")) if record_file.exists() else {}
+    log = folder / record.get("config", {}).get("logging_dir", "logs") / "metrics.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
+    return record, [json.loads(line) for line in lines if line.endswith("\n")]  # one may be cut short
+
+
+def time_to_quality(found: Sequence[dict[str, Any]], wanted: float | None) -> float | None:
+    """Adds to the costs of each model when it reached a Frechet distance while training; returns that distance."""
+    last = [cost["training_quality"][-1]["value"] for cost in found if cost["training_quality"]]
+    quality = wanted or max(last, default=None)
+    for cost in found:
+        measured = cost["training_quality"]
+        reached = [point for point in measured if quality is not None and point["value"] <= quality]
+        status = "reached" if reached else "not reached" if measured else "not measured"
+        first = reached[0] if reached else {"seconds": None, "images_seen": None}
+        cost["time_to_quality"] = {"status": status, "seconds": first["seconds"], "images_seen": first["images_seen"]}
+    return quality
+
+
+def with_costs(report: dict[str, Any], quality: float | None) -> dict[str, Any]:
+    """A report whose results have the costs among them, for the table and the bars."""
+    cost, reach = report["cost"], report["cost"]["time_to_quality"]
+    target = "" if quality is None else f" {quality:.4g}"
+    rows: list[tuple[str, str, Any, str | None]] = [
+        ("sampling", "Images/s at sampling", cost["sampling_images_per_second"], "higher"),
+        ("evaluations", "Network evaluations per image", cost["network_evaluations_per_image"], "lower"),
+        ("parameters", "Parameters in millions", cost["parameters"] / 1e6, "lower"),
+        ("training_speed", "Images/s in training", cost["training_images_per_second"], "higher"),
+        ("seen", "Images seen in training", cost["training_images_seen"], None),
+        ("seconds", "Seconds of training", cost["training_seconds"], "lower"),
+        ("quality", f"Seconds of training to Fréchet distance{target}", reach["seconds"], "lower"),
+    ]
+    results = {
+        key: {"title": title, "better": better, "value": value, "error": None, "real": None}
+        for key, title, value, better in rows
+    }
+    results["sampling"]["error"] = cost["sampling_deviation"]
+    results["quality"]["missing"] = reach["status"]
+    return report | {"results": report["results"] | results}
+
+
+def own_remarks(
+    reports: Sequence[dict[str, Any]], batch_size: int, few: bool, quality: float | None, chosen: bool
+) -> list[str]:
+    """What a reader of this comparison has to know, beside what holds for each evaluation."""
+    found = [report["cost"] for report in reports]
+    turns = f"the median of {TURNS} turns, ± their deviation, in batches of {batch_size}"
+    notes = [f"Images/s at sampling: {turns}, from seeds to 8-bit images; in training: the median of the log."]
+    count = reports[0]["generation"]["num_images"]
+    if few:
+        notes.append(f"{count:,} images were generated of each, as there are no more real ones to compare with.")
+    if any(cost["has_encoder"] for cost in found):
+        notes.append("The parameters of a model with an encoder include the encoder's, which sampling does not need.")
+    machines = sorted({cost["training_machine"] for cost in found if cost["training_machine"]})
+    if machines:
+        notes.append(f"Trained on: {'; '.join(machines)}.")
+    if len(machines) > 1:
+        notes.append("The models were trained on different machines: their times cannot be compared.")
+    data = [report["model"]["trained_on"] or {} for report in reports]  # the fingerprint may be one of groups
+    if len({(each.get("name"), each.get("split"), each.get("num_images")) for each in data}) > 1:
+        notes.append("The models were not trained on the same data, or it is not known.")
+    if quality is not None:
+        origin = "as asked for" if chosen else "the worst of the last values"
+        notes.append(
+            f"Time to quality: to a Fréchet distance of {quality:.4g} ({origin}), measured now and then in training, "
+            "with another number of images than the one in this table and so with another bias: do not compare them."
+        )
+    if len(reports) == 1:
+        notes.append("There is only one checkpoint, so nothing to compare it with.")
+    return notes
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured of some models.
+
+    Attributes:
+        reports (`list` of `dict`): What [`~runner.evaluate`] returned for each, and under `"cost"` what it costs.
+        shown (`list` of `dict`): The same with the costs among the results, for tables and bars.
+        quality (`float`, *optional*): The Frechet distance to which the times of training are compared.
+        remarks (`list` of `str`): What a reader has to know.
+        blocks (`list` of `np.ndarray`): Some real images, and some of each model, `(N, H, W, C)` in uint8.
+    """
+
+    reports: list[dict[str, Any]]
+    shown: list[dict[str, Any]]
+    quality: float | None
+    remarks: list[str]
+    blocks: list[np.ndarray]
+
+
+def compare_models(
+    samplers: Sequence[Sampler],
+    config: ReferenceConfig,
+    extractor: Extractor,
+    accelerator: Accelerator,
+    metrics: Sequence[str],
+    num_images: int | None = None,
+    seed: int = 0,
+    seeds: int = 1,
+    batch_size: int = 64,
+    likelihood_samples: int = 100,
+    likelihood_images: int = 1000,
+    quality: float | None = None,
+    say: Callable[[str], None] = print,
+) -> Comparison:
+    """Evaluates models against the same data, and measures what they cost.
+
+    Args:
+        samplers (`Sequence` of [`~sampling.Sampler`]): The models: see [`load_samplers`].
+        config, extractor, accelerator, metrics, seed, seeds, batch_size, likelihood_samples,
+            likelihood_images: As for [`~runner.evaluate`].
+        num_images (`int`, *optional*): Images to generate of each, per seed; by default as many as there are real
+            ones, at most 5000.
+        quality (`float`, *optional*): The Frechet distance to which the times of training are compared; by default
+            one that all of them reach.
+        say (`Callable`, *optional*): Prints a line.
+
+    Raises:
+        UserError: In several processes, whose speeds say nothing, and for what [`~runner.evaluate`] refuses.
+    """
+    if accelerator.num_processes > 1:
+        raise UserError("speeds are compared in one process: start this without a launcher.")
+    parts = open_reference(config, samplers[0].image_shape, NUM_IMAGES, NUM_IMAGES)
+    count = num_images or min(NUM_IMAGES, len(parts.real.rows), len(parts.held_out.rows))
+    reports = []
+    for sampler in samplers:
+        say(f"\n{sampler.name}")
+        report = evaluate(
+            sampler,
+            config,
+            extractor,
+            accelerator,
+            metrics,
+            count,
+            seed,
+            seeds,
+            batch_size,
+            likelihood_samples,
+            likelihood_images,
+        )
+        report["model"] |= describe_model(sampler.name)
+        reports.append(report)
+    speeds = time_samplers(samplers, batch_size, seed)
+    for report, sampler, turns in zip(reports, samplers, speeds, strict=True):
+        report["cost"] = costs(sampler, turns, f"eval_{metric_prefix(extractor)}")
+    reached = time_to_quality([report["cost"] for report in reports], quality)
+    notes = [note for report in reports for note in remarks(report, extractor.describe())]
+    few = num_images is None and count < NUM_IMAGES
+    notes = [*dict.fromkeys(notes), *own_remarks(reports, batch_size, few, reached, quality is not None)]
+    some = np.linspace(0, len(parts.real.rows) - 1, COLUMNS * ROWS).astype(int).tolist()
+    images = [parts.real.images(some)] + [sampler(list(range(COLUMNS * ROWS)), seed) for sampler in samplers]
+    blocks = [block.permute(0, 2, 3, 1).cpu().numpy() for block in images]
+    return Comparison(reports, [with_costs(report, reached) for report in reports], reached, notes, blocks)
+
+
+def picture(comparison: Comparison, title: str) -> Image.Image:
+    """Draws samples side by side; below them, at the left, quality and its course in training, at the right, costs."""
+    reports, shown, quality = comparison.reports, comparison.shown, comparison.quality
+    names = ["real images", *draw.short_names(reports)]
+    colours = [draw.REAL, *(draw.COLOURS[index % len(draw.COLOURS)] for index in range(len(reports)))]
+    grids = [make_grid(list(block), COLUMNS, CELL).convert("RGB") for block in comparison.blocks]
+    wide, tall = grids[0].width + SPACE, grids[0].height + SPACE + 2 * draw.FONT
+    width = 4 * wide + SPACE
+    half = (width - 3 * SPACE) // 2
+
+    left = draw.drawable(reports)
+    right = [key for key in draw.drawable(shown) if key not in left]
+    panel = draw.panel_height(len(reports))
+    lines = [
+        [(point["seconds"], point["value"]) for point in report["cost"]["training_quality"]] for report in reports
+    ]
+    top = 3 * draw.FONT + -(-len(grids) // 4) * tall
+    height = max(len(left) * panel + (2 * panel + draw.GAP if any(lines) else 0), len(right) * panel)
+
+    canvas = Image.new("RGB", (width, top + height + SPACE), "white")
+    draw.write(canvas, SPACE, draw.FONT, title)
+    for place, (name, colour, grid) in enumerate(zip(names, colours, grids, strict=True)):
+        x, y = SPACE + place % 4 * wide, 3 * draw.FONT + place // 4 * tall
+        canvas.paste(colour, (x, y, x + draw.FONT, y + draw.FONT))
+        draw.write(canvas, x + draw.FONT + draw.GAP, y - 2, name[-32:])
+        canvas.paste(grid, (x, y + draw.FONT + draw.GAP))
+    for keys, x in ((left, SPACE), (right, 2 * SPACE + half)):
+        for place, key in enumerate(keys):
+            draw.bars(canvas, shown, key, x, top + place * panel, half)
+    if any(lines) and quality is not None:
+        start = len(left) * panel
+        title = f"Fréchet distance, by seconds of training; the line is at {quality:.4g}"
+        draw.curves(canvas, lines, title, quality, (SPACE, top + start, half, height - start))
+    return canvas

@@ -1,0 +1,75 @@
+"""Folders of sampled images: PNG files named by their seeds, a grid, and a record."""
+
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+
+from hfgen.runtime.distributed import batches_of_process
+from hfgen.runtime.files import write_json
+from hfgen.runtime.png import make_grid, save_png, to_pil
+from hfgen.sampling.sampler import Sampler
+
+IN_GRID = 100  # images, at most
+AT_ONCE = 64  # images, unless told otherwise
+
+
+def existing_images(folder: Path) -> list[Path]:
+    """Returns the files that [`write_images`] wrote into a folder."""
+    return [path for path in folder.glob("*.png") if path.stem.isdigit() or path.name == "grid.png"]
+
+
+def write_images(
+    sampler: Sampler,
+    accelerator: Accelerator,
+    folder: Path,
+    num_images: int,
+    seed: int = 0,
+    batch_size: int | None = None,
+    origin: dict[str, Any] | None = None,
+    record: dict[str, Any] | None = None,
+) -> int:
+    """Writes the images of a seeded set, in place of those that the folder holds. Every process must call this.
+
+    Args:
+        sampler ([`Sampler`]): Makes the images.
+        accelerator (`Accelerator`): The processes, which take batches in turn, the same ones whatever their number.
+        folder (`Path`): Where to write.
+        num_images (`int`), seed (`int`): Which images: those of `seed`, `seed + 1`, ...
+        batch_size (`int`, *optional*): Images at once per process.
+        origin (`dict`, *optional*): What the files say of the model that made them: see [`~runtime.png.save_png`].
+        record (`dict`, *optional*): What `samples.json` says of the model.
+
+    Returns:
+        `int`: How many images are in the grid.
+    """
+    size = batch_size or min(AT_ONCE, num_images)
+    images: dict[int, Any] = {}
+    with tqdm(total=num_images, unit="img", disable=not accelerator.is_main_process) as bar:
+        for batch in batches_of_process(num_images, size, accelerator.process_index, accelerator.num_processes):
+            made = sampler(batch, seed).permute(0, 2, 3, 1).cpu().numpy()
+            images.update(zip(batch, made, strict=True))
+            bar.update(min(len(batch) * accelerator.num_processes, num_images - int(bar.n)))
+    names = {index: f"{seed + index:06d}.png" for index in range(num_images)}
+    if accelerator.is_main_process:
+        for path in existing_images(folder):
+            path.unlink()
+    accelerator.wait_for_everyone()
+    for index, image in images.items():
+        own = {"seed": seed + index, "class_label": sampler.class_of(index)}
+        save_png(to_pil(image), folder / names[index], origin and origin | own)
+    shown = dict(gather_object([(index, image) for index, image in images.items() if index < IN_GRID]))
+    if accelerator.is_main_process:
+        grid = make_grid([shown[index] for index in sorted(shown)])
+        save_png(grid, folder / "grid.png", origin and origin | {"seed": seed, "num_images": len(shown)})
+        rows = [
+            {"file": names[index], "seed": seed + index, "class_label": sampler.class_of(index)}
+            for index in range(num_images)
+        ]
+        write_json(
+            folder / "samples.json",
+            {**(record or {}), **sampler.settings, "precision": sampler.precision, "images": rows},
+        )
+    return len(shown)

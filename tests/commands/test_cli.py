@@ -1,0 +1,239 @@
+"""Command lines, config files and presets."""
+
+import json
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+
+import pytest
+from helpers import ROOT, Command, load_script, spelled
+
+from hfgen.commands.cli import Given, command_line, flags, parse, read
+from hfgen.data.config import DataConfig
+from hfgen.families.ddpm.options import DDPMConfig
+from hfgen.families.gan.options import GANConfig
+from hfgen.families.vae.options import VAEConfig
+from hfgen.registry import families, find_family
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.options import Options, as_dict, option
+from hfgen.training.config import MOVED, TrainingConfig
+
+
+@dataclass(frozen=True)
+class Tiny(Options):
+    """Options: for tests."""
+
+    size: int = option(4, "a size", choices=(4, 8))
+    rate: float = option(0.1, "a rate")
+    name: str | None = option(None, "a name")
+    limit: int | None = option(2, "a limit")
+    widths: tuple[int, ...] = option((1, 2), "widths")
+    flip: bool = option(False, "flip")
+    ema: bool = option(True, "average")
+    token: str | None = option(None, "a secret", secret=True)
+
+
+def given(*argv, **kwargs):
+    with spelled():
+        return read((Tiny,), list(map(str, argv)), description="Test.", presets=("small",), **kwargs)
+
+
+def parsed(*argv):
+    with spelled():
+        return parse((Tiny,), list(map(str, argv)), description="Test.")[0]
+
+
+def test_a_flag_wins_over_the_file_and_only_what_was_given_is_returned(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("rate: 0.25\nwidths: [7, 8]\nflip: true\n")
+    assert given() == Given({})
+    assert given("--preset", "small", "--config", file).preset == "small"
+    both = given("--config", file, "--rate", "2", "--no_flip", "--size", "4")  # 4 is the default, too
+    assert both == Given({"rate": 2.0, "widths": (7, 8), "flip": False, "size": 4})
+    assert parsed("--config", file) == Tiny(rate=0.25, widths=(7, 8), flip=True)
+
+
+def test_a_preset_may_stand_in_the_file(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"preset": "small", "name": None, "size": 4}))
+    assert given("--config", file) == Given({"name": None, "size": 4}, "small")
+    file.write_text(json.dumps({"preset": "smal"}))
+    with pytest.raises(UserError, match="has the unknown preset 'smal'. Did you mean small"):
+        given("--config", file)
+
+
+def test_the_file_holds_values(tmp_path):
+    """Numbers as YAML writes them, and what the help calls `none`; no text is parsed again."""
+    file = tmp_path / "config.yaml"
+    file.write_text("rate: 1e-3\nlimit: none\nname: '4'\n")
+    assert parsed("--config", file) == Tiny(rate=0.001, limit=None, name="4")
+    file.write_text("rate: 2\nname: null\n")
+    assert isinstance(parsed("--config", file).rate, float)
+
+
+def test_the_record_of_a_run_is_a_config_file(tmp_path):
+    file = tmp_path / "run.json"
+    before = Tiny(size=8, widths=(5, 6), ema=False)
+    file.write_text(json.dumps({"hfgen": "1", "name": "of the run", "config": as_dict([before])}))
+    assert parsed("--config", file) == before
+
+
+def test_flags_repeat_values():
+    values = {"size": 8, "rate": 1e-05, "name": None, "widths": (), "flip": True, "ema": False}
+    assert given(*flags(values)) == Given(values)
+
+
+def test_switches():
+    assert not parsed("--no_ema").ema
+    assert parsed("--flip").flip
+    assert parsed("--name", "none").name is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--sise", "4"], "unknown flag --sise. Did you mean --size?"),
+        (["--siz", "4"], "Did you mean --size?"),  # and is no abbreviation
+        (["--size", "x"], "invalid int value: 'x'"),
+        (["--size", "5"], "invalid choice"),
+        (["--old", "1"], "--old does not exist here: use --rate."),
+        (["stray"], "unexpected argument 'stray'"),
+        (["--config", "absent.yaml"], "--config absent.yaml cannot be read"),
+        (["--config"], "expected one argument"),
+        (["--preset", "big"], "invalid choice"),
+    ],
+)
+def test_mistakes_are_one_line(argv, message):
+    with pytest.raises(UserError) as error:
+        given(*argv, moved={"old": "use `rate`."})
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("widhts: [1]", "unknown key 'widhts'. Did you mean widths?"),
+        ("- 1", "must hold a mapping"),
+        ("size: [", "neither valid YAML nor JSON"),
+        ("size: big", ": --size is 'big', but must be int."),
+        ("size: 5", ": --size 5 is no choice: use 4, 8."),
+        ("flip: 1", ": --flip is 1, but must be bool."),
+        ("widths: 3", ": --widths is 3, but must be a list of int."),
+        ("name: 4", ": --name is 4, but must be str or None."),
+    ],
+)
+def test_mistakes_in_the_file(tmp_path, text, message):
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        parsed("--config", file)
+    assert message in str(error.value) and f"--config {file}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_secrets_are_never_recorded():
+    assert "token" not in as_dict([Tiny(token="hf_secret")])
+    assert command_line("it", [Tiny], ["--token", "hf_secret", "--size", "4"]).endswith("--token '***' --size 4")
+    assert command_line("it", [Tiny], ["--token=hf_secret"]).endswith(" '--token=***'")
+
+
+@pytest.mark.parametrize(
+    ("program", "environment", "expected"),
+    [
+        (["/bin/hfgen", "train", "gan", "--size", "4"], {}, "hfgen train gan --size 4"),
+        (["/lib/hfgen/__main__.py", "train", "gan", "--size", "4"], {}, "hfgen train gan --size 4"),
+        (
+            ["/lib/hfgen/__main__.py", "train", "gan", "--size", "4"],
+            {"ACCELERATE_MIXED_PRECISION": "no"},
+            "accelerate launch -m hfgen train gan --size 4",
+        ),
+        (
+            ["/lib/hfgen/__main__.py", "train", "gan", "--size", "4"],
+            {"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "2"},
+            "torchrun --nproc_per_node 2 -m hfgen train gan --size 4",
+        ),
+        (
+            ["scripts/train_gan.py", "--size", "4"],
+            {"ACCELERATE_MIXED_PRECISION": "no"},
+            "accelerate launch scripts/train_gan.py --size 4",
+        ),
+        (["/home/me/scripts/train_gan.py", "--size", "4"], {}, "python train_gan.py --size 4"),
+        (["notebook.py", "--other"], {}, "hfgen train gan --size 4"),
+    ],
+)
+def test_the_command_is_recorded_as_it_was_given(monkeypatch, program, environment, expected):
+    for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", program)
+    assert command_line("train gan", [Tiny], ["--size", "4"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("script", "config"), [("train_ddpm", DDPMConfig), ("train_gan", GANConfig), ("train_vae", VAEConfig)]
+)
+def test_the_flags_of_the_scripts_are_frozen(script, config):
+    """Adding a flag is a decision: add it here, too. Removing one breaks somebody's command line."""
+    import dataclasses
+
+    names = [field.name for part in (DataConfig, TrainingConfig, config) for field in dataclasses.fields(part)]
+    assert len(names) == len(set(names))
+    assert sorted(names) == (ROOT / "tests" / f"flags_{script}.txt").read_text().split()
+
+
+def test_flags_of_diffusers_script_exist():
+    """`train_unconditional.py` of diffusers 0.36: every flag is here, or says what to use instead."""
+    theirs = """
+    dataset_name dataset_config_name model_config_name_or_path train_data_dir output_dir overwrite_output_dir cache_dir
+    resolution center_crop random_flip train_batch_size eval_batch_size dataloader_num_workers num_epochs
+    save_images_epochs save_model_epochs gradient_accumulation_steps learning_rate lr_scheduler lr_warmup_steps
+    adam_beta1 adam_beta2 adam_weight_decay adam_epsilon use_ema ema_inv_gamma ema_power ema_max_decay push_to_hub
+    hub_token hub_model_id hub_private_repo logger logging_dir local_rank mixed_precision prediction_type
+    ddpm_num_steps ddpm_num_inference_steps ddpm_beta_schedule checkpointing_steps checkpoints_total_limit
+    resume_from_checkpoint enable_xformers_memory_efficient_attention preserve_input_precision
+    """.split()
+    ours = (ROOT / "tests" / "flags_train_ddpm.txt").read_text().split()
+    assert [name for name in theirs if name not in ours and name not in MOVED] == []
+
+
+@pytest.mark.parametrize("name", families())
+def test_presets_are_valid(name):
+    for preset in find_family(name).load("presets"):
+        Command(f"train {name}").read_options(["--preset", preset])  # which validates them
+
+
+def commands_in(text):
+    """The commands of a text that run hfgen: their verb and the words behind it."""
+    for line in text.replace("\\\n", " ").splitlines():
+        command = line.split("&&")[-1].partition("#")[0]
+        if match := re.search(r"\bscripts/(\w+)\.py\b(.*)", command):
+            door = f"scripts/{match[1]}.py"
+            code = (ROOT / door).read_text()
+            verb = re.search(r'main\(verb="(.*)"\)', code)
+            yield (Command(verb[1]) if verb else load_script(match[1])), shlex.split(match[2])
+        elif match := re.match(r"\s*(?:(?:accelerate launch|torchrun) .*-m )?hfgen (.*)", command):
+            verb, *words = shlex.split(match[1])
+            if verb != "list":
+                yield Command(verb), words
+
+
+DOCUMENTS = [ROOT / "README.md", *(ROOT / "scripts").glob("*.py"), *(ROOT / "hfgen" / "commands").glob("*.py")]
+WITHOUT = ("__init__.py", "cli.py", "list.py", "main.py", "options.py")  # examples
+
+
+@pytest.mark.parametrize(
+    "path", sorted(path for path in DOCUMENTS if path.name not in WITHOUT), ids=lambda path: path.name
+)
+def test_commands_in_the_documentation_parse(path):
+    """Every command line shown is read by the parser of what it calls."""
+    text = path.read_text()
+    blocks = (
+        re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL) if path.suffix == ".md" else [text.split('"""')[1]]
+    )
+    commands = [command for block in blocks for command in commands_in(block)]
+    assert commands
+    for verb, words in commands:
+        verb.read_options(words)
