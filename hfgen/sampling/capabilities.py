@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 
-class Adapter(abc.ABC):
+class Adapter(abc.ABC):  # noqa: B024 (capabilities have abstract methods)
     """Speaks for a pipeline. The base of all capabilities.
 
     Args:

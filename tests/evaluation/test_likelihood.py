@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from helpers import load_script
 
+from hfgen.commands import evaluate
 from hfgen.models.conv_vae import ConvVAE
 from hfgen.models.hierarchical_vae import HierarchicalVAE
 from hfgen.models.residual_vae import ResidualVAE
@@ -72,19 +72,22 @@ def test_a_codebook_pays_for_each_code():
     torch.testing.assert_close(lower, elbo.log_likelihood(images, parameters, "logistic") - 4 * math.log(16))
 
 
-def test_the_script(tmp_path):
+@pytest.mark.usefixtures("on_the_cpu")
+def test_the_command(tmp_path):
     VAEPipeline(made(ConvVAE, "logistic")).save_pretrained(tmp_path / "vae")
-    script = load_script("measure_likelihood")
-    script.main(f"--model {tmp_path / 'vae'} --num_images 20 --num_samples 5".split())
-    report = json.loads((tmp_path / "vae" / "likelihood.json").read_text())
-    assert report["num_images"] == 20 and report["num_samples"] == 5
-    assert 0 < report["bits_per_dim"] <= report["bits_per_dim_elbo"] < 100
-    script.main(f"--model {tmp_path / 'vae'} --num_images 20 --num_samples 5 --output {tmp_path / 'b.json'}".split())
-    assert json.loads((tmp_path / "b.json").read_text()) == report  # the seed decides
-    with pytest.raises(UserError, match="--model is missing"):
-        script.main([])
-    with pytest.raises(UserError, match="--num_samples 0 is out of range"):
-        script.main(["--model", "x", "--num_samples", "0"])
+    flags = ["--model", str(tmp_path / "vae"), "--metrics", "bits_per_dim"]
+    evaluate.main([*flags, *"--num_images 50 --likelihood_images 20 --likelihood_samples 5 --cpu_threads 1".split()])
+    (report,) = json.loads((tmp_path / "vae" / "evaluation.json").read_text())["models"]
+    result = report["results"]["bits_per_dim"]
+    details = result["details"]
+    assert (details["bound"], details["likelihood"], details["num_images"]) == ("iwae-5", "logistic", 20)
+    assert 0 < result["value"] <= details["elbo"] < 100 and result["error"] > 0
+    again = [*flags, "--num_images", "50", "--output", str(tmp_path / "b.json")]
+    evaluate.main([*again, *"--likelihood_images 20 --likelihood_samples 5 --cpu_threads 1".split()])
+    (other,) = json.loads((tmp_path / "b.json").read_text())["models"]
+    assert other["results"] == report["results"]  # no chance is left
+    with pytest.raises(UserError, match="`likelihood_samples` 0 is out of range"):
+        evaluate.main([*flags, "--likelihood_samples", "0"])
     VAEPipeline(made(ConvVAE, "gaussian"), task="denoise", task_level=0.3).save_pretrained(tmp_path / "task")
     with pytest.raises(UserError, match="is trained to denoise"):
-        script.main(["--model", str(tmp_path / "task")])
+        evaluate.main(["--model", str(tmp_path / "task"), "--metrics", "bits_per_dim", "--cpu_threads", "1"])

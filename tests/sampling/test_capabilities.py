@@ -97,7 +97,9 @@ def test_a_family_from_outside_needs_two_methods(tmp_path):
     adapter.pipe.save_pretrained(tmp_path)
     loaded = hfgen.load_pipeline(str(tmp_path))
     assert type(loaded) is ToyARPipeline
-    images = [adapter_of(pipe).generate([torch.Generator().manual_seed(1)], None, None) for pipe in (adapter.pipe, loaded)]
+    images = [
+        adapter_of(pipe).generate([torch.Generator().manual_seed(1)], None, None) for pipe in (adapter.pipe, loaded)
+    ]
     assert torch.equal(*images)
 
 

@@ -90,8 +90,11 @@ def test_a_conditional_vae_draws_one_class_for_both_ends():
 
 
 def test_long_rows_are_decoded_in_parts(vae, monkeypatch):
-    adapter, sizes, decode = adapter_of(vae), [], type(adapter_of(vae)).decode
-    monkeypatch.setattr(type(adapter), "decode", lambda self, z, labels: sizes.append(len(z)) or decode(self, z, labels))
+    adapter, sizes = adapter_of(vae), []
+    decode = adapter.decode
+    monkeypatch.setattr(
+        adapter, "decode", lambda latents, labels: sizes.append(len(latents)) or decode(latents, labels)
+    )
     walk(adapter, adapter.encode(images(2)), 100)
     assert sizes == [64, 36]
 

@@ -84,7 +84,9 @@ def test_classes_come_in_turn_or_are_drawn():
     pipe = GANPipeline(model, id2label={0: "cat", 1: "dog", 2: "7"})
     assert Sampler(pipe).classes == [0, 1, 2] and Sampler(pipe).class_of(4) == 1
     assert Sampler(pipe, class_labels=("dog", "0", "7")).classes == [1, 0, 2]
-    with pytest.raises(UserError, match="`class_labels` cow: it has no such class. Use a number below 3 or one of cat"):
+    with pytest.raises(
+        UserError, match="`class_labels` cow: it has no such class. Use a number below 3 or one of cat"
+    ):
         Sampler(pipe, name="it", class_labels=("cow",))
     groups = GANPipeline(model, class_shares=[0.2, 0.3, 0.5])
     sampler = Sampler(groups)
@@ -101,7 +103,9 @@ def test_options_that_do_not_fit_name_the_model(folder):
         load_sampler(str(folder / "gan"), {"sampler": "ddim"})
     with pytest.raises(UserError, match="gan: `truncation` 0.5: this model has no mean latent"):
         load_sampler(str(folder / "gan"), {"truncation": 0.5})
-    with pytest.raises(UserError, match="`temperatur` 1: .* which has temperature, prior instead. Did you mean tempera"):
+    with pytest.raises(
+        UserError, match="`temperatur` 1: .* which has temperature, prior instead. Did you mean tempera"
+    ):
         load_sampler(str(folder / "vae"), {"temperatur": 1})
     with pytest.raises(UserError, match="ddpm: `guidance_scale` 2.0: this model knows no classes"):
         load_sampler(str(folder / "ddpm"), {"guidance_scale": 2.0})
