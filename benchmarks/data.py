@@ -33,7 +33,7 @@ from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import as_dict, option
 
 if TYPE_CHECKING:
-    from hfgen.data.streams import Batches
+    from hfgen.data.streams import Stream
 
 SEED = 0
 DISTINCT = 1000  # images, in a row group; the other groups have the same ones in another order
@@ -173,12 +173,13 @@ def build(config: DataConfig, size: int, rank: int, world: int) -> Row:
 def read(config: DataConfig, count: int, size: int, rank: int, world: int) -> Row:
     """Starts as a training does, from the cache or a stream, and reads `count` images in batches of `size`."""
     from hfgen.data.augment import prepare
-    from hfgen.data.streams import open_batches
+    from hfgen.data.columns import DEFAULT
+    from hfgen.data.streams import open_stream
     from hfgen.training.random import StepRandom
 
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world)}
 
-    def take(batches: "Batches", numbers: range) -> "Batches":
+    def take(batches: "Stream", numbers: range) -> "Stream":
         for number in numbers:
             start = (number * world + rank) * size
             prepare(batches.read(start, size), config, StepRandom(SEED, start, size, purpose="augmentation"))
@@ -187,7 +188,7 @@ def read(config: DataConfig, count: int, size: int, rank: int, world: int) -> Ro
     found: Row = {}
     numbers = range(1, 1 + -(-count // size))
     with watched_memory(found):
-        batches, found["start_seconds"], _ = timed(lambda: take(open_batches(config, SEED), range(1)))
+        batches, found["start_seconds"], _ = timed(lambda: take(open_stream(DEFAULT, config, SEED), range(1)))
         _, found["seconds"], found["cpu"] = timed(lambda: take(batches, numbers))
     return found | {"images": len(numbers) * size}
 

@@ -1,7 +1,7 @@
 """Measures whether the training loop of one checkout is slower than that of another.
 
 A machine is not equally fast all day, so both take turns: each pair is the same short training in both checkouts, in
-random order, in fresh processes. What counts is the ratio within a pair. Examples:
+random order and fresh processes. What counts is the ratio within a pair. Examples:
 
     python benchmarks/pairs.py --before ../before --after .
     python benchmarks/pairs.py --before ../before --after . --family gan --pairs 10 --output pairs.json
@@ -81,9 +81,10 @@ def median_interval(values: Sequence[float], seed: int = 0) -> tuple[float, floa
 
 def measure(checkouts: dict[str, Checkout], family: str, options: Sequence[str], pairs: int, seed: int) -> list[Row]:
     """Takes the pairs, and prints each."""
-    rng, rows = random.Random(seed), []
-    for number in range(pairs):
-        order = rng.sample(list(checkouts), len(checkouts))
+    names, rows = list(checkouts), []
+    orders = [names[:: -1 if number % 2 else 1] for number in range(pairs)]  # each comes first equally often
+    random.Random(seed).shuffle(orders)
+    for number, order in enumerate(orders):
         row: Row = {"first": order[0]}
         for name in order:
             row[name] = checkouts[name].seconds_per_image(family, options)
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help=f"of each training (default: {STEPS})")
     parser.add_argument("--logging_steps", type=int, default=50, help="steps of an interval (default: 50)")
     parser.add_argument("--options", default="", help="further options of the training, in quotes")
-    parser.add_argument("--seed", type=int, default=0, help="decides which of a pair comes first (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="decides which comes first in which pair (default: 0)")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     given = parser.parse_args(argv)
     if given.pairs < 1:
@@ -111,7 +112,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     length = f"--preset digits --max_train_steps {given.steps or STEPS[given.family]}"
     options = f"{length} --logging_steps {given.logging_steps} {QUIET} {given.options}".split()
     with tempfile.TemporaryDirectory() as folder:
-        checkouts = {name: Checkout(getattr(given, name), Path(folder) / name) for name in ("before", "after")}
+        # Paths of one length: even the size of the environment can change how fast a process is.
+        places = {"before": Path(folder) / "0", "after": Path(folder) / "1"}
+        checkouts = {name: Checkout(getattr(given, name), place) for name, place in places.items()}
         for checkout in checkouts.values():
             checkout.check()
         rows = measure(checkouts, given.family, options, given.pairs, given.seed)

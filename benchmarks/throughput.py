@@ -227,11 +227,12 @@ step: Step  # of the setting that a process is for
 
 def look_at(job: Job) -> dict[str, Any]:
     """The machine, the data and the work that an image is, without the settings."""
-    from hfgen.data.streams import open_batches
+    from hfgen.data.columns import DEFAULT
+    from hfgen.data.streams import open_stream
     from hfgen.runtime.launch import describe, make_accelerator
 
     machine = describe(make_accelerator(job.training), "by setting")
-    info = open_batches(job.data, job.training.seed, job.training.hub_token, job.groups).info
+    info = open_stream(DEFAULT, job.data, job.training.seed, job.training.hub_token, job.groups).info
     size = job.training.train_batch_size
     few = replace(job, training=replace(job.training, train_batch_size=min(size, FLOPS_BATCH)))
     found = {"machine": machine, "data": str(info), "batch": size, "flops_per_image": count_flops(few)}

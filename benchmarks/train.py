@@ -83,11 +83,13 @@ class Job:
 
 
 def ours(job: Job) -> Step:
-    from hfgen.data.streams import open_batches
-    from hfgen.training.folder import Run
     from hfgen.training.loop import Trainer
 
-    batches = open_batches(job.data, job.training.seed, job.training.hub_token, job.groups)
+    from hfgen.data.columns import DEFAULT
+    from hfgen.data.streams import open_stream
+    from hfgen.training.folder import Run
+
+    batches = open_stream(DEFAULT, job.data, job.training.seed, job.training.hub_token, job.groups)
     run = Run(job.family, (job.data, job.training, job.options), [])
     trainer = Trainer(job.recipe(batches.info), batches, run, job.data)
     bar = hidden(trainer._progress_bar)
@@ -105,14 +107,15 @@ def bare(job: Job) -> Step:
     import torch
 
     from hfgen.data.augment import prepare
-    from hfgen.data.streams import open_batches
+    from hfgen.data.columns import DEFAULT
+    from hfgen.data.streams import open_stream
     from hfgen.runtime.launch import make_accelerator
     from hfgen.training.ema import EMA
     from hfgen.training.random import StepRandom
     from hfgen.training.recipe import Batch, Progress
 
     config, size = job.training, job.training.train_batch_size
-    batches = open_batches(job.data, config.seed, config.hub_token, job.groups)
+    batches = open_stream(DEFAULT, job.data, config.seed, config.hub_token, job.groups)
     recipe, accelerator = job.recipe(batches.info), make_accelerator(config)
     device = accelerator.device
     modules = place(job, recipe, device)
@@ -126,9 +129,9 @@ def bare(job: Job) -> Step:
         phase.name: torch.optim.AdamW(parameters[phase.name], **settings(phase), fused=fused)
         for phase in recipe.phases
     }
-    batches.place(device)
+    batches.to(device)
     stored = batches.read(0, min(8192, batches.info.num_images or 8192))
-    images = prepare(stored, job.data, StepRandom(config.seed, 0, len(stored.images), device=device))
+    images = prepare(stored, job.data, StepRandom(config.seed, 0, len(stored["image"]), device=device))["image"]
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     random, number = StepRandom(config.seed, 0, size, device=device), 0
 
@@ -136,7 +139,7 @@ def bare(job: Job) -> Step:
         nonlocal number
         rows = torch.randint(len(images), (size,), device=device)
         chosen = images[rows].contiguous(memory_format=layout)
-        batch = Batch(chosen, None if stored.labels is None else stored.labels[rows], random)
+        batch = Batch(chosen, stored["label"][rows] if "label" in stored else None, random)
         for phase in recipe.phases:
             if number % phase.every:
                 continue
@@ -164,14 +167,14 @@ def diffusers_style(job: Job) -> Step:
     from tqdm.auto import tqdm
 
     from hfgen.data.cache import open_images
-    from hfgen.data.groups import with_clusters
+    from hfgen.data.groups import with_groups
     from hfgen.runtime.launch import make_accelerator
     from hfgen.training.random import StepRandom
     from hfgen.training.recipe import Batch, Progress
 
     config, size = job.training, job.training.train_batch_size
     decoded = open_images(job.data, config.hub_token)  # for its labels, and groups in their place
-    decoded = with_clusters(decoded, job.groups) if job.groups else decoded
+    decoded = with_groups(decoded, "label", job.groups) if job.groups else decoded
     recipe, chosen = job.recipe(decoded.info), make_accelerator(config)  # which sets threads and precision
     accelerator = Accelerator(cpu=chosen.device.type == "cpu", mixed_precision=chosen.mixed_precision)
     modules = place(job, recipe, accelerator.device)
@@ -288,11 +291,12 @@ def transformed(job: Job, decoded: Any) -> Any:
     import torch
     from PIL import Image, ImageOps
 
+    from hfgen.data.columns import DEFAULT
     from hfgen.data.sources import find_columns, load_source
 
     info, data = decoded.info, job.data
     dataset, _ = load_source(data, job.training.hub_token)
-    column = find_columns(dataset.features, data).image
+    column = find_columns(dataset.features, DEFAULT, data)["image"]
     dataset = dataset.select_columns([column]).cast_column(column, datasets.Image())
     if decoded.labels is not None:
         dataset = dataset.add_column("label", decoded.labels.tolist())
@@ -436,11 +440,12 @@ def in_a_folder(job: Job) -> Iterator[Job]:
 
 def measure_speed(benchmark: BenchmarkConfig, job: Job) -> dict[str, Any]:
     """Images per second of the loops, in turns of whole cycles, and the work that an image is."""
-    from hfgen.data.streams import open_batches
+    from hfgen.data.columns import DEFAULT
+    from hfgen.data.streams import open_stream
 
     size, rows = job.training.train_batch_size, []
     with in_a_folder(job) as job:
-        data = str(open_batches(job.data, job.training.seed, job.training.hub_token, job.groups).info)
+        data = str(open_stream(DEFAULT, job.data, job.training.seed, job.training.hub_token, job.groups).info)
         flops = count_flops(job)
         steps = {name: make(job) for name, make in LOOPS.items()}
         counts = {}

@@ -53,5 +53,7 @@ def main(argv: Sequence[str]) -> None:
     from hfgen.training.run import say
 
     run = run_training(options, lambda text: say(spell(text)))
-    if run.main and not run.stopped_by:
+    if run.stopped_by:
+        raise SystemExit(128 + run.stopped_by)
+    if run.main:
         say(f"Use it:   hfgen sample --model {run.folder.path} --num_images 16")

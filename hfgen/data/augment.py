@@ -4,7 +4,7 @@ Every image draws its own numbers, and they come from the step's random stream: 
 """
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,41 +19,68 @@ class Uniform(Protocol):
     def uniform(self, *shape: int) -> torch.Tensor: ...
 
 
-def prepare(batch: RawBatch, config: DataConfig, random: Uniform) -> torch.Tensor:
-    """Crops, scales and augments a batch.
+def prepare(raw: RawBatch, config: DataConfig, random: Uniform) -> dict[str, Any]:
+    """Crops, scales and augments the images of a batch.
+
+    All images of one row are augmented alike, so that pairs stay aligned; sources draw one after the other.
 
     Args:
-        batch ([`~data.batches.RawBatch`]): Images `(B, C, R, L)` in uint8.
+        raw ([`~data.streams.RawBatch`]): Columns as they are stored.
         config ([`DataConfig`]): Which augmentations, and how strong; each is off by default.
         random: The random numbers of this batch, `uniform(n)` giving a tensor of shape `(B, n)`.
 
     Returns:
-        `torch.Tensor` of shape `(B, C, R, R)`: float32 in [-1, 1].
+        `dict`: All columns: images `(B, C, R, R)` in float32 in [-1, 1]; of derived columns the variant that goes with
+        the images of their source; classes and texts as they are.
     """
-    images = batch.images
-    if batch.layout is not None:
-        images = crop_strips(images, batch.layout, random.uniform(1))
-    images = images.float().div_(127.5).sub_(1)
-    if config.random_flip:
-        mirrored = random.uniform(1).view(-1, 1, 1, 1) < 0.5
-        images = torch.where(mirrored, images.flip(-1), images)
-    if config.random_rotation or config.random_scale or config.random_crop:
-        images = move(images, config, random.uniform(4))
-    if config.color_jitter:
-        images = jitter(images, config.color_jitter, random.uniform(3))
-    return images
+    batch = dict(raw)
+    images = {name: value for name, value in batch.items() if getattr(value, "dtype", None) == torch.uint8}
+    mirrored: dict[str, torch.Tensor] = {}  # by source
+    for source in dict.fromkeys(raw.sources.get(name, "") for name in images):
+        own = {name: value for name, value in images.items() if raw.sources.get(name, "") == source}
+        if raw.layouts.keys() & own.keys():
+            crops = random.uniform(1)
+            own = {name: crop_strips(value, raw.layouts[name], crops) for name, value in own.items()}
+        own = {name: to_float(value) for name, value in own.items()}
+        if config.random_flip:
+            flip = mirrored[source] = random.uniform(1)[:, 0] < 0.5
+            own = {name: torch.where(_expand(flip, value), value.flip(-1), value) for name, value in own.items()}
+        if config.random_rotation or config.random_scale or config.random_crop:
+            draws = random.uniform(4)
+            own = {name: move(value, config, draws) for name, value in own.items()}
+        if config.color_jitter:
+            draws = random.uniform(3)
+            own = {name: jitter(value, config.color_jitter, draws) for name, value in own.items()}
+        batch |= own
+    for name, value in raw.items():
+        if getattr(value, "dtype", None) == torch.float32:
+            batch[name] = value[:, 0]
+            if value.shape[1] > 1 and config.random_flip:
+                flip = _expand(mirrored[raw.sources.get(name, "")], batch[name])
+                batch[name] = torch.where(flip, value[:, 1], batch[name])
+    return batch
 
 
-def crop_strips(strips: torch.Tensor, layout: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+def to_float(images: torch.Tensor) -> torch.Tensor:
+    """uint8 to float32 in [-1, 1]."""
+    return images.float().div_(127.5).sub_(1)
+
+
+def _expand(chosen: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """`(B,)` to as many dimensions as `values` has."""
+    return chosen.view(-1, *[1] * (values.ndim - 1))
+
+
+def crop_strips(strips: torch.Tensor, layout: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     """Cuts a square out of each oblong image.
 
     Args:
         strips (`torch.Tensor` of shape `(B, C, R, L)`): Images whose longer side runs along `L`, padded at its end.
         layout (`torch.Tensor` of shape `(B, 2)`): Length of the longer side, and whether the image was transposed.
-        place (`torch.Tensor` of shape `(B, 1)`): Where to cut, in [0, 1).
+        offset (`torch.Tensor` of shape `(B, 1)`): Where to cut, in [0, 1).
     """
     size = strips.shape[2]
-    start = (place * (layout[:, :1] - size + 1)).long()
+    start = (offset * (layout[:, :1] - size + 1)).long()
     columns = (start + torch.arange(size, device=strips.device)).view(-1, 1, 1, size)
     squares = strips.gather(3, columns.expand(-1, *strips.shape[1:3], -1))
     return torch.where(layout[:, 1].bool().view(-1, 1, 1, 1), squares.transpose(2, 3), squares)

@@ -1,220 +1,358 @@
-"""From any `datasets` source to one memory-mapped array of uint8 images.
+"""From any `datasets` source to memory-mapped columns: uint8 images, classes, texts.
 
-Images are decoded, resized and cropped once; training then reads rows of an array and runs no Python per image.
+Images are decoded, resized and cropped once; training then reads rows of an array and runs no Python per image. Each
+column has a folder of its own, under a key made of what was resolved: the rows of the source, the column, the mode and
+the size. How an option was spelt, or left out, is no part of it.
 """
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hfgen.data.columns import DEFAULT, TRAIN, Classes, Given, Image, Label, by_source
 from hfgen.data.config import IMAGE_MODES, DataConfig
 from hfgen.data.decode import LONGEST_SIDE, common_resolution, decode, fit, look, richest_mode, to_mode
-from hfgen.data.sources import Columns, _raw_rows, find_columns, load_source
+from hfgen.data.info import ColumnInfo, DataInfo, ImageInfo, LabelInfo, SourceInfo, TextInfo
+from hfgen.data.sources import class_names, find_columns, load_source, raw_images
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.files import TEMPORARY, remove, write_at_once
 
-CACHE_FORMAT = 1  # part of the cache key: raise it when the same data would be decoded to other pixels
+CACHE_FORMAT = 2  # part of the keys: raise it when the same data would be decoded to other values
 TASK_SIZE = 16  # images that a thread decodes in one go
+META = "meta.json"
 
 
-@dataclass(frozen=True)
-class DataInfo:
-    """What a run has to know, and to record, about its data."""
+class Texts:
+    """Texts in one piece of UTF-8, to be read by row; `None` where a row has none."""
 
-    name: str
-    split: str
-    num_images: int | None
-    """Number of images, `None` for a stream."""
-    skipped: int
-    """Number of corrupt images left out."""
-    unlabelled: int
-    """Number of images without a class, in data with classes."""
-    mode: str
-    """PIL mode: `L`, `RGB` or `RGBA`."""
-    resolution: int
-    class_names: tuple[str, ...] | None
-    fingerprint: str
-    """Digest of the decoded images and labels; of the source's files for a stream."""
-    class_shares: tuple[float, ...] | None = None
-    """Share of the images in each class, where the classes are groups that were found by clustering."""
+    def __init__(self, folder: Path):
+        self._offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+        self.missing = np.load(folder / "missing.npy", mmap_mode="r")
+        size = int(self._offsets[-1])
+        self._text = np.memmap(folder / "text.utf8", dtype=np.uint8, mode="r") if size else np.empty(0, np.uint8)
 
-    @property
-    def channels(self) -> int:
-        return IMAGE_MODES[self.mode]
+    def __len__(self) -> int:
+        return len(self.missing)
 
-    def __str__(self) -> str:
-        count = "a stream of images" if self.num_images is None else f"{self.num_images} images"
-        kind = "classes" if self.class_shares is None else "groups of similar images"
-        classes = f", {len(self.class_names)} {kind}" if self.class_names else ""
-        skipped = f", {self.skipped} corrupt ones skipped" if self.skipped else ""
-        return (
-            f"{self.name} [{self.split}]: {count}, {self.resolution}x{self.resolution} {self.mode}{classes}{skipped}"
+    def __getitem__(self, rows: Iterable[int]) -> tuple[str | None, ...]:
+        return tuple(
+            None if self.missing[row] else bytes(self._text[self._offsets[row] : self._offsets[row + 1]]).decode()
+            for row in rows
         )
 
 
 @dataclass(frozen=True)
-class ImageData:
-    """Decoded images.
+class Column:
+    """A column as it is stored.
 
     Attributes:
-        images (`np.ndarray` of shape `(N, C, R, L)`, uint8): Memory-mapped. `L` equals the resolution `R` unless
+        info (`ColumnInfo`): What it is.
+        digest (`str`): Of its values.
+        arrays: Images `(N, C, R, L)` in uint8, memory-mapped; classes `(N,)` in int64, -1 for none; [`Texts`]; or for
+            each variant what was derived, `(N, ...)` in float32, memory-mapped. `L` equals the resolution `R` unless
             oblong images wait for their random crop: then the longer side runs along `L`.
-        labels (`np.ndarray` of shape `(N,)`, int64, or `None`): Classes.
         layout (`np.ndarray` of shape `(N, 2)`, int32, or `None`): For random crops, the length of the longer side and
             whether the image was transposed so that this side runs along `L`.
+        index (`np.ndarray`, or `None`): Which of the stored rows are used, where another column lacks some.
+        folder (`Path`, or `None`): Where it is kept.
     """
 
-    images: np.ndarray
-    labels: np.ndarray | None
-    layout: np.ndarray | None
+    info: ColumnInfo
+    digest: str
+    arrays: tuple[Any, ...]
+    layout: np.ndarray | None = None
+    index: np.ndarray | None = None
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class SourceData:
+    """The columns of one data set; their rows belong together."""
+
+    config: DataConfig
     info: DataInfo
+    columns: Mapping[str, Column]
+
+    def _first(self, kind: type) -> Column | None:
+        return next((column for column in self.columns.values() if isinstance(column.info, kind)), None)
+
+    @property
+    def images(self) -> np.ndarray:
+        """The first column of images: `(N, C, R, L)`, uint8."""
+        column = self._first(ImageInfo)
+        assert column is not None
+        return column.arrays[0] if column.index is None else column.arrays[0][column.index]
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The first column of classes: `(N,)`, int64."""
+        column = self._first(LabelInfo)
+        return column.arrays[0] if column else None
+
+    @property
+    def layout(self) -> np.ndarray | None:
+        """Of the first column of images: see [`Column`]."""
+        column = self._first(ImageInfo)
+        assert column is not None
+        return column.layout if column.layout is None or column.index is None else column.layout[column.index]
 
 
-def open_images(config: DataConfig, token: str | None = None) -> ImageData:
-    """Opens the data set that the options name, from its cache of decoded images or by making that cache.
+def open_images(config: DataConfig, token: str | None = None) -> SourceData:
+    """Opens the images, and classes if there are any, of the data set that the options name: see [`open_source`]."""
+    return open_source(config, by_source(DEFAULT)[TRAIN], TRAIN, token)
 
-    Several processes may call this at once: one builds, the others wait, and a cache that was not finished is never
-    used because it gets its name last.
+
+def open_source(
+    config: DataConfig, columns: Mapping[str, Given], source: str = TRAIN, token: str | None = None
+) -> SourceData:
+    """Opens columns of a data set, from the cache or by making it.
+
+    Several processes may call this at once: one builds, the others wait, and what was not finished is never used
+    because it gets its name last.
 
     Args:
         config ([`DataConfig`]): The options.
+        columns (`Mapping[str, Image | Label | Text]`): What is asked for.
+        source (`str`, *optional*): What the family calls the data set.
         token (`str`, *optional*): For private data sets on the Hub.
 
     Raises:
         UserError: If the data set, its columns or one of its images cannot be used.
     """
-    import filelock
-    from datasets import config as datasets_config
-
-    dataset, source = load_source(config, token)
-    root = Path(config.cache_dir or Path(datasets_config.HF_CACHE_HOME) / "hfgen").expanduser()
-    columns = find_columns(dataset.features, config)
-    key = _cache_key(dataset, columns, config)
-    folder = root / key
-    if not (folder / "meta.json").exists():
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(root / f"{key}.lock"):
-                if not (folder / "meta.json").exists():
-                    _build_cache(folder, dataset, columns, config)
-        except OSError as error:
-            raise UserError(
-                f"the cache of decoded images in {root} cannot be written: {error}. "
-                "Free some space or give another `cache_dir`."
-            ) from None
-    meta = json.loads((folder / "meta.json").read_text())
-    images = np.memmap(folder / "images.u8", dtype=np.uint8, mode="r", shape=tuple(meta["shape"]))
-    names = meta["class_names"]
-    labels = np.load(folder / "labels.npy") if names is not None else None
-    info = DataInfo(
-        name=source,
-        split=config.dataset_split,
-        num_images=len(images),
-        skipped=meta["skipped"],
-        unlabelled=int((labels < 0).sum()) if labels is not None else 0,
-        mode=meta["mode"],
-        resolution=images.shape[2],
-        class_names=tuple(names) if names is not None else None,
-        fingerprint=meta["fingerprint"],
-    )
-    layout = np.load(folder / "layout.npy") if (folder / "layout.npy").exists() else None
-    return ImageData(images, labels, layout, info)
-
-
-def _cache_key(dataset: Any, columns: Columns, config: DataConfig) -> str:
-    parts = {
-        "format": CACHE_FORMAT,
-        "data": dataset._fingerprint,
-        "columns": asdict(columns),
-        "resolution": config.resolution,
-        "center_crop": config.center_crop,
-        "mode": config.image_mode,
-        "skip_corrupt": config.skip_corrupt_images,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _build_cache(folder: Path, dataset: Any, columns: Columns, config: DataConfig) -> None:
-    """Decodes all images and writes them, under a temporary name until they are all there."""
-    from datasets import is_progress_bar_enabled
-    from tqdm.auto import tqdm
-
+    dataset, name = load_source(config, token)
+    chosen = find_columns(dataset.features, columns, config)
     if len(dataset) == 0:
         raise UserError(f"the data set has no rows in split {config.dataset_split!r}: use another `dataset_split`.")
-    quiet = not is_progress_bar_enabled()
-    for left in folder.parent.glob(f"{folder.name}.tmp-*"):  # by a process that was killed: the lock is ours
-        shutil.rmtree(left, ignore_errors=True)
-    temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    temporary.mkdir()
-    try:
-        with ThreadPoolExecutor() as pool, open(temporary / "images.u8", "wb") as file:
-            scan = _scan(pool, dataset, columns, config, quiet)
-            shape = (IMAGE_MODES[scan.mode], scan.resolution, scan.length)
+    root = cache_root(config)
+    stored: dict[str, Column] = {}
+    skipped: dict[str, np.ndarray] = {}  # by column
+    for key, column in chosen.items():
+        if isinstance(columns[key], Image):
+            stored[key], skipped[key] = _images(root, dataset, column, config, source)
+    gone = np.unique(np.concatenate([np.empty(0, np.int64), *skipped.values()]))
+    rows = np.delete(np.arange(len(dataset)), gone)
+    if not len(rows):
+        raise UserError(f"none of the {len(dataset)} rows has all its images: use other data.")
+    for key, own in skipped.items():
+        if len(own) < len(gone):  # rows that only other columns lack
+            present = np.delete(np.arange(len(dataset)), own)
+            stored[key] = replace(stored[key], index=np.searchsorted(present, rows))
+    for key, column in chosen.items():
+        if not isinstance(columns[key], Image):
+            make = _labels if isinstance(columns[key], Label) else _texts
+            stored[key] = make(root, dataset, column, rows, source)
+    stored = {key: stored[key] for key in columns if key in stored}
+    info = SourceInfo(name, config.dataset_split, len(rows), len(gone), _fingerprint(stored))
+    infos = {key: column.info for key, column in stored.items()}
+    return SourceData(config, DataInfo({source: info}, infos), stored)
+
+
+def cache_root(config: DataConfig) -> Path:
+    """Where columns are kept."""
+    from datasets import config as datasets_config
+
+    return Path(config.cache_dir or Path(datasets_config.HF_CACHE_HOME) / "hfgen").expanduser()
+
+
+def cache_key(**parts: Any) -> str:
+    """A name for what all these values, JSON-ready, say together."""
+    text = json.dumps({"format": CACHE_FORMAT, **parts}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def build_once(path: Path, build: Callable[[Path], None]) -> Path:
+    """Lets one process build a file, or a folder with a `meta.json`, while all others wait.
+
+    Args:
+        path (`Path`): The file or folder. If it is there, nothing is done.
+        build (`Callable`): Writes it under the name that it is handed.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    import filelock
+
+    def is_whole() -> bool:
+        return path.is_file() or (path / META).is_file()
+
+    if not is_whole():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(f"{path}.lock"):
+                if not is_whole():
+                    for left in path.parent.glob(f"{TEMPORARY}*-{path.name}"):  # by a process that was killed
+                        remove(left)
+                    with write_at_once(path) as temporary:
+                        build(temporary)
+        except OSError as error:
+            raise UserError(
+                f"the cache in {path.parent} cannot be written: {error}. Free some space or give another `cache_dir`."
+            ) from None
+    return path
+
+
+def _fingerprint(columns: Mapping[str, Column]) -> str:
+    """The digest of the first images with the first classes behind them, and then of all other columns."""
+    images = next((column for column in columns.values() if isinstance(column.info, ImageInfo)), None)
+    labels = next((column for column in columns.values() if isinstance(column.info, LabelInfo)), None)
+    first, parts = images.digest if images else "", []
+    if images is not None and labels is not None:
+        values = labels.arrays[0]
+
+        def build(path: Path) -> None:  # reads all images once
             digest = hashlib.sha256()
-            skipped: list[int] = []
-            layout: list[np.ndarray] = []
+            with open(images.folder / "images.u8", "rb") as file:  # type: ignore[operator]
+                while block := file.read(2**24):
+                    digest.update(block)
+            digest.update(values.data)
+            path.write_text(digest.hexdigest()[:32])
 
-            def pixels(value: dict[str, Any] | None) -> tuple[np.ndarray, int, bool] | OSError:
-                try:
-                    return fit(to_mode(decode(value), scan.mode), scan.resolution, config.center_crop)
-                except OSError as error:
-                    return error
+        assert images.folder is not None
+        first = build_once(images.folder / f"with-labels-{labels.digest}", build).read_text()
+    for name, column in columns.items():
+        if column is not images and column is not labels or column.index is not None:
+            index = "" if column.index is None else hashlib.sha256(column.index.tobytes()).hexdigest()
+            parts.append((name, column.digest, index))
+    return hashlib.sha256(repr((first, parts)).encode()).hexdigest()[:32] if parts else first
 
-            row = 0
-            with tqdm(total=len(dataset), desc="Decoding images", unit="img", disable=quiet) as bar:
-                for values in _raw_rows(dataset, columns.image):
-                    block = np.zeros((len(values), *shape), dtype=np.uint8)
-                    places = np.empty((len(values), 2), dtype=np.int32)
-                    count = 0
-                    for value, result in zip(values, _in_threads(pool, pixels, values), strict=True):
-                        if isinstance(result, OSError):
-                            _refuse(row, value, result, config)
-                            skipped.append(row)
-                        else:
-                            block[count, :, :, : result[1]] = result[0]
-                            places[count] = result[1:]
-                            count += 1
-                        row += 1
-                    file.write(block[:count].data)
-                    digest.update(block[:count].data)
-                    if scan.length > scan.resolution:
-                        layout.append(places[:count])
-                    bar.update(len(values))
-            file.flush()
-            os.fsync(file.fileno())
-        kept = len(dataset) - len(skipped)
-        if not kept:
-            raise UserError(f"none of the {len(dataset)} images can be read: use other data.")
-        names = None
-        if columns.label is not None:
-            labels, names = _labels(dataset, columns, skipped)
-            np.save(temporary / "labels.npy", labels)
-            digest.update(labels.data)
-        if layout:
-            np.save(temporary / "layout.npy", np.concatenate(layout))
-        meta = {
-            "shape": [kept, *shape],
-            "skipped": len(skipped),
-            "mode": scan.mode,
-            "class_names": names,
-            "fingerprint": digest.hexdigest()[:32],
-        }
-        (temporary / "meta.json").write_text(json.dumps(meta))
-        if folder.exists():  # left by something that is not a finished cache: meta.json is missing
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+# Images
+
+
+def _images(root: Path, dataset: Any, column: str, config: DataConfig, source: str) -> tuple[Column, np.ndarray]:
+    """A column of images, and the rows whose image is corrupt."""
+    from datasets import is_progress_bar_enabled
+
+    quiet = not is_progress_bar_enabled()
+    mode, resolution, length = config.image_mode, config.resolution, config.resolution or 0
+    modes: dict[str, int] = {}
+    if mode is None or resolution is None or not config.center_crop:
+        file = root / f"scan-{cache_key(rows=dataset._fingerprint, column=column)}.json"
+        scan = json.loads(build_once(file, lambda path: _scan(path, dataset, column, config, quiet)).read_text())
+        _refuse(scan["corrupt"], config)
+        modes = {} if mode else scan["modes"]
+        mode, resolution = mode or richest_mode(modes), resolution or scan["resolution"]
+        longest = 1 if config.center_crop else LONGEST_SIDE
+        length = min(max(resolution, round(scan["ratio"] * resolution)), longest * resolution)
+    shape = (IMAGE_MODES[mode], resolution, length)
+    key = cache_key(rows=dataset._fingerprint, column=column, mode=mode, shape=shape)
+
+    def build(folder: Path) -> None:
+        if len(modes) > 1 and not quiet:
+            from tqdm.auto import tqdm
+
+            counts = ", ".join(f"{count} {name}" for name, count in modes.items())
+            tqdm.write(
+                f"The images differ in their channels ({counts}); all become {mode}. `image_mode` chooses another."
+            )
+        _decode(folder, dataset, column, config, mode, shape, quiet)
+
+    folder = build_once(root / f"images-{key}", build)
+    meta = json.loads((folder / META).read_text())
+    _refuse(meta["corrupt"], config)
+    pixels = np.memmap(folder / "images.u8", dtype=np.uint8, mode="r", shape=tuple(meta["shape"]))
+    layout = np.load(folder / "layout.npy") if length > resolution else None
+    stored = Column(ImageInfo(mode, resolution, source), meta["digest"], (pixels,), layout, folder=folder)
+    return stored, np.array([row for row, *_ in meta["corrupt"]], dtype=np.int64)
+
+
+def _decode(
+    folder: Path, dataset: Any, column: str, config: DataConfig, mode: str, shape: tuple[int, int, int], quiet: bool
+) -> None:
+    """Decodes all images into a folder."""
+    from tqdm.auto import tqdm
+
+    resolution, length = shape[1:]
+
+    def pixels(value: dict[str, Any] | None) -> tuple[np.ndarray, int, bool] | OSError:
+        try:
+            # Rounding may make an image of the greatest ratio one pixel longer than that ratio says.
+            image, long, transposed = fit(to_mode(decode(value), mode), resolution, length == resolution)
+            return image[:, :, :length], min(long, length), transposed
+        except OSError as error:
+            return error
+
+    digest, corrupt, layout = hashlib.sha256(), [], []
+    folder.mkdir()
+    row = 0
+    with (
+        ThreadPoolExecutor() as pool,
+        open(folder / "images.u8", "wb") as file,
+        tqdm(total=len(dataset), desc="Decoding images", unit="img", disable=quiet) as bar,
+    ):
+        for values in raw_images(dataset, column):
+            block = np.zeros((len(values), *shape), dtype=np.uint8)
+            layouts = np.empty((len(values), 2), dtype=np.int32)
+            count = 0
+            for value, result in zip(values, _in_threads(pool, pixels, values), strict=True):
+                if isinstance(result, OSError):
+                    corrupt.append(_report(row, value, result))
+                    _refuse(corrupt, config)
+                else:
+                    block[count, :, :, : result[1]] = result[0]
+                    layouts[count] = result[1:]
+                    count += 1
+                row += 1
+            file.write(block[:count].data)
+            digest.update(block[:count].data)
+            layout.append(layouts[:count])
+            bar.update(len(values))
+    kept = len(dataset) - len(corrupt)
+    if not kept:
+        raise UserError(f"none of the {len(dataset)} images can be read: use other data.")
+    if length > resolution:
+        np.save(folder / "layout.npy", np.concatenate(layout))
+    meta = {
+        "column": column,
+        "mode": mode,
+        "shape": [kept, *shape],
+        "corrupt": corrupt,
+        "digest": digest.hexdigest()[:32],
+    }
+    (folder / META).write_text(json.dumps(meta))
+
+
+def _scan(path: Path, dataset: Any, column: str, config: DataConfig, quiet: bool) -> None:
+    """Learns the channels and sizes of all images from their heads."""
+    from tqdm.auto import tqdm
+
+    modes: Counter[str] = Counter()
+    sizes: set[tuple[int, int]] = set()
+    corrupt: list[tuple[int, str | None, str]] = []
+    row = 0
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(total=len(dataset), desc="Looking at images", unit="img", disable=quiet) as bar,
+    ):
+        for values in raw_images(dataset, column):
+            for value, seen in zip(values, _in_threads(pool, look, values), strict=True):
+                if isinstance(seen, OSError):
+                    corrupt = corrupt or [_report(row, value, seen)]
+                    _refuse(corrupt, config)
+                else:
+                    modes[seen[0]] += 1
+                    sizes.add(seen[1])
+                row += 1
+            bar.update(len(values))
+    if not sizes:
+        raise UserError(f"none of the {len(dataset)} images can be read: use other data.")
+    distinct = np.array(list(sizes))
+    shorter, longer = np.sort(distinct, axis=1).T
+    scan = {
+        "modes": dict(modes.most_common()),
+        "resolution": common_resolution(distinct),
+        "ratio": float((longer / shorter).max()),
+        "corrupt": corrupt,
+    }
+    path.write_text(json.dumps(scan))
 
 
 def _in_threads(pool: ThreadPoolExecutor, function: Callable[[Any], Any], values: list[Any]) -> Iterator[Any]:
@@ -223,66 +361,54 @@ def _in_threads(pool: ThreadPoolExecutor, function: Callable[[Any], Any], values
     return chain.from_iterable(pool.map(lambda task: list(map(function, task)), tasks))
 
 
-def _refuse(row: int, value: dict[str, Any] | None, error: OSError, config: DataConfig) -> None:
-    if not config.skip_corrupt_images:
-        path = (value or {}).get("path")
+def _report(row: int, value: dict[str, Any] | None, error: OSError) -> tuple[int, str | None, str]:
+    return row, (value or {}).get("path"), str(error)
+
+
+def _refuse(corrupt: list[Any], config: DataConfig) -> None:
+    if corrupt and not config.skip_corrupt_images:
+        row, path, error = corrupt[0]
         where = f"image {row}" + (f" ({path})" if path else "")
         raise UserError(f"{where} cannot be read: {error}. Fix it, or add `skip_corrupt_images`.")
 
 
-@dataclass(frozen=True)
-class _Scan:
-    mode: str
-    resolution: int
-    length: int
-    """Of the longest side of any image, once it is resized and cut."""
+# Classes and texts
 
 
-def _scan(pool: ThreadPoolExecutor, dataset: Any, columns: Columns, config: DataConfig, quiet: bool) -> _Scan:
-    """Learns the channels and sizes of all images from their heads."""
-    from tqdm.auto import tqdm
-
-    modes: Counter[str] = Counter()
-    sizes: set[tuple[int, int]] = set()
-    row = 0
-    with tqdm(total=len(dataset), desc="Looking at images", unit="img", disable=quiet) as bar:
-        for values in _raw_rows(dataset, columns.image):
-            for value, seen in zip(values, _in_threads(pool, look, values), strict=True):
-                if isinstance(seen, OSError):
-                    _refuse(row, value, seen, config)
-                else:
-                    modes[seen[0]] += 1
-                    sizes.add(seen[1])
-                row += 1
-            bar.update(len(values))
-    if not sizes:
-        raise UserError(f"none of the {len(dataset)} images can be read: use other data.")
-    mode = config.image_mode or richest_mode(modes)
-    if len(modes) > 1 and not quiet:
-        counts = ", ".join(f"{count} {name}" for name, count in modes.most_common())
-        tqdm.write(f"The images differ in their channels ({counts}); all become {mode}. `image_mode` chooses another.")
-    distinct = np.array(list(sizes))
-    shorter, longer = np.sort(distinct, axis=1).T
-    resolution = config.resolution or common_resolution(distinct)
-    length = resolution
-    if not config.center_crop:
-        length = min(max(resolution, round((longer / shorter).max() * resolution)), LONGEST_SIDE * resolution)
-    return _Scan(mode, resolution, int(length))
-
-
-def _labels(dataset: Any, columns: Columns, skipped: list[int]) -> tuple[np.ndarray, list[str]]:
-    """The class of each image that is not skipped, -1 where it has none, and the names of the classes.
+def _labels(root: Path, dataset: Any, column: str, rows: np.ndarray, source: str) -> Column:
+    """A column of classes: -1 for rows that have none.
 
     A `ClassLabel` column brings its names; whole numbers from 0 on are taken as they are; strings are sorted and
     numbered.
     """
-    values = dataset.select_columns([columns.label]).with_format(None)[:][columns.label]
-    if skipped:
-        gone = set(skipped)
-        values = [value for row, value in enumerate(values) if row not in gone]
+    known = class_names(dataset.features[column])
+
+    def build(folder: Path) -> None:
+        values = dataset.select_columns([column]).with_format(None)[:][column]
+        if len(rows) < len(values):
+            values = [values[row] for row in rows]
+        labels, names = _number(values, column, known)
+        folder.mkdir()
+        np.save(folder / "labels.npy", labels)
+        digest = hashlib.sha256(labels.data).hexdigest()[:32]
+        (folder / META).write_text(json.dumps({"column": column, "class_names": names, "digest": digest}))
+
+    folder = build_once(root / f"labels-{_key_of_rows(dataset, column, rows, names=known)}", build)
+    meta, labels = json.loads((folder / META).read_text()), np.load(folder / "labels.npy")
+    classes = Classes(tuple(meta["class_names"]), unlabelled=int((labels < 0).sum()))
+    return Column(LabelInfo(classes, source), meta["digest"], (labels,), folder=folder)
+
+
+def _key_of_rows(dataset: Any, column: str, rows: np.ndarray, **more: Any) -> str:
+    used = None if len(rows) == len(dataset) else hashlib.sha256(rows.tobytes()).hexdigest()
+    return cache_key(rows=dataset._fingerprint, column=column, used=used, **more)
+
+
+def _number(values: list[Any], column: str, known: tuple[str, ...] | None) -> tuple[np.ndarray, list[str]]:
+    """The class of each value, and the names of the classes."""
     present = [value for value in values if value is not None]
-    if columns.class_names is not None:
-        names = list(columns.class_names)
+    if known is not None:
+        names = list(known)
     elif present and all(isinstance(value, int) and value >= 0 for value in present):
         names = [str(value) for value in range(max(present) + 1)]
     elif present and all(isinstance(value, str) for value in present):
@@ -292,7 +418,37 @@ def _labels(dataset: Any, columns: Columns, skipped: list[int]) -> tuple[np.ndar
     else:
         kinds = ", ".join(sorted({type(value).__name__ for value in values}))
         raise UserError(
-            f"`label_column` {columns.label} holds {kinds}: give a column with whole numbers from 0 on, or strings."
+            f"`label_column` {column} holds {kinds}: give a column with whole numbers from 0 on, or strings."
         )
-    known = range(len(names))
-    return np.array([value if value in known else -1 for value in values], dtype=np.int64), names
+    numbered = range(len(names))
+    return np.array([value if value in numbered else -1 for value in values], dtype=np.int64), names
+
+
+def _texts(root: Path, dataset: Any, column: str, rows: np.ndarray, source: str) -> Column:
+    """A column of texts."""
+
+    def build(folder: Path) -> None:
+        folder.mkdir()
+        selected = dataset.select_columns([column]).with_format(None)
+        digest = hashlib.sha256()
+        lengths: list[int] = []
+        missing = np.zeros(len(rows), dtype=bool)
+        with open(folder / "text.utf8", "wb") as file:
+            for start in range(0, len(rows), 1000):
+                values = selected[rows[start : start + 1000]][column]
+                encoded = [(value or "").encode() for value in values]
+                missing[start : start + len(values)] = [value is None for value in values]
+                lengths += map(len, encoded)
+                file.write(b"".join(encoded))
+                digest.update(b"".join(encoded))
+        offsets = np.cumsum([0, *lengths], dtype=np.int64)
+        np.save(folder / "offsets.npy", offsets)
+        np.save(folder / "missing.npy", missing)
+        digest.update(offsets.data)
+        digest.update(missing.data)
+        meta = {"column": column, "missing": int(missing.sum()), "digest": digest.hexdigest()[:32]}
+        (folder / META).write_text(json.dumps(meta))
+
+    folder = build_once(root / f"text-{_key_of_rows(dataset, column, rows)}", build)
+    meta = json.loads((folder / META).read_text())
+    return Column(TextInfo(meta["missing"], source), meta["digest"], (Texts(folder),), folder=folder)

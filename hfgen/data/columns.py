@@ -124,6 +124,12 @@ def by_source(spec: Spec) -> dict[str, dict[str, Given]]:
     return sources
 
 
+def kept_columns(spec: Spec | Sources) -> dict[str, Derived]:
+    """The derived columns that are made once for each row."""
+    columns = spec.columns if isinstance(spec, Sources) else spec
+    return {name: column for name, column in columns.items() if isinstance(column, Derived) and not column.live}
+
+
 AUGMENTATION = ("random_flip", "random_rotation", "random_scale", "random_crop", "color_jitter")
 
 

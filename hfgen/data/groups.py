@@ -6,13 +6,14 @@ any label (Self-Guided Diffusion Models, https://huggingface.co/papers/2210.0646
 
 import dataclasses
 import hashlib
-import io
 import warnings
 from pathlib import Path
 
 import numpy as np
 
-from hfgen.data.cache import ImageData
+from hfgen.data.cache import Column, SourceData, build_once
+from hfgen.data.columns import Classes
+from hfgen.data.info import DataInfo, ImageInfo, LabelInfo
 from hfgen.runtime.errors import UserError
 
 SIDE = 32  # images are compared at no more than this many pixels per side
@@ -22,53 +23,41 @@ NEIGHBOURS = 10  # that an image is linked to
 DIMENSIONS = 20  # of the space that the links are laid out in
 
 
-def with_clusters(data: ImageData, count: int) -> ImageData:
-    """The same images with the number of their group in place of their class.
+def with_groups(data: SourceData, label: str, count: int) -> SourceData:
+    """Puts the number of its group in the place of the class of each image.
 
     The groups are found once (see [`cluster`]) and kept beside the cached images, so that every
     process and every resumed run sees the same ones.
 
     Args:
-        data ([`~data.images.ImageData`]): Images in their cache.
+        data ([`~data.cache.SourceData`]): Columns in their cache; the first one of images counts.
+        label (`str`): The column that the groups take the place of.
         count (`int`): Number of groups, at least 2.
 
     Raises:
         UserError: If there are fewer images than groups, or the groups cannot be kept.
     """
-    import filelock
-
-    most = min(len(data.images), SAMPLE)
+    images = next(column for column in data.columns.values() if isinstance(column.info, ImageInfo))
+    pixels, (source, info) = images.arrays[0], next(iter(data.info.sources.items()))
+    most = min(len(pixels), SAMPLE)
     if not 2 <= count <= most:
-        raise UserError(f"`num_clusters` {count} does not fit {len(data.images)} images: use 2 to {most}.")
-    folder = Path(data.images.filename)  # type: ignore[attr-defined]
-    path = folder.with_name(f"groups-{count}.npy")
-    try:
-        if not path.exists():
-            with filelock.FileLock(f"{path}.lock"):
-                if not path.exists():
-                    temporary = path.with_suffix(".tmp")
-                    buffer = io.BytesIO()
-                    np.save(buffer, cluster(data.images, count), allow_pickle=False)
-                    temporary.write_bytes(buffer.getvalue())
-                    temporary.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"the groups of `num_clusters` cannot be kept in {path.parent}: {error}. "
-            "Free some space or give another `cache_dir`."
-        ) from None
-    labels = np.load(path, allow_pickle=False)
-    shares = np.bincount(labels, minlength=count) / len(labels)
-    names = tuple(str(number) for number in range(count))
+        raise UserError(f"`num_clusters` {count} does not fit {len(pixels)} images: use 2 to {most}.")
+
+    def build(path: Path) -> None:
+        with open(path, "wb") as file:
+            np.save(file, cluster(pixels, count), allow_pickle=False)
+
+    assert images.folder is not None
+    labels = np.load(build_once(images.folder / f"groups-{count}.npy", build), allow_pickle=False)
+    labels = labels if images.index is None else labels[images.index]
     # A run that goes on has to find the same groups, also where they were found anew.
-    fingerprint = hashlib.sha256(data.info.fingerprint.encode() + labels.tobytes()).hexdigest()
-    info = dataclasses.replace(
-        data.info,
-        class_names=names,
-        class_shares=tuple(shares.tolist()),
-        unlabelled=0,
-        fingerprint=fingerprint[: len(data.info.fingerprint)],
-    )
-    return dataclasses.replace(data, labels=labels, info=info)
+    digest = hashlib.sha256(info.fingerprint.encode() + labels.tobytes()).hexdigest()[: len(info.fingerprint)]
+    shares = tuple((np.bincount(labels, minlength=count) / len(labels)).tolist())
+    groups = LabelInfo(Classes(tuple(map(str, range(count))), "groups", shares), source)
+    columns = {**data.columns, label: Column(groups, digest, (labels,))}
+    infos = {key: column.info for key, column in columns.items()}
+    sources = {source: dataclasses.replace(info, fingerprint=digest)}
+    return dataclasses.replace(data, info=DataInfo(sources, infos), columns=columns)
 
 
 def cluster(images: np.ndarray, count: int) -> np.ndarray:

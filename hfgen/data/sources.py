@@ -1,13 +1,13 @@
 """From the name of a data set to a `datasets` object and its columns."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image as PIL
 
+from hfgen.data.columns import Given, Image, Label, Text
 from hfgen.data.config import DataConfig
 from hfgen.runtime.errors import UserError
 
@@ -34,7 +34,7 @@ def load_source(config: DataConfig, token: str | None = None) -> tuple[Any, str]
                 raise UserError(f"{flag} {source} is not a folder: give the folder that holds the images.")
             if not config.streaming and not any(map(_is_image_file, folder.rglob("*"))):
                 raise UserError(f"{flag} {source} holds no images: give a folder with PNG, JPEG or other image files.")
-            return load_dataset("imagefolder", data_dir=str(folder), **kwargs), folder.resolve().name
+            return load_dataset("imagefolder", data_dir=str(folder.resolve()), **kwargs), folder.resolve().name
         if folder.is_dir() and (folder / "state.json").exists():  # written by Dataset.save_to_disk
             if config.dataset_split != "train":
                 raise ValueError(f"it has no splits, and `dataset_split` is {config.dataset_split}")
@@ -46,7 +46,9 @@ def load_source(config: DataConfig, token: str | None = None) -> tuple[Any, str]
                 raise ValueError(f"Unknown split {config.dataset_split!r}. It has {sorted(splits)}")
             dataset = splits[config.dataset_split]
             return dataset.to_iterable_dataset(num_shards=64) if config.streaming else dataset, folder.resolve().name
-        path = str(folder) if folder.is_dir() else source
+        if _is_image_folder(folder, config):  # read like `train_data_dir`, so that both share what is cached
+            return load_dataset("imagefolder", data_dir=str(folder.resolve()), **kwargs), folder.resolve().name
+        path = str(folder.resolve()) if folder.is_dir() else source
         dataset = load_dataset(path, config.dataset_config_name, token=token, **kwargs)
         return dataset, folder.resolve().name if folder.is_dir() else source
     except UserError:
@@ -68,56 +70,110 @@ def _digits() -> Any:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    images = [Image.fromarray(image) for image in np.round(digits.images * (255 / 16)).astype(np.uint8)]
+    images = [PIL.fromarray(image) for image in np.round(digits.images * (255 / 16)).astype(np.uint8)]
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
     return Dataset.from_dict({"image": images, "label": digits.target.tolist()}, features=features)
 
 
 def _is_image_file(path: Path) -> bool:
-    return path.suffix.lower() in Image.registered_extensions() and path.is_file()
+    return path.suffix.lower() in PIL.registered_extensions() and path.is_file()
 
 
-@dataclass(frozen=True)
-class Columns:
-    """The columns that are used, and how the values of the label column become classes."""
+def _is_image_folder(folder: Path, config: DataConfig) -> bool:
+    """Whether `datasets` would read a folder as one of image files, with no options of its own."""
+    from datasets import load_dataset_builder
 
-    image: str
-    label: str | None
-    class_names: tuple[str, ...] | None
-    """Known beforehand for a `ClassLabel`; otherwise read off the column."""
+    if config.streaming or config.dataset_config_name or not folder.is_dir() or (folder / "README.md").exists():
+        return False
+    return load_dataset_builder(str(folder)).name == "imagefolder"
 
 
-def find_columns(features: Any, config: DataConfig) -> Columns:
-    """Finds the image column (the first of type `Image`) and the label column (the first `ClassLabel`)."""
-    from datasets import ClassLabel
-    from datasets import Image as ImageFeature
+def find_columns(features: Any, columns: Mapping[str, Given], config: DataConfig) -> dict[str, str]:
+    """Finds the columns of a data set that a family asks for.
 
+    A column that neither the family nor an option names is found by its type: `Image`, `ClassLabel`, or strings. If
+    several of a type are to be found, and for texts, one of the same name comes first.
+
+    Args:
+        features (`datasets.Features`): The columns of the data set.
+        columns (`Mapping[str, Image | Label | Text]`): What is asked for.
+        config ([`DataConfig`]): The options.
+
+    Returns:
+        `dict[str, str]`: The column of the data set for each that is asked for. Labels that it does not have are left
+        out.
+
+    Raises:
+        UserError: For columns that it does not have, or that hold something else.
+    """
     if features is None:
         raise UserError("the columns of this stream have no types: load it without `streaming`.")
-
-    def is_image(feature: Any) -> bool:
-        # Parquet files written without datasets hold images as a struct of bytes and path.
-        return isinstance(feature, ImageFeature) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
-
     listing = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
-    image, label = config.image_column, config.label_column
-    if image is None:
-        image = next((name for name, feature in features.items() if is_image(feature)), None)
-        if image is None:
-            raise UserError(f"the data has no column with images; it has: {listing}. Use other data.")
-    for flag, name in (("`image_column`", image), ("`label_column`", label)):
-        if name is not None and name not in features:
-            raise UserError(f"{flag} {name} is not a column of the data; it has: {listing}. Give one of these.")
-    if not is_image(features[image]):
-        raise UserError(f"`image_column` {image} holds no images; the columns are: {listing}. Give one with images.")
-    if label is None:
-        label = next((name for name, feature in features.items() if isinstance(feature, ClassLabel)), None)
-    names = tuple(features[label].names) if label and isinstance(features[label], ClassLabel) else None
-    return Columns(image, label, names)
+    chosen: dict[str, str] = {}
+    for kind, fits, content, option in (
+        (Image, _is_image, "images", "image_column"),
+        (Label, _is_classes, "classes", "label_column"),
+        (Text, _is_text, "texts", None),
+    ):
+        asked = {name: column.column for name, column in columns.items() if isinstance(column, kind)}
+        spelt = {name: f"{column!r} (for {name!r})" for name, column in asked.items()}
+        if option and getattr(config, option) is not None:
+            first = next((name for name, column in asked.items() if column is None), None)
+            if first is not None:
+                asked[first] = getattr(config, option)
+                spelt[first] = f"`{option}` {asked[first]}"
+        for name, column in asked.items():
+            if column is None:
+                continue
+            if column not in features:
+                raise UserError(f"{spelt[name]} is not a column of the data; it has: {listing}. Give one of these.")
+            if kind is not Label and not fits(features[column]):  # other columns can be read as classes, too
+                raise UserError(
+                    f"{spelt[name]} holds no {content}; the columns are: {listing}. Give one with {content}."
+                )
+            chosen[name] = column
+        unnamed = [name for name, column in asked.items() if column is None]
+        if len(unnamed) > 1 or kind is Text:
+            same = [name for name in unnamed if name in features and fits(features[name])]
+            chosen |= {name: name for name in same if name not in chosen.values()}
+        for name in unnamed:
+            free = [column for column, feature in features.items() if fits(feature) and column not in chosen.values()]
+            if name in chosen:
+                continue
+            if free:
+                chosen[name] = free[0]
+            elif kind is not Label:
+                other = "other " if any(fits(features[column]) for column in chosen.values()) else ""
+                raise UserError(
+                    f"the data has no {other}column with {content} for {name!r}; it has: {listing}. Use other data."
+                )
+    return chosen
 
 
-def _raw_rows(dataset: Any, column: str, size: int = 1000) -> Iterator[list[dict[str, Any] | None]]:
-    """The encoded images of a map-style data set, `size` rows at a time."""
+def _is_image(feature: Any) -> bool:
+    from datasets import Image as ImageFeature
+
+    # Parquet files written without datasets hold images as a struct of bytes and path.
+    return isinstance(feature, ImageFeature) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
+
+
+def _is_classes(feature: Any) -> bool:
+    from datasets import ClassLabel
+
+    return isinstance(feature, ClassLabel)
+
+
+def _is_text(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) in ("string", "large_string")
+
+
+def class_names(feature: Any) -> tuple[str, ...] | None:
+    """The names of the classes of a column, which a `ClassLabel` knows beforehand."""
+    return tuple(feature.names) if _is_classes(feature) else None
+
+
+def raw_images(dataset: Any, column: str, size: int = 1000) -> Iterator[list[dict[str, Any] | None]]:
+    """Yields the encoded images of a map-style data set, `size` rows at a time."""
     encoded = without_decoding(dataset.select_columns([column]), column)
     for start in range(0, len(dataset), size):
         yield encoded[start : start + size][column]

@@ -1,7 +1,8 @@
-"""Batches of uint8 images, in an order that is a pure function of the seed and the position.
+"""Batches of rows, in an order that is a pure function of the seed and the position.
 
-Position `p` of the endless stream of training images is image `order(seed, p // N)[p % N]`: resuming needs no state,
-and splitting a batch over processes or accumulation steps changes nothing.
+Position `p` of the endless stream of a source with `N` rows is its row `order(seed, p // N)[p % N]`: resuming needs no
+state, and splitting a batch over processes or accumulation steps changes nothing. The first source has the seed of the
+run, every other one its own, made of that and its name.
 """
 
 import atexit
@@ -10,49 +11,87 @@ import hashlib
 import os
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from hfgen.data.cache import DataInfo, ImageData, open_images
+from hfgen.data.cache import SourceData, Texts, open_source
+from hfgen.data.columns import (
+    DEFAULT,
+    TRAIN,
+    Classes,
+    Given,
+    Image,
+    Label,
+    Sources,
+    Spec,
+    Text,
+    by_source,
+    kept_columns,
+    resolve,
+)
 from hfgen.data.config import DataConfig
 from hfgen.data.decode import common_resolution, decode, fit, look, richest_mode, to_mode
-from hfgen.data.groups import with_clusters
-from hfgen.data.sources import Columns, find_columns, load_source, without_decoding
+from hfgen.data.groups import with_groups
+from hfgen.data.info import ColumnInfo, DataInfo, DerivedInfo, ImageInfo, LabelInfo, SourceInfo, TextInfo
+from hfgen.data.sources import class_names, find_columns, load_source, without_decoding
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.seeds import seed_from
 
 STOP_SECONDS = 10  # to wait for a reader of a stream at the end
 
 
-@dataclass
-class RawBatch:
-    """Images as they are stored: `(B, C, R, L)` uint8, labels `(B,)` int64 or `None`, and the layout of
-    [`~data.images.ImageData`] where oblong images still have to be cropped."""
+@dataclass(frozen=True, eq=False)
+class RawBatch(Mapping[str, Any]):
+    """Columns as they are stored, by name.
 
-    images: torch.Tensor
-    labels: torch.Tensor | None
-    layout: torch.Tensor | None = None
+    Attributes:
+        columns (`dict`): Images `(B, C, R, L)` in uint8; classes `(B,)` in int64, -1 for none; texts as a tuple,
+            `None` for none; derived columns `(B, V, ...)` in float32 with all their variants.
+        layouts (`dict[str, torch.Tensor]`): The layout of [`~data.cache.Column`] for images that still have to be
+            cropped.
+        sources (`dict[str, str]`): The source of each column; those that are left out are of one.
+    """
+
+    columns: Mapping[str, Any]
+    layouts: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.columns[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+    def __len__(self) -> int:
+        return len(self.columns)
 
     def to(self, device: torch.device) -> "RawBatch":
-        tensors = (self.images, self.labels, self.layout)
-        return RawBatch(*(None if t is None else t.to(device, non_blocking=True) for t in tensors))  # type: ignore[arg-type]
+        """The same batch on a device; texts stay what they are."""
+
+        def moved(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {
+                name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+                for name, value in values.items()
+            }
+
+        return RawBatch(moved(self.columns), moved(self.layouts), self.sources)
 
 
-class Batches(Protocol):
-    """What the training loop asks of its data."""
+class Stream(Protocol):
+    """What training asks of its data."""
 
     info: DataInfo
 
-    def place(self, device: torch.device) -> None:
+    def to(self, device: torch.device) -> None:
         """Chooses the device that batches come on."""
 
     def read(self, start: int, count: int) -> RawBatch:
-        """The images at positions `start` to `start + count` of the endless stream, on the device."""
+        """The rows at positions `start` to `start + count` of the endless stream, on the device."""
 
     def state(self) -> Any:
         """What this process needs, beside the position, to go on: JSON-ready; `None` for nothing."""
@@ -61,32 +100,56 @@ class Batches(Protocol):
         """Goes on from `state`."""
 
 
-def open_batches(config: DataConfig, seed: int, token: str | None = None, num_clusters: int = 0) -> Batches:
-    """Opens the data that the options name, cached or streamed; the part of this process, as its launcher numbered it.
+def open_stream(
+    spec: Spec | Sources, config: DataConfig, seed: int, token: str | None = None, groups: int = 0
+) -> Stream:
+    """Opens the columns that a family asks for, cached or streamed; the part of this process, as its launcher
+    numbered it.
 
     Args:
-        config ([`DataConfig`]): The options.
+        spec (`Spec` or [`~data.columns.Sources`]): The columns.
+        config ([`DataConfig`]): The options of the run.
         seed (`int`): Seed of the order.
         token (`str`, *optional*): For private data sets on the Hub.
-        num_clusters (`int`, *optional*, defaults to 0): Replace the classes by this many groups of similar images.
+        groups (`int`, *optional*, defaults to 0): Replace the classes of the first source by this many groups of
+            similar images.
 
     Raises:
         UserError: If the data cannot be used.
     """
-    if not config.streaming:
-        if num_clusters and config.balance_classes:
+    sources = resolve(spec, config)
+    first, (own, columns) = next(iter(sources.items()))
+    if groups:
+        label = _grouped_column(own, columns, groups)
+    if config.streaming:
+        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        return StreamedStream(config, seed, token, rank, world_size, columns, first)
+    data = {name: open_source(own, columns, name, token) for name, (own, columns) in sources.items()}
+    if groups:
+        data[first] = with_groups(data[first], label, groups)
+    stream = CachedStream(data, seed)
+    for name, derived in kept_columns(spec).items():
+        if any(column in stream._layouts for column in derived.inputs):
             raise UserError(
-                f"`balance_classes` is about labels, and `num_clusters` {num_clusters} puts groups in their place: "
-                "add `class_conditional` or `num_clusters` 0."
+                f"`center_crop` is off, so that oblong images are cropped at random, and the column {name!r} is "
+                "encoded once for each: set `center_crop`, or let the family encode live."
             )
-        data = open_images(config, token)
-        return CachedBatches(with_clusters(data, num_clusters) if num_clusters else data, seed, config.balance_classes)
-    if num_clusters:
+    return stream
+
+
+def _grouped_column(config: DataConfig, columns: Mapping[str, Given], count: int) -> str:
+    """The column of classes that groups of similar images take the place of."""
+    if config.streaming:
+        raise UserError(f"`num_clusters` {count} needs all images, and `streaming` keeps none: use `num_clusters` 0.")
+    if config.balance_classes:
         raise UserError(
-            f"`num_clusters` {num_clusters} needs all images, and `streaming` keeps none: use `num_clusters` 0."
+            f"`balance_classes` is about labels, and `num_clusters` {count} puts groups in their place: "
+            "add `class_conditional` or `num_clusters` 0."
         )
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    return StreamedBatches(config, seed, token, rank, world_size)
+    labels = [name for name, column in columns.items() if isinstance(column, Label)]
+    if not labels or not any(isinstance(column, Image) for column in columns.values()):
+        raise UserError(f"`num_clusters` {count} makes classes of images, and these are not used here: use 0.")
+    return labels[0]
 
 
 def order(seed: int, epoch: int, size: int) -> torch.Tensor:
@@ -106,47 +169,80 @@ def balanced_order(seed: int, epoch: int, labels: torch.Tensor, classes: int) ->
     """
     generator = torch.Generator().manual_seed(seed_from(seed, "balanced order", epoch))
     rows = [(labels == number).nonzero().flatten() for number in range(classes)]
-    rows = [found for found in rows if len(found)]
+    rows = [own for own in rows if len(own)]
     each = -(-len(labels) // len(rows))
     drawn = []
-    for found in rows:
-        rounds = [torch.randperm(len(found), generator=generator) for _ in range(-(-each // len(found)))]
-        drawn.append(found[torch.cat(rounds)[:each]])
+    for own in rows:
+        rounds = [torch.randperm(len(own), generator=generator) for _ in range(-(-each // len(own)))]
+        drawn.append(own[torch.cat(rounds)[:each]])
     mixed = torch.cat(drawn)
     return mixed[torch.randperm(len(mixed), generator=generator)][: len(labels)]
 
 
-class CachedBatches:
-    """Batches out of a memory-mapped cache.
+class CachedStream:
+    """Batches out of memory-mapped columns.
 
-    On a GPU the images stay there if they take at most a quarter of its free memory; otherwise a thread reads ahead.
+    On a GPU they stay there if they take at most a quarter of its free memory; otherwise a thread reads ahead.
+
+    Args:
+        data (`Mapping[str, SourceData]`): The sources by name.
+        seed (`int`): Seed of the order.
+
+    Raises:
+        UserError: If the columns do not go together.
     """
 
-    def __init__(self, data: ImageData, seed: int, balanced: bool = False):
-        self.info, self.seed = data.info, seed
-        if balanced and (data.labels is None or not (data.labels >= 0).any()):
-            raise UserError(
-                f"`balance_classes` needs labels, and {data.info.name} has none: name the column with `label_column`."
-            )
-        self._balanced = torch.from_numpy(data.labels.copy()) if balanced and data.labels is not None else None
-        self._orders: dict[int, torch.Tensor] = {}
-        self._images: np.ndarray | torch.Tensor = data.images
-        self._labels, self._layout = (None if t is None else torch.from_numpy(t) for t in (data.labels, data.layout))
+    def __init__(self, data: Mapping[str, SourceData], seed: int):
+        self.data, self.seed, self.device = data, seed, torch.device("cpu")
+        self._columns = {name: column for source in data.values() for name, column in source.columns.items()}
+        self.info = DataInfo(
+            {name: source.info.sources[name] for name, source in data.items()},
+            {name: column.info for name, column in self._columns.items()},
+        )
+        self._balanced: dict[str, tuple[torch.Tensor, int]] = {}  # labels and number of classes
+        for name, source in data.items():
+            _check_pairs(source)
+            if source.config.balance_classes:
+                labels, classes = source.labels, source.info.classes
+                if labels is None or classes is None or not (labels >= 0).any():
+                    raise UserError(
+                        f"`balance_classes` needs labels, and {source.info.name} has none: name the column with "
+                        "`label_column`."
+                    )
+                self._balanced[name] = torch.from_numpy(labels.copy()), len(classes.names)
+        self._orders: dict[tuple[str, int], torch.Tensor] = {}
+        self._arrays = {name: column.arrays for name, column in self._columns.items()}
+        self._layouts = {
+            name: torch.from_numpy(column.layout)
+            for name, column in self._columns.items()
+            if column.layout is not None
+        }
         self._pool: ThreadPoolExecutor | None = None
         self._ahead: tuple[int, int, Future] | None = None
         self._last: int | None = None  # where the last batch began
-        self.device = torch.device("cpu")
+        self.to(self.device)
 
-    def place(self, device: torch.device) -> None:
+    def to(self, device: torch.device) -> None:
+        """Chooses the device that batches come on."""
         self.device = device
-        self._labels, self._layout = (None if t is None else t.to(device) for t in (self._labels, self._layout))
-        if device.type == "cuda":
-            if self._images.nbytes <= torch.cuda.mem_get_info(device)[0] // 4:
-                self._images = torch.from_numpy(np.array(self._images)).to(device)
-            else:
-                self._pool = ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(device,))
+        self._layouts = {name: layout.to(device) for name, layout in self._layouts.items()}
+        large = 0
+        for name, column in self._columns.items():
+            if isinstance(column.info, LabelInfo):
+                self._arrays[name] = (torch.from_numpy(column.arrays[0]).to(device),)
+            elif not isinstance(column.info, TextInfo):
+                large += sum(array.nbytes for array in column.arrays)
+        if device.type != "cuda":
+            return
+        if large > torch.cuda.mem_get_info(device)[0] // 4:
+            self._pool = ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(device,))
+            return
+        for name, column in self._columns.items():
+            if isinstance(column.info, ImageInfo | DerivedInfo):
+                self._arrays[name] = tuple(torch.from_numpy(np.array(array)).to(device) for array in column.arrays)
 
     def read(self, start: int, count: int) -> RawBatch:
+        """The rows at positions `start` to `start + count` of the endless stream, on the device."""
         if self._pool is None:
             return self._read(start, count)
         if self._ahead is not None and self._ahead[:2] == (start, count):
@@ -161,107 +257,188 @@ class CachedBatches:
         self._ahead = (start + stride, count, self._pool.submit(self._read, start + stride, count))
         return batch
 
-    def rows(self, start: int, count: int) -> torch.Tensor:
-        """Which images stand at these positions."""
-        size = len(self._images)
+    def rows(self, start: int, count: int, source: str | None = None) -> torch.Tensor:
+        """Which rows of a source, by default the first, stand at these positions."""
+        first = next(iter(self.data))
+        source = source or first
+        size = self.info.sources[source].num_images
+        assert size is not None
+        seed = self.seed if source == first else seed_from(self.seed, "source", source)
         parts = []
         while count:
             epoch, offset = divmod(start, size)
-            if epoch not in self._orders:
-                self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
-                if self._balanced is None:
-                    self._orders[epoch] = order(self.seed, epoch, size)
+            if (source, epoch) not in self._orders:
+                self._orders = {k: o for k, o in self._orders.items() if k[0] != source or k[1] == epoch - 1}
+                if source in self._balanced:
+                    self._orders[source, epoch] = balanced_order(seed, epoch, *self._balanced[source])
                 else:
-                    classes = len(self.info.class_names or ())
-                    self._orders[epoch] = balanced_order(self.seed, epoch, self._balanced, classes)
+                    self._orders[source, epoch] = order(seed, epoch, size)
             taken = min(count, size - offset)
-            parts.append(self._orders[epoch][offset : offset + taken])
+            parts.append(self._orders[source, epoch][offset : offset + taken])
             start, count = start + taken, count - taken
         return torch.cat(parts)
 
     def _read(self, start: int, count: int) -> RawBatch:
-        rows = self.rows(start, count)
-        on_device = rows.to(self.device, non_blocking=True)
-        if isinstance(self._images, torch.Tensor):
-            images = self._images[on_device]
-        else:
-            images = torch.from_numpy(self._images[rows.numpy()])
-            if self._pool is not None:
-                images = images.pin_memory()
-            images = images.to(self.device, non_blocking=True)
-        labels, layout = (None if t is None else t[on_device] for t in (self._labels, self._layout))
-        return RawBatch(images, labels, layout)
+        return self.take({source: self.rows(start, count, source) for source in self.data})
+
+    def take(self, rows: Mapping[str, torch.Tensor]) -> RawBatch:
+        """Some rows of each source, on the device."""
+        on_device = {source: index.to(self.device, non_blocking=True) for source, index in rows.items()}
+        columns: dict[str, Any] = {}
+        layouts: dict[str, torch.Tensor] = {}
+        for name, column in self._columns.items():
+            index, there = rows[column.info.source], on_device[column.info.source]
+            if column.index is not None:
+                index = torch.from_numpy(column.index[index.numpy()])
+                there = index.to(self.device, non_blocking=True)
+            parts = [self._pick(array, index, there) for array in self._arrays[name]]
+            columns[name] = torch.stack(parts, 1) if isinstance(column.info, DerivedInfo) else parts[0]
+            if name in self._layouts:
+                layouts[name] = self._layouts[name][there]
+        return RawBatch(columns, layouts, {name: column.info.source for name, column in self._columns.items()})
+
+    def _pick(self, array: Any, index: torch.Tensor, there: torch.Tensor) -> Any:
+        if isinstance(array, torch.Tensor):
+            return array[there]
+        if isinstance(array, Texts):
+            return array[index.tolist()]
+        picked = torch.from_numpy(array[index.numpy()])
+        if self._pool is not None:
+            picked = picked.pin_memory()
+        return picked.to(self.device, non_blocking=True)
 
     def state(self) -> None:
+        """Nothing: the position says all."""
         return None
 
     def restore(self, state: None) -> None:
-        pass
+        """Goes on from nothing."""
 
 
-class StreamedBatches:
+def _check_pairs(data: SourceData) -> None:
+    """Refuses images of one source that no common augmentation would leave aligned."""
+    images = {name: column for name, column in data.columns.items() if isinstance(column.info, ImageInfo)}
+    names = list(images)
+    for name in names[1:]:
+        _check_resolutions(names[0], data.info.columns[names[0]], name, data.info.columns[name])
+        layouts = [
+            column.layout if column.layout is None or column.index is None else column.layout[column.index]
+            for column in (images[names[0]], images[name])
+        ]
+        if not _equal(*layouts):
+            raise UserError(
+                f"the images of {names[0]!r} and {name!r} differ in shape, so that random crops would not agree: "
+                "set `center_crop`."
+            )
+
+
+def _check_resolutions(name: str, info: Any, other: str, others: Any) -> None:
+    if info.resolution != others.resolution:
+        raise UserError(
+            f"the images of {name!r} have {info.resolution} pixels and those of {other!r} {others.resolution}: give "
+            "one `resolution` for both."
+        )
+
+
+def _equal(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    return a is b if a is None or b is None else np.array_equal(a, b)
+
+
+class StreamedStream:
     """Batches out of a streamed data set, for data that fits no disk.
 
     Every process runs reader threads (decoding releases the interpreter lock). The shards of the data set are permuted
     anew in each epoch and dealt to the readers; where there are fewer shards than readers, each reader reads all of
-    them and keeps its part of the images. A reader shuffles blocks of `shuffle_buffer_size` images; its state is the
-    place of its block and the position within it, so that resuming is exact and reads at most one block again.
+    them and keeps its part of the rows. A reader shuffles blocks of `shuffle_buffer_size` rows; its state is where its
+    block begins and the position within it, so that resuming is exact and reads at most one block again.
     """
 
-    def __init__(self, config: DataConfig, seed: int, token: str | None = None, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self,
+        config: DataConfig,
+        seed: int,
+        token: str | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        columns: Mapping[str, Given] = by_source(DEFAULT)[TRAIN],
+        source: str = TRAIN,
+    ):
         self.config, self.seed, self.device = config, seed, torch.device("cpu")
         dataset, name = load_source(config, token)
         if dataset.features is None:
             dataset = dataset._resolve_features()
-        columns = find_columns(dataset.features, config)
-        if columns.label is not None and columns.class_names is None:
-            raise UserError(
-                f"`label_column` {columns.label} has no list of class names, which `streaming` needs beforehand: "
-                "give a column of type ClassLabel or leave `streaming` out."
-            )
-        kept = [columns.image] + ([columns.label] if columns.label else [])
-        self._dataset = without_decoding(dataset.select_columns(kept), columns.image)
-        mode, resolution = self._peek(columns)
-        self.info = DataInfo(
-            name, config.dataset_split, None, 0, 0, mode, resolution, columns.class_names, self._fingerprint(name)
-        )
+        features = dataset.features
+        chosen = find_columns(features, columns, config)
+        self.columns = {key: chosen[key] for key in columns if key in chosen}
+        self._dataset = dataset.select_columns(list(dict.fromkeys(self.columns.values())))
+        images = {key: column for key, column in self.columns.items() if isinstance(columns[key], Image)}
+        for column in images.values():
+            self._dataset = without_decoding(self._dataset, column)
+        infos: dict[str, ColumnInfo] = self._peek(images, source) if images else {}
+        for key, column in self.columns.items():
+            if isinstance(columns[key], Label):
+                names = class_names(features[column])
+                if names is None:
+                    raise UserError(
+                        f"`label_column` {column} has no list of class names, which `streaming` needs beforehand: "
+                        "give a column of type ClassLabel or leave `streaming` out."
+                    )
+                infos[key] = LabelInfo(Classes(names), source)
+            elif isinstance(columns[key], Text):
+                infos[key] = TextInfo(None, source)
+        infos = {key: infos[key] for key in self.columns}
+        sources = {source: SourceInfo(name, config.dataset_split, None, 0, self._fingerprint(name))}
+        self.info = DataInfo(sources, infos)
         self._workers = max(1, config.dataloader_num_workers)
         readers = [rank * self._workers + worker for worker in range(self._workers)]
-        self._readers = [_Reader(self, columns, reader, world_size * self._workers) for reader in readers]
-        self._turn = 0  # the reader whose images come next
+        self._readers = [_Reader(self, reader, world_size * self._workers) for reader in readers]
+        self._turn = 0  # the reader whose rows come next
 
-    def place(self, device: torch.device) -> None:
+    def to(self, device: torch.device) -> None:
+        """Chooses the device that batches come on."""
         self.device = device
 
-    def _peek(self, columns: Columns) -> tuple[str, int]:
-        """Takes the channels and the size from the first images, unless flags give them."""
-        seen = [look(row[columns.image]) for row in self._dataset.take(100)]
-        found = [result for result in seen if not isinstance(result, OSError)]
-        if not found:
-            raise UserError("none of the first 100 images of the stream can be read: use other data.")
-        mode = self.config.image_mode or richest_mode(mode for mode, _ in found)
-        return mode, self.config.resolution or common_resolution(np.array([size for _, size in found]))
+    def _peek(self, images: Mapping[str, str], source: str) -> dict[str, ColumnInfo]:
+        """Takes the channels and the size of each column from the first images, unless options give them."""
+        first = list(self._dataset.take(100))
+        infos: dict[str, ColumnInfo] = {}
+        for name, column in images.items():
+            heads = [head for head in (look(row[column]) for row in first) if not isinstance(head, OSError)]
+            if not heads:
+                raise UserError("none of the first 100 images of the stream can be read: use other data.")
+            mode = self.config.image_mode or richest_mode(mode for mode, _ in heads)
+            resolution = self.config.resolution or common_resolution(np.array([size for _, size in heads]))
+            infos[name] = ImageInfo(mode, resolution, source)
+        head = next(iter(infos))
+        for name, info in infos.items():
+            _check_resolutions(head, infos[head], name, info)
+        return infos
 
     def _fingerprint(self, name: str) -> str:
         source = (name, self.config.dataset_config_name, self.config.dataset_split, self._dataset.num_shards)
         return hashlib.sha256(repr((source, self._dataset.features)).encode()).hexdigest()[:32]
 
     def read(self, start: int, count: int) -> RawBatch:
-        images: list[np.ndarray] = []
-        labels: list[int] = []
-        while len(images) < count:
-            image, label = self._readers[self._turn].next()
+        """The next rows, on the device; streams know no positions."""
+        rows: list[dict[str, Any]] = []
+        while len(rows) < count:
+            rows.append(self._readers[self._turn].next())
             self._turn = (self._turn + 1) % self._workers
-            images.append(image)
-            labels.append(label)
-        stacked = torch.from_numpy(np.stack(images))
-        batch = RawBatch(stacked, torch.tensor(labels) if self.info.class_names is not None else None)
-        return batch.to(self.device)
+        columns: dict[str, Any] = {}
+        for name, info in self.info.columns.items():
+            values = [row[name] for row in rows]
+            if isinstance(info, ImageInfo):
+                columns[name] = torch.from_numpy(np.stack(values))
+            else:
+                columns[name] = torch.tensor(values) if isinstance(info, LabelInfo) else tuple(values)
+        return RawBatch(columns, {}, {name: info.source for name, info in self.info.columns.items()}).to(self.device)
 
     def state(self) -> dict[str, Any]:
+        """The reader whose turn it is, and where each of them is."""
         return {"turn": self._turn, "readers": [reader.state for reader in self._readers]}
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from `state`."""
         if len(state["readers"]) != self._workers:
             raise UserError(
                 f"`dataloader_num_workers`: the checkpoint was written with {len(state['readers'])} readers per "
@@ -269,22 +446,25 @@ class StreamedBatches:
             )
         self._turn = state["turn"]
         for reader, saved in zip(self._readers, state["readers"], strict=True):
-            reader.state = saved
+            # Checkpoints of version 0.1 say "place".
+            reader.state = {"shard_state" if key == "place" else key: value for key, value in saved.items()}
+
+
+START: dict[str, Any] = {"epoch": 0, "shard": 0, "shard_state": None, "row": 0, "block": 0, "offset": 0}
 
 
 class _Reader:
     """One thread that reads, shuffles and decodes its part of a stream."""
 
-    def __init__(self, stream: StreamedBatches, columns: Columns, index: int, total: int):
-        self.columns, self.index, self.total = columns, index, total
-        self.stream = stream
-        self.state: dict[str, Any] = {"epoch": 0, "shard": 0, "place": None, "row": 0, "block": 0, "offset": 0}
+    def __init__(self, stream: StreamedStream, index: int, total: int):
+        self.stream, self.index, self.total = stream, index, total
+        self.state = START
         self._queue: queue.Queue = queue.Queue(maxsize=256)
         self._thread: threading.Thread | None = None
         self._stopped = False
-        self._open: tuple[Any, Any, Iterator] | None = None  # a place, the shard, and its rows from there on
+        self._open: tuple[Any, Any, Iterator] | None = None  # a state, the shard, and its rows from there on
 
-    def next(self) -> tuple[np.ndarray, int]:
+    def next(self) -> dict[str, Any]:
         if self._thread is None:  # started late, so that a restored state is where it starts
             self._thread = threading.Thread(target=self._fill, daemon=True)
             self._thread.start()
@@ -292,8 +472,8 @@ class _Reader:
         item = self._queue.get()
         if isinstance(item, Exception):
             raise item
-        image, label, self.state = item
-        return image, label
+        row, self.state = item
+        return row
 
     def _fill(self) -> None:
         try:
@@ -313,37 +493,51 @@ class _Reader:
         if self._thread is not None:
             self._thread.join(STOP_SECONDS)
 
-    def _items(self, state: dict[str, Any]) -> Iterator[tuple[np.ndarray, int, dict[str, Any]]]:
-        """Images, labels, and the state in which the next image comes."""
-        config, info, seed = self.stream.config, self.stream.info, self.stream.seed
+    def _items(self, state: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Yields rows, and the state in which the next one comes."""
+        seed = self.stream.seed
         while True:
             block, following = self._block(state)
             draws = np.random.default_rng([seed_from(seed, "stream", self.index, state["epoch"], state["block"])])
-            permutation, places = draws.permutation(len(block)), draws.random(len(block))
+            permutation, crops = draws.permutation(len(block)), draws.random(len(block))
             for offset in range(state["offset"], len(block)):
-                number, row = block[permutation[offset]]
                 after = following if offset + 1 == len(block) else state | {"offset": offset + 1}
+                number, values = block[permutation[offset]]
+                row = self._decode(number, values, crops[offset])
+                if row is not None:
+                    yield row, after
+            state = following
+
+    def _decode(self, number: int, row: dict[str, Any], crop: float) -> dict[str, Any] | None:
+        """The values of a row, its images cropped alike; `None` if one of them is corrupt and may be skipped."""
+        config, decoded, shapes = self.stream.config, {}, set()
+        for name, column in self.stream.columns.items():
+            info, value = self.stream.info.columns[name], row[column]
+            if isinstance(info, LabelInfo):
+                decoded[name] = -1 if value is None else value
+            elif not isinstance(info, ImageInfo):
+                decoded[name] = value
+            else:
                 try:
-                    value = row[self.columns.image]
-                    pixels, length, transposed = fit(
-                        to_mode(decode(value), info.mode), info.resolution, config.center_crop
-                    )
+                    image = to_mode(decode(value), info.mode)
+                    pixels, length, transposed = fit(image, info.resolution, config.center_crop)
                 except OSError as error:
                     if config.skip_corrupt_images:
-                        continue
+                        return None
                     raise UserError(
                         f"image {number} of the stream ({(value or {}).get('path')}) cannot be read: {error}. "
                         "Fix it, or add `skip_corrupt_images`."
                     ) from None
-                left = int(places[offset] * (length - info.resolution + 1))
+                left = int(crop * (length - info.resolution + 1))
                 pixels = pixels[:, :, left : left + info.resolution]
-                label = row[self.columns.label] if self.columns.label else None
-                yield (
-                    np.ascontiguousarray(pixels.transpose(0, 2, 1) if transposed else pixels),
-                    -1 if label is None else label,
-                    after,
-                )
-            state = following
+                decoded[name] = np.ascontiguousarray(pixels.transpose(0, 2, 1) if transposed else pixels)
+                shapes.add((length, transposed))
+        if len(shapes) > 1:
+            raise UserError(
+                f"the images in row {number} of the stream differ in shape, so that random crops would not agree: set "
+                "`center_crop`."
+            )
+        return decoded
 
     def _block(self, state: dict[str, Any]) -> tuple[list[tuple[int, dict[str, Any]]], dict[str, Any]]:
         """Reads the block of encoded rows that begins at `state`, and the state after it."""
@@ -352,36 +546,36 @@ class _Reader:
         shared = shards < self.total  # then every reader reads all shards and keeps its part of the rows
         permutation = order(self.stream.seed, state["epoch"], shards).tolist()
         mine = permutation if shared else permutation[self.index :: self.total]
-        shard, place, row = state["shard"], state["place"], state["row"]
+        shard, shard_state, row = state["shard"], state["shard_state"], state["row"]
         block: list[tuple[int, dict[str, Any]]] = []
         while shard < len(mine) and len(block) < size:
-            part, rows = self._rows(mine[shard], place)
+            part, rows = self._rows(mine[shard], shard_state)
             for example in rows:
                 if not shared or row % self.total == self.index:
                     block.append((row, example))
                 row += 1
                 if len(block) == size:
-                    place = part.state_dict()
-                    self._open = place, part, rows
+                    shard_state = part.state_dict()
+                    self._open = shard_state, part, rows
                     break
             else:
-                shard, place = shard + 1, None
+                shard, shard_state = shard + 1, None
         if not block and state["block"] == 0:
             raise UserError(f"a part of the stream holds no images: use fewer readers than {self.total}.")
         if shard == len(mine):
-            return block, {"epoch": state["epoch"] + 1, "shard": 0, "place": None, "row": 0, "block": 0, "offset": 0}
-        following = {"epoch": state["epoch"], "shard": shard, "place": place, "row": row}
+            return block, START | {"epoch": state["epoch"] + 1}
+        following = {"epoch": state["epoch"], "shard": shard, "shard_state": shard_state, "row": row}
         return block, following | {"block": state["block"] + 1, "offset": 0}
 
-    def _rows(self, shard: int, place: Any) -> tuple[Any, Iterator]:
-        """A shard and its rows from `place` on, which is where the last block ended, or where a run is resumed.
+    def _rows(self, shard: int, state: Any) -> tuple[Any, Iterator]:
+        """A shard and its rows from `state` on, which is where the last block ended, or where a run is resumed.
 
-        Only the latter looks for the place: `datasets` finds it by reading all that comes before.
+        Only the latter has to search: `datasets` comes to a state by reading all that stands before.
         """
-        if self._open is not None and self._open[0] is place:
+        if self._open is not None and self._open[0] is state:
             return self._open[1:]
         dataset = self.stream._dataset
-        part = dataset.shard(num_shards=dataset.num_shards, index=shard)  # a new object: its place is ours alone
-        if place is not None:
-            part.load_state_dict(place)
+        part = dataset.shard(num_shards=dataset.num_shards, index=shard)  # a new object: its state is ours alone
+        if state is not None:
+            part.load_state_dict(state)
         return part, iter(part)

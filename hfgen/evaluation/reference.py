@@ -14,8 +14,9 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from hfgen.data.cache import DataInfo, ImageData, open_images
+from hfgen.data.cache import SourceData, open_images
 from hfgen.data.config import IMAGE_MODES, ImagesConfig
+from hfgen.data.info import DataInfo
 from hfgen.evaluation.config import ReferenceConfig
 from hfgen.evaluation.features import Extractor
 from hfgen.evaluation.metrics import Images
@@ -33,11 +34,11 @@ class Part:
     """Some images of a split.
 
     Attributes:
-        data ([`ImageData`]): The split, at the size of the model's images and in their mode.
+        data ([`~data.cache.SourceData`]): The split, at the size of the model's images and in their mode.
         rows (`np.ndarray` of shape `(N,)`): Which of its images, ascending.
     """
 
-    data: ImageData
+    data: SourceData
     rows: np.ndarray
 
     def images(self, indices: Sequence[int]) -> torch.Tensor:
@@ -80,7 +81,7 @@ def open_reference(
         UserError: If the data cannot be read.
     """
 
-    def open_split(split: str) -> ImageData:
+    def open_split(split: str) -> SourceData:
         return open_images(config.data(image_shape, split))
 
     channels, height, width = image_shape

@@ -96,8 +96,8 @@ def obstacle(
         info = reference.held_out.data.info
         if sampler.class_names and not set(info.class_names or ("",)) <= set(sampler.class_names):
             return f"{info.name} does not have the classes that {sampler.name} needs: name `label_column`"
-        if sampler.class_names and info.unlabelled:
-            return f"{info.unlabelled} images of {info.name} have no class, which {sampler.name} needs"
+        if sampler.class_names and info.classes and info.classes.unlabelled:
+            return f"{info.classes.unlabelled} images of {info.name} have no class, which {sampler.name} needs"
     if metric == "ppl" and not isinstance(extractor.prepare, Preparation):
         return f"{extractor.id} takes 8-bit images only: choose another `extractor`"
     return None

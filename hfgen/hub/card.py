@@ -1,6 +1,8 @@
 """Model cards, filled from `run.json` and reports of evaluations: nothing is stated that was not recorded."""
 
 import functools
+import importlib.resources
+import json
 import os
 import re
 import shlex
@@ -13,6 +15,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import build_hf_headers, get_session
 
+from hfgen.registry import find_family, pipeline_entries
 from hfgen.runtime.errors import UserError
 
 RESULTS = "## Results"
@@ -26,13 +29,29 @@ MARKUP = str.maketrans({"<": "&lt;", "[": "&#91;", "]": "&#93;", "|": "&#124;", 
 
 
 def render(template: str, **values: Any) -> str:
-    """Fills a template of `model_cards/templates`, in an installed wheel or in a checkout."""
+    """Fills a template.
+
+    Args:
+        template (`str`): `"package:file.md"`, or the name of one of `model_cards/templates`, in an installed wheel or in
+            a checkout. Both may extend the latter.
+        values: What the template asks for.
+
+    Raises:
+        UserError: If there is no such file in the package.
+    """
     here = Path(__file__).parent
     folders = (here / "templates", here.parent.parent / "model_cards" / "templates")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folders), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template(f"{template}.md").render(values)
+    package, _, file = template.rpartition(":")
+    if not package:
+        return environment.get_template(f"{template}.md").render(values)
+    try:
+        source = (importlib.resources.files(package) / file).read_text(encoding="utf-8")
+    except (ImportError, OSError) as error:
+        raise UserError(f"the template of the card is not at {template}: {error}. Fix its declaration.") from None
+    return environment.from_string(source).render(values)
 
 
 def plain(value: Any) -> Any:
@@ -106,8 +125,13 @@ def write_card(folder: Path, record: dict[str, Any], location: Path | None = Non
         datasets=[name] if on_hub else None,
     )
     shown = plain(record) | {"command": shown_command(record["command"])}
+    family, index = find_family(record["family"]), json.loads((folder / "model_index.json").read_text())
+    kind = index["_class_name"]
+    entry = pipeline_entries()[kind[-1] if isinstance(kind, list) else kind]
     card = render(
-        record["family"],
+        family.card or "family",
+        family=family,
+        pipeline=dict(zip(("module", "name"), entry.pipeline.split(":"), strict=True)),
         card_data=card_data.to_yaml(),
         title=plain(Path(model_id).name),
         model_id=code(str(location or model_id)),

@@ -4,6 +4,7 @@ import contextlib
 import filecmp
 import json
 import logging
+import re
 import shlex
 import shutil
 import tempfile
@@ -20,7 +21,8 @@ from huggingface_hub.utils import get_session, validate_repo_id
 
 from hfgen.runtime.errors import UserError
 
-BESIDE_COMPONENTS = ("model_index.json", "pipeline_hfgen_*.py", "README.md", "samples.png", "reconstructions.png")
+BESIDE_COMPONENTS = ("model_index.json", "README.md", "samples.png", "reconstructions.png")
+IMPORT = re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
 COMPONENT_FILES = (".json", ".safetensors", ".py")
 SPACE_FILES, SPACE_FOLDERS = ("app.py", "demo.py", "requirements.txt", "README.md"), ("hfgen", "model")
 MESSAGE = "Upload pipeline"
@@ -134,14 +136,28 @@ def pipeline_files(folder: Path) -> list[Path]:
     try:
         index = json.loads((folder / "model_index.json").read_text())
         components = [name for name, value in index.items() if isinstance(value, list) and name.isidentifier()]
+        kind = index.get("_class_name")
     except (OSError, ValueError, AttributeError):
         raise UserError(
             f"{folder} holds no pipeline: give the `output_dir` of a finished run, or `best` in it."
         ) from None
-    found = [path for name in BESIDE_COMPONENTS for path in sorted(folder.glob(name))]
+    found = [folder / name for name in BESIDE_COMPONENTS]
+    if isinstance(kind, list):  # a file and the class in it
+        found += code_files(folder, str(kind[0]))
     for name in components:
         found += [path for path in sorted((folder / name).rglob("*")) if path.suffix in COMPONENT_FILES]
     return _without_caches(folder, found)
+
+
+def code_files(folder: Path, name: str) -> list[Path]:
+    """The file of code of that name and those beside it that it imports."""
+    found, names = [], [name]
+    for name in names:  # which grows
+        file = folder / f"{name}.py"
+        if Path(name).name == name and file.is_file():
+            found.append(file)
+            names += [other for other in IMPORT.findall(file.read_text(encoding="utf-8")) if other not in names]
+    return found
 
 
 def _without_caches(folder: Path, found: list[Path]) -> list[Path]:

@@ -1,62 +1,18 @@
 """DCGAN (https://huggingface.co/papers/1511.06434) for images of 8 to 256 pixels, by class if asked to."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils import BaseOutput
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm as add_spectral_norm
 
 from hfgen.models.base import ModelMixin
+from hfgen.models.gan_base import DiscriminatorOutput, GeneratorOutput, stage_sizes
+from hfgen.models.labels import check_presence
 
-
-@dataclass
-class DCGANGeneratorOutput(BaseOutput):
-    """
-    The output of [`DCGANGenerator`].
-
-    Args:
-        sample (`torch.Tensor` of shape `(B, C, H, W)`): Images, float32 in [-1, 1].
-    """
-
-    sample: torch.Tensor
-
-
-@dataclass
-class DCGANDiscriminatorOutput(BaseOutput):
-    """
-    The output of [`DCGANDiscriminator`].
-
-    Args:
-        logits (`torch.Tensor` of shape `(B,)`): float32; large for what is taken to be real.
-    """
-
-    logits: torch.Tensor
-
-
-def stage_sizes(sample_size: int) -> list[int]:
-    """Sizes of the feature maps from the smallest, 4 to 7 pixels, to one that holds the image: 28 gives 7, 14, 28.
-
-    Raises:
-        ValueError: If the size is not between 8 and 256.
-    """
-    if not 8 <= sample_size <= 256:
-        raise ValueError(f"sample_size is {sample_size}, but this network makes images of 8 to 256 pixels.")
-    stages = 1
-    while -(-sample_size // 2**stages) > 7:
-        stages += 1
-    start = -(-sample_size // 2**stages)
-    return [start * 2**stage for stage in range(stages + 1)]
-
-
-def check_classes(class_labels: torch.Tensor | None, num_class_embeds: int | None) -> None:
-    """Raises `ValueError` if labels are missing, or given to a network without classes."""
-    if (class_labels is None) != (num_class_embeds is None):
-        expected = "expects class_labels" if class_labels is None else "knows no classes: leave class_labels out"
-        raise ValueError(f"num_class_embeds is {num_class_embeds}, so this network {expected}.")
+DCGANGeneratorOutput, DCGANDiscriminatorOutput = GeneratorOutput, DiscriminatorOutput  # their earlier names
 
 
 class DCGANGenerator(ModelMixin, ConfigMixin):
@@ -80,6 +36,8 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
     Raises:
         ValueError: If the size is out of range.
     """
+
+    noise_shapes: tuple[tuple[int, ...], ...] = ()  # it takes no noise beside the latents
 
     @register_to_config
     def __init__(
@@ -111,13 +69,13 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
 
     def forward(
         self, latents: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
-    ) -> DCGANGeneratorOutput | tuple[torch.Tensor]:
+    ) -> GeneratorOutput | tuple[torch.Tensor]:
         r"""
         Args:
             latents (`torch.Tensor` of shape `(B, latent_dim)`): Standard normal.
             class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
             return_dict (`bool`, *optional*, defaults to `True`):
-                Whether to return a [`DCGANGeneratorOutput`] instead of a tuple.
+                Whether to return a [`GeneratorOutput`] instead of a tuple.
 
         Raises:
             ValueError: For latents of the wrong shape, missing or unexpected classes, or one image in training mode,
@@ -127,14 +85,14 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
             raise ValueError(f"latents has shape {tuple(latents.shape)}, but must be (B, {self.config.latent_dim}).")
         if self.training and len(latents) == 1:
             raise ValueError("latents has one row, but batch normalisation learns from several: use a larger batch.")
-        check_classes(class_labels, self.config.num_class_embeds)
+        check_presence(class_labels, self.config.num_class_embeds)
         if self.class_embedding is not None:
             latents = torch.cat([latents, self.class_embedding(class_labels).to(latents.dtype)], dim=1)
         hidden = self.linear(latents).unflatten(1, (-1, self.start_size, self.start_size))
         sample = self.conv_out(self.layers(hidden)).float().tanh()
         margin, size = (sample.shape[-1] - self.config.sample_size) // 2, self.config.sample_size
         sample = sample[..., margin : margin + size, margin : margin + size]
-        return DCGANGeneratorOutput(sample=sample) if return_dict else (sample,)
+        return GeneratorOutput(sample=sample) if return_dict else (sample,)
 
     def latent_weight(self) -> torch.Tensor:
         """What the latent meets first: `(N, latent_dim)`. Its singular vectors are directions of change (SeFa)."""
@@ -214,13 +172,13 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
 
     def forward(
         self, sample: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
-    ) -> DCGANDiscriminatorOutput | tuple[torch.Tensor]:
+    ) -> DiscriminatorOutput | tuple[torch.Tensor]:
         r"""
         Args:
             sample (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1].
             class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
             return_dict (`bool`, *optional*, defaults to `True`):
-                Whether to return a [`DCGANDiscriminatorOutput`] instead of a tuple.
+                Whether to return a [`DiscriminatorOutput`] instead of a tuple.
 
         Raises:
             ValueError: For images of the wrong shape, or missing or unexpected classes.
@@ -228,10 +186,10 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
         channels, size = self.config.in_channels, self.config.sample_size
         if tuple(sample.shape[1:]) != (channels, size, size):
             raise ValueError(f"sample has shape {tuple(sample.shape)}, but must be (B, {channels}, {size}, {size}).")
-        check_classes(class_labels, self.config.num_class_embeds)
+        check_presence(class_labels, self.config.num_class_embeds)
         features = self.layers(sample).to(self.linear.weight.dtype)
         with torch.autocast(sample.device.type, enabled=False):  # losses are about small differences of logits
             logits = self.linear(features.flatten(1)).squeeze(1).float()
             if self.class_embedding is not None:
                 logits = logits + (self.class_embedding(class_labels) * features.sum((2, 3))).sum(1).float()
-        return DCGANDiscriminatorOutput(logits=logits) if return_dict else (logits,)
+        return DiscriminatorOutput(logits=logits) if return_dict else (logits,)

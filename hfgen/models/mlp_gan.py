@@ -1,52 +1,16 @@
 """The fully connected GAN of the first paper (https://huggingface.co/papers/1406.2661), by class if asked to."""
 
-from dataclasses import dataclass
-
 import torch
 from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils import BaseOutput
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm as add_spectral_norm
 
 from hfgen.models.base import ModelMixin
+from hfgen.models.gan_base import DiscriminatorOutput, GeneratorOutput, check_size
+from hfgen.models.labels import check_presence
 
-
-@dataclass
-class MLPGeneratorOutput(BaseOutput):
-    """
-    The output of [`MLPGenerator`].
-
-    Args:
-        sample (`torch.Tensor` of shape `(B, C, H, W)`): Images, float32 in [-1, 1].
-    """
-
-    sample: torch.Tensor
-
-
-@dataclass
-class MLPDiscriminatorOutput(BaseOutput):
-    """
-    The output of [`MLPDiscriminator`].
-
-    Args:
-        logits (`torch.Tensor` of shape `(B,)`): float32; large for what is taken to be real.
-    """
-
-    logits: torch.Tensor
-
-
-def check_size(sample_size: int) -> None:
-    """Raises `ValueError` if the size is not between 8 and 256."""
-    if not 8 <= sample_size <= 256:
-        raise ValueError(f"sample_size is {sample_size}, but this network makes images of 8 to 256 pixels.")
-
-
-def check_classes(class_labels: torch.Tensor | None, num_class_embeds: int | None) -> None:
-    """Raises `ValueError` if labels are missing, or given to a network without classes."""
-    if (class_labels is None) != (num_class_embeds is None):
-        expected = "expects class_labels" if class_labels is None else "knows no classes: leave class_labels out"
-        raise ValueError(f"num_class_embeds is {num_class_embeds}, so this network {expected}.")
+MLPGeneratorOutput, MLPDiscriminatorOutput = GeneratorOutput, DiscriminatorOutput  # their earlier names
 
 
 class MLPGenerator(ModelMixin, ConfigMixin):
@@ -71,6 +35,8 @@ class MLPGenerator(ModelMixin, ConfigMixin):
         ValueError: If the size is out of range.
     """
 
+    noise_shapes: tuple[tuple[int, ...], ...] = ()  # it takes no noise beside the latents
+
     @register_to_config
     def __init__(
         self,
@@ -93,13 +59,13 @@ class MLPGenerator(ModelMixin, ConfigMixin):
 
     def forward(
         self, latents: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
-    ) -> MLPGeneratorOutput | tuple[torch.Tensor]:
+    ) -> GeneratorOutput | tuple[torch.Tensor]:
         r"""
         Args:
             latents (`torch.Tensor` of shape `(B, latent_dim)`): Standard normal.
             class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
             return_dict (`bool`, *optional*, defaults to `True`):
-                Whether to return an [`MLPGeneratorOutput`] instead of a tuple.
+                Whether to return an [`GeneratorOutput`] instead of a tuple.
 
         Raises:
             ValueError: For latents of the wrong shape, missing or unexpected classes, or one image in training mode,
@@ -109,12 +75,12 @@ class MLPGenerator(ModelMixin, ConfigMixin):
             raise ValueError(f"latents has shape {tuple(latents.shape)}, but must be (B, {self.config.latent_dim}).")
         if self.training and len(latents) == 1:
             raise ValueError("latents has one row, but batch normalisation learns from several: use a larger batch.")
-        check_classes(class_labels, self.config.num_class_embeds)
+        check_presence(class_labels, self.config.num_class_embeds)
         if self.class_embedding is not None:
             latents = torch.cat([latents, self.class_embedding(class_labels).to(latents.dtype)], dim=1)
         size = (self.config.out_channels, self.config.sample_size, self.config.sample_size)
         sample = self.layers(latents).float().tanh().unflatten(1, size)
-        return MLPGeneratorOutput(sample=sample) if return_dict else (sample,)
+        return GeneratorOutput(sample=sample) if return_dict else (sample,)
 
     def latent_weight(self) -> torch.Tensor:
         """What the latent meets first: `(N, latent_dim)`. Its singular vectors are directions of change (SeFa)."""
@@ -172,13 +138,13 @@ class MLPDiscriminator(ModelMixin, ConfigMixin):
 
     def forward(
         self, sample: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
-    ) -> MLPDiscriminatorOutput | tuple[torch.Tensor]:
+    ) -> DiscriminatorOutput | tuple[torch.Tensor]:
         r"""
         Args:
             sample (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1].
             class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
             return_dict (`bool`, *optional*, defaults to `True`):
-                Whether to return an [`MLPDiscriminatorOutput`] instead of a tuple.
+                Whether to return an [`DiscriminatorOutput`] instead of a tuple.
 
         Raises:
             ValueError: For images of the wrong shape, or missing or unexpected classes.
@@ -186,10 +152,10 @@ class MLPDiscriminator(ModelMixin, ConfigMixin):
         channels, size = self.config.in_channels, self.config.sample_size
         if tuple(sample.shape[1:]) != (channels, size, size):
             raise ValueError(f"sample has shape {tuple(sample.shape)}, but must be (B, {channels}, {size}, {size}).")
-        check_classes(class_labels, self.config.num_class_embeds)
+        check_presence(class_labels, self.config.num_class_embeds)
         features = self.layers(sample.flatten(1)).to(self.linear.weight.dtype)
         with torch.autocast(sample.device.type, enabled=False):  # losses are about small differences of logits
             logits = self.linear(features).squeeze(1).float()
             if self.class_embedding is not None:
                 logits = logits + (self.class_embedding(class_labels) * features).sum(1).float()
-        return MLPDiscriminatorOutput(logits=logits) if return_dict else (logits,)
+        return DiscriminatorOutput(logits=logits) if return_dict else (logits,)

@@ -7,68 +7,24 @@ https://huggingface.co/papers/1901.09321).
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils import BaseOutput
 from torch import nn
 from torch.nn import functional as F
 
 from hfgen.models.base import ModelMixin
+from hfgen.models.gan_base import DiscriminatorOutput, GeneratorOutput, stage_sizes
+from hfgen.models.labels import check_presence
 
-
-@dataclass
-class ResidualGeneratorOutput(BaseOutput):
-    """
-    The output of [`ResidualGenerator`].
-
-    Args:
-        sample (`torch.Tensor` of shape `(B, C, H, W)`): Images, float32, about [-1, 1] (not bounded).
-    """
-
-    sample: torch.Tensor
-
-
-@dataclass
-class ResidualDiscriminatorOutput(BaseOutput):
-    """
-    The output of [`ResidualDiscriminator`].
-
-    Args:
-        logits (`torch.Tensor` of shape `(B,)`): float32; large for what is taken to be real.
-    """
-
-    logits: torch.Tensor
-
-
-def stage_sizes(sample_size: int) -> list[int]:
-    """Sizes of the feature maps from the smallest, 4 to 7 pixels, to one that holds the image: 28 gives 7, 14, 28.
-
-    Raises:
-        ValueError: If the size is not between 8 and 256.
-    """
-    if not 8 <= sample_size <= 256:
-        raise ValueError(f"sample_size is {sample_size}, but this network makes images of 8 to 256 pixels.")
-    stages = 1
-    while -(-sample_size // 2**stages) > 7:
-        stages += 1
-    start = -(-sample_size // 2**stages)
-    return [start * 2**stage for stage in range(stages + 1)]
+ResidualGeneratorOutput, ResidualDiscriminatorOutput = GeneratorOutput, DiscriminatorOutput  # their earlier names
 
 
 def stage_widths(block_out_channels: Sequence[int], stages: int) -> list[int]:
     """Channels of each stage from the smallest size up; the last given width serves all the larger sizes."""
     widths = list(block_out_channels)
     return (widths + widths[-1:] * stages)[:stages]
-
-
-def check_classes(class_labels: torch.Tensor | None, num_class_embeds: int | None) -> None:
-    """Raises `ValueError` if labels are missing, or given to a network without classes."""
-    if (class_labels is None) != (num_class_embeds is None):
-        expected = "expects class_labels" if class_labels is None else "knows no classes: leave class_labels out"
-        raise ValueError(f"num_class_embeds is {num_class_embeds}, so this network {expected}.")
 
 
 class ResidualBlock(nn.Module):
@@ -131,6 +87,8 @@ class ResidualGenerator(ModelMixin, ConfigMixin):
         ValueError: If the size is out of range.
     """
 
+    noise_shapes: tuple[tuple[int, ...], ...] = ()  # it takes no noise beside the latents
+
     @register_to_config
     def __init__(
         self,
@@ -164,20 +122,20 @@ class ResidualGenerator(ModelMixin, ConfigMixin):
 
     def forward(
         self, latents: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
-    ) -> ResidualGeneratorOutput | tuple[torch.Tensor]:
+    ) -> GeneratorOutput | tuple[torch.Tensor]:
         r"""
         Args:
             latents (`torch.Tensor` of shape `(B, latent_dim)`): Standard normal.
             class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
             return_dict (`bool`, *optional*, defaults to `True`):
-                Whether to return a [`ResidualGeneratorOutput`] instead of a tuple.
+                Whether to return a [`GeneratorOutput`] instead of a tuple.
 
         Raises:
             ValueError: For latents of the wrong shape, or missing or unexpected classes.
         """
         if latents.ndim != 2 or latents.shape[1] != self.config.latent_dim:
             raise ValueError(f"latents has shape {tuple(latents.shape)}, but must be (B, {self.config.latent_dim}).")
-        check_classes(class_labels, self.config.num_class_embeds)
+        check_presence(class_labels, self.config.num_class_embeds)
         if self.class_embedding is not None:
             latents = torch.cat([latents, self.class_embedding(class_labels).to(latents.dtype)], dim=1)
         hidden = self.basis * self.linear(latents)[:, :, None, None]
@@ -188,7 +146,7 @@ class ResidualGenerator(ModelMixin, ConfigMixin):
         sample = self.conv_out(hidden).float()
         margin, size = (sample.shape[-1] - self.config.sample_size) // 2, self.config.sample_size
         sample = sample[..., margin : margin + size, margin : margin + size]
-        return ResidualGeneratorOutput(sample=sample) if return_dict else (sample,)
+        return GeneratorOutput(sample=sample) if return_dict else (sample,)
 
     def latent_weight(self) -> torch.Tensor:
         """What the latent meets first: `(N, latent_dim)`. Its singular vectors are directions of change (SeFa)."""
@@ -255,13 +213,13 @@ class ResidualDiscriminator(ModelMixin, ConfigMixin):
 
     def forward(
         self, sample: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
-    ) -> ResidualDiscriminatorOutput | tuple[torch.Tensor]:
+    ) -> DiscriminatorOutput | tuple[torch.Tensor]:
         r"""
         Args:
             sample (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1].
             class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
             return_dict (`bool`, *optional*, defaults to `True`):
-                Whether to return a [`ResidualDiscriminatorOutput`] instead of a tuple.
+                Whether to return a [`DiscriminatorOutput`] instead of a tuple.
 
         Raises:
             ValueError: For images of the wrong shape, or missing or unexpected classes.
@@ -269,7 +227,7 @@ class ResidualDiscriminator(ModelMixin, ConfigMixin):
         channels, size = self.config.in_channels, self.config.sample_size
         if tuple(sample.shape[1:]) != (channels, size, size):
             raise ValueError(f"sample has shape {tuple(sample.shape)}, but must be (B, {channels}, {size}, {size}).")
-        check_classes(class_labels, self.config.num_class_embeds)
+        check_presence(class_labels, self.config.num_class_embeds)
         before, after = self.pad // 2, self.pad - self.pad // 2
         hidden = self.conv_in(F.pad(sample, (before, after, before, after)))
         for number, (stage, project) in enumerate(zip(self.stages, self.projections, strict=True)):
@@ -281,4 +239,4 @@ class ResidualDiscriminator(ModelMixin, ConfigMixin):
             if self.class_embedding is not None:
                 features = features * self.class_embedding(class_labels) / math.sqrt(features.shape[1])
             logits = features.sum(1).float()
-        return ResidualDiscriminatorOutput(logits=logits) if return_dict else (logits,)
+        return DiscriminatorOutput(logits=logits) if return_dict else (logits,)

@@ -5,124 +5,29 @@ blocks at the full size, where a CPU would spend most of its time. The last conv
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
-from diffusers.utils import BaseOutput
 from torch import nn
 from torch.nn import functional as F
 
 from hfgen.models.base import ModelMixin
+from hfgen.models.labels import check_classes
+from hfgen.models.vae_base import (
+    GaussianVAE,
+    VAEDecoderOutput,
+    check_images,
+    check_latents,
+    decoder_output,
+    feature_sizes,
+    num_parameters,
+    start_likelihood_,
+)
 
-
-@dataclass
-class ResidualVAEDecoderOutput(BaseOutput):
-    """
-    The output of [`ResidualVAE.decode`].
-
-    Args:
-        sample (`torch.Tensor` of shape `(B, C, H, W)`): The expected images, float32, about [-1, 1].
-        parameters (`torch.Tensor` of shape `(B, P, H, W)`): Parameters of the likelihood, float32.
-    """
-
-    sample: torch.Tensor
-    parameters: torch.Tensor
-
-
-# Copied from hfgen.models.conv_vae
-def num_parameters(likelihood: str, channels: int, num_mixtures: int) -> int:
-    """Numbers that a decoder emits per pixel, P.
-
-    - `"gaussian"`: C means. `"bernoulli"`: C logits of white.
-    - `"logistic"`: C means, C log-scales.
-    - `"logistic_mixture"` of K components (https://huggingface.co/papers/1701.05517): K logits, means as (C, K),
-      log-scales as (C, K), and coefficients, before their tanh, as (pairs, K) for the pairs (1, 0), (2, 0), (2, 1) and
-      so on of a channel and one that it depends on.
-
-    Raises:
-        ValueError: For an unknown likelihood.
-    """
-    counts = {
-        "gaussian": channels,
-        "bernoulli": channels,
-        "logistic": 2 * channels,
-        "logistic_mixture": num_mixtures * (1 + 2 * channels + channels * (channels - 1) // 2),
-    }
-    if likelihood not in counts:
-        raise ValueError(f"likelihood is {likelihood!r}, but must be one of {', '.join(counts)}.")
-    return counts[likelihood]
-
-
-# Copied from hfgen.models.conv_vae
-def mean_image(parameters: torch.Tensor, likelihood: str, channels: int, num_mixtures: int) -> torch.Tensor:
-    """The expected image `(B, C, H, W)` under the parameters `(B, P, H, W)` of a likelihood, float32.
-
-    Gaussian means are not bounded. Logistic ones are clamped to [-1, 1], where the levels are, component by component:
-    a mean far outside stands for a pixel that is surely black or white.
-    """
-    parameters = parameters.float()
-    if likelihood == "gaussian":
-        return parameters
-    if likelihood == "bernoulli":
-        return 2 * parameters.sigmoid() - 1
-    if likelihood == "logistic":
-        return parameters[:, :channels].clamp(-1, 1)
-    weights = parameters[:, :num_mixtures].softmax(1)
-    means = parameters[:, num_mixtures : (1 + channels) * num_mixtures].unflatten(1, (channels, num_mixtures))
-    coefficients = parameters[:, (1 + 2 * channels) * num_mixtures :].tanh().split(num_mixtures, dim=1)
-    expected: list[torch.Tensor] = []  # channel by channel, each (B, K, H, W)
-    for channel in range(channels):
-        mean, first = means[:, channel], channel * (channel - 1) // 2
-        for before in range(channel):
-            mean = mean + coefficients[first + before] * expected[before]
-        expected.append(mean.clamp(-1, 1))
-    return torch.stack([(weights * mean).sum(1) for mean in expected], dim=1)
-
-
-# Copied from hfgen.models.conv_vae
-@torch.no_grad()
-def start_likelihood_(layer: nn.Conv2d, likelihood: str, channels: int, num_mixtures: int) -> None:
-    """Biases with which a logistic likelihood starts broad, the means of its components spread over [-1, 1]."""
-    if likelihood not in ("logistic", "logistic_mixture") or layer.bias is None:
-        return
-    nn.init.zeros_(layer.bias)
-    if likelihood == "logistic":
-        layer.bias[channels:] = -1.5
-    else:
-        places = (2 * torch.arange(num_mixtures) + 1) / num_mixtures - 1
-        layer.bias[num_mixtures : (1 + channels) * num_mixtures] = places.repeat(channels)
-        layer.bias[(1 + channels) * num_mixtures : (1 + 2 * channels) * num_mixtures] = -1.5
-
-
-# Copied from hfgen.models.conv_vae
-def feature_sizes(sample_size: int, halvings: int) -> list[int]:
-    """Sizes of the feature maps from the image's to the smallest: 28 gives 28, 14, 7, 4.
-
-    Raises:
-        ValueError: If the size is not between 8 and 256.
-    """
-    if not 8 <= sample_size <= 256:
-        raise ValueError(f"sample_size is {sample_size}, but this network takes images of 8 to 256 pixels.")
-    return [-(-sample_size // 2**level) for level in range(halvings + 1)]
-
-
-# Copied from hfgen.models.conv_vae
-def check_classes(class_labels: torch.Tensor | None, num_class_embeds: int | None, batch_size: int) -> None:
-    """Raises `ValueError` if labels are missing, unexpected, too few or too many, or out of range."""
-    if (class_labels is None) != (num_class_embeds is None):
-        expected = "expects class_labels" if class_labels is None else "knows no classes: leave class_labels out"
-        raise ValueError(f"num_class_embeds is {num_class_embeds}, so this network {expected}.")
-    if class_labels is None or num_class_embeds is None:
-        return
-    if class_labels.shape != (batch_size,):
-        raise ValueError(f"class_labels has shape {tuple(class_labels.shape)}, but must be ({batch_size},).")
-    # Looking at values on a GPU would wait for it.
-    if class_labels.device.type == "cpu" and not ((class_labels >= 0) & (class_labels < num_class_embeds)).all():
-        raise ValueError(f"class_labels is {class_labels.tolist()}, but must be from 0 to {num_class_embeds - 1}.")
+ResidualVAEDecoderOutput = VAEDecoderOutput  # its earlier name
 
 
 class ResidualBlock(nn.Module):
@@ -160,7 +65,7 @@ class ResidualBlocks(nn.ModuleList):
         return x
 
 
-class ResidualVAE(ModelMixin, ConfigMixin):
+class ResidualVAE(GaussianVAE, ModelMixin, ConfigMixin):
     r"""
     Halves images with strided convolutions, doubles them with transposed ones, residual blocks at each size between.
 
@@ -276,10 +181,7 @@ class ResidualVAE(ModelMixin, ConfigMixin):
         Raises:
             ValueError: For images of the wrong shape, or missing, unexpected or unknown classes.
         """
-        channels, size = self.config.in_channels, self.config.sample_size
-        if tuple(sample.shape[1:]) != (channels, size, size):
-            raise ValueError(f"sample has shape {tuple(sample.shape)}, but must be (B, {channels}, {size}, {size}).")
-        check_classes(class_labels, self.config.num_class_embeds, len(sample))
+        check_images(sample, class_labels, self.config)
         embedding = None if self.class_embedding is None else self.class_embedding(class_labels)
         hidden = sample.to(self.mean.weight.dtype)
         for down, blocks in zip(self.down, self.down_blocks, strict=True):
@@ -292,7 +194,7 @@ class ResidualVAE(ModelMixin, ConfigMixin):
 
     def decode(
         self, latents: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
-    ) -> ResidualVAEDecoderOutput | tuple[torch.Tensor, torch.Tensor]:
+    ) -> VAEDecoderOutput | tuple[torch.Tensor, torch.Tensor]:
         r"""
         Images from latents.
 
@@ -300,14 +202,12 @@ class ResidualVAE(ModelMixin, ConfigMixin):
             latents (`torch.Tensor` of shape `(B, latent_channels, h, w)`): A priori standard normal.
             class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
             return_dict (`bool`, *optional*, defaults to `True`):
-                Whether to return a [`ResidualVAEDecoderOutput`] instead of a tuple.
+                Whether to return a [`VAEDecoderOutput`] instead of a tuple.
 
         Raises:
             ValueError: For latents of the wrong shape, or missing, unexpected or unknown classes.
         """
-        if tuple(latents.shape[1:]) != self.latent_shape:
-            expected = ", ".join(map(str, self.latent_shape))
-            raise ValueError(f"latents has shape {tuple(latents.shape)}, but must be (B, {expected}).")
+        check_latents(latents, self.latent_shape)
         check_classes(class_labels, self.config.num_class_embeds, len(latents))
         embedding = None if self.class_embedding is None else self.class_embedding(class_labels)
         hidden = self.latent_in(latents.to(self.latent_in.weight.dtype))
@@ -316,29 +216,4 @@ class ResidualVAE(ModelMixin, ConfigMixin):
         hidden = F.silu(hidden)
         with torch.autocast(latents.device.type, enabled=False):  # bfloat16 has fewer than the 256 levels of a pixel
             parameters = self.conv_out(hidden.to(self.conv_out.weight.dtype)).float()
-        sample = mean_image(parameters, self.config.likelihood, self.config.in_channels, self.config.num_mixtures)
-        return ResidualVAEDecoderOutput(sample=sample, parameters=parameters) if return_dict else (sample, parameters)
-
-    def forward(
-        self,
-        sample: torch.Tensor,
-        class_labels: torch.Tensor | None = None,
-        sample_posterior: bool = False,
-        return_dict: bool = True,
-        generator: torch.Generator | None = None,
-    ) -> ResidualVAEDecoderOutput | tuple[torch.Tensor, torch.Tensor]:
-        r"""
-        Reconstructions of images.
-
-        Args:
-            sample (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1].
-            class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
-            sample_posterior (`bool`, *optional*, defaults to `False`):
-                Whether to draw the latents from the posterior instead of taking its mode.
-            return_dict (`bool`, *optional*, defaults to `True`):
-                Whether to return a [`ResidualVAEDecoderOutput`] instead of a tuple.
-            generator (`torch.Generator`, *optional*): For drawing the latents.
-        """
-        (posterior,) = self.encode(sample, class_labels, return_dict=False)
-        latents = posterior.sample(generator=generator) if sample_posterior else posterior.mode()
-        return self.decode(latents, class_labels, return_dict=return_dict)
+        return decoder_output(parameters, self.config, return_dict)

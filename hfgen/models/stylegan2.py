@@ -7,32 +7,19 @@ Learning rates are equalised: weights are drawn from N(0, 1) and scaled by `1 / 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils import BaseOutput
 from torch import nn
 
 from hfgen.models.base import ModelMixin
+from hfgen.models.gan_base import DiscriminatorOutput, GeneratorOutput
+
+StyleGAN2GeneratorOutput, StyleGAN2DiscriminatorOutput = GeneratorOutput, DiscriminatorOutput  # their earlier names
 
 W_AVG_DECAY = 0.995
-
-
-@dataclass
-class StyleGAN2GeneratorOutput(BaseOutput):
-    """Images `sample`: `torch.Tensor` of shape `(B, C, H, W)`, float32, about [-1, 1]."""
-
-    sample: torch.Tensor
-
-
-@dataclass
-class StyleGAN2DiscriminatorOutput(BaseOutput):
-    """How real images look, `logits`: `torch.Tensor` of shape `(B,)`, float32, unbounded; more is more real."""
-
-    logits: torch.Tensor
 
 
 def stages(sample_size: int, channel_base: int, channel_max: int) -> tuple[list[int], list[int]]:
@@ -349,14 +336,14 @@ class StyleGAN2Generator(ModelMixin, ConfigMixin):
         truncation: float = 1.0,
         noise: Sequence[torch.Tensor] | None = None,
         return_dict: bool = True,
-    ) -> StyleGAN2GeneratorOutput | tuple[torch.Tensor]:
+    ) -> GeneratorOutput | tuple[torch.Tensor]:
         """Turns latents into images: `map`, then `synthesize`; see there for arguments, ranges and errors.
 
         Returns:
-            [`StyleGAN2GeneratorOutput`], or a tuple if `return_dict=False`.
+            [`GeneratorOutput`], or a tuple if `return_dict=False`.
         """
         sample = self.synthesize(self.map(latents, class_labels, truncation), noise)
-        return StyleGAN2GeneratorOutput(sample=sample) if return_dict else (sample,)
+        return GeneratorOutput(sample=sample) if return_dict else (sample,)
 
 
 def minibatch_std(x: torch.Tensor, group_size: int) -> torch.Tensor:
@@ -441,14 +428,14 @@ class StyleGAN2Discriminator(ModelMixin, ConfigMixin):
 
     def forward(
         self, sample: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
-    ) -> StyleGAN2DiscriminatorOutput | tuple[torch.Tensor]:
+    ) -> DiscriminatorOutput | tuple[torch.Tensor]:
         """Scores images. Its derivative can be differentiated again, as gradient penalties do.
 
         Args:
             sample (`torch.Tensor` of shape `(B, in_channels, sample_size, sample_size)`): Images, [-1, 1].
             class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
             return_dict (`bool`, *optional*, defaults to `True`): Whether to return a
-                [`StyleGAN2DiscriminatorOutput`] instead of a tuple.
+                [`DiscriminatorOutput`] instead of a tuple.
 
         Raises:
             ValueError: For images of another shape, class labels that are missing or have no use, and in training mode
@@ -473,7 +460,7 @@ class StyleGAN2Discriminator(ModelMixin, ConfigMixin):
         if class_labels is not None:
             embedding = at_least_float32(self.class_embedding(class_labels))
             logits = logits + (embedding * features).sum(1) / math.sqrt(features.shape[1])
-        return StyleGAN2DiscriminatorOutput(logits=logits) if return_dict else (logits,)
+        return DiscriminatorOutput(logits=logits) if return_dict else (logits,)
 
     def _group_size(self, batch_size: int) -> int:
         limit = self.config.minibatch_std_group

@@ -18,6 +18,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from hfgen.models.base import ModelMixin
+from hfgen.models.labels import check_classes
+from hfgen.models.vae_base import (
+    VAEDecoderOutput,
+    check_images,
+    check_latents,
+    decoder_output,
+    num_parameters,
+    start_likelihood_,
+)
+
+VQVAEDecoderOutput = VAEDecoderOutput  # its earlier name
 
 SMOOTHING = 1e-6  # weight of the place where a code was, as a share of all latents
 
@@ -51,100 +62,6 @@ class VQVAEQuantizerOutput(BaseOutput):
     latents: torch.Tensor
     indices: torch.Tensor
     commitment: torch.Tensor
-
-
-@dataclass
-class VQVAEDecoderOutput(BaseOutput):
-    """
-    The output of [`VQVAE.decode`].
-
-    Args:
-        sample (`torch.Tensor` of shape `(B, C, H, W)`): The expected images, float32, about [-1, 1].
-        parameters (`torch.Tensor` of shape `(B, P, H, W)`): Parameters of the likelihood, float32.
-    """
-
-    sample: torch.Tensor
-    parameters: torch.Tensor
-
-
-# Copied from hfgen.models.conv_vae
-def num_parameters(likelihood: str, channels: int, num_mixtures: int) -> int:
-    """Numbers that a decoder emits per pixel, P.
-
-    - `"gaussian"`: C means. `"bernoulli"`: C logits of white.
-    - `"logistic"`: C means, C log-scales.
-    - `"logistic_mixture"` of K components (https://huggingface.co/papers/1701.05517): K logits, means as (C, K),
-      log-scales as (C, K), and coefficients, before their tanh, as (pairs, K) for the pairs (1, 0), (2, 0), (2, 1) and
-      so on of a channel and one that it depends on.
-
-    Raises:
-        ValueError: For an unknown likelihood.
-    """
-    counts = {
-        "gaussian": channels,
-        "bernoulli": channels,
-        "logistic": 2 * channels,
-        "logistic_mixture": num_mixtures * (1 + 2 * channels + channels * (channels - 1) // 2),
-    }
-    if likelihood not in counts:
-        raise ValueError(f"likelihood is {likelihood!r}, but must be one of {', '.join(counts)}.")
-    return counts[likelihood]
-
-
-# Copied from hfgen.models.conv_vae
-def mean_image(parameters: torch.Tensor, likelihood: str, channels: int, num_mixtures: int) -> torch.Tensor:
-    """The expected image `(B, C, H, W)` under the parameters `(B, P, H, W)` of a likelihood, float32.
-
-    Gaussian means are not bounded. Logistic ones are clamped to [-1, 1], where the levels are, component by component:
-    a mean far outside stands for a pixel that is surely black or white.
-    """
-    parameters = parameters.float()
-    if likelihood == "gaussian":
-        return parameters
-    if likelihood == "bernoulli":
-        return 2 * parameters.sigmoid() - 1
-    if likelihood == "logistic":
-        return parameters[:, :channels].clamp(-1, 1)
-    weights = parameters[:, :num_mixtures].softmax(1)
-    means = parameters[:, num_mixtures : (1 + channels) * num_mixtures].unflatten(1, (channels, num_mixtures))
-    coefficients = parameters[:, (1 + 2 * channels) * num_mixtures :].tanh().split(num_mixtures, dim=1)
-    expected: list[torch.Tensor] = []  # channel by channel, each (B, K, H, W)
-    for channel in range(channels):
-        mean, first = means[:, channel], channel * (channel - 1) // 2
-        for before in range(channel):
-            mean = mean + coefficients[first + before] * expected[before]
-        expected.append(mean.clamp(-1, 1))
-    return torch.stack([(weights * mean).sum(1) for mean in expected], dim=1)
-
-
-# Copied from hfgen.models.conv_vae
-@torch.no_grad()
-def start_likelihood_(layer: nn.Conv2d, likelihood: str, channels: int, num_mixtures: int) -> None:
-    """Biases with which a logistic likelihood starts broad, the means of its components spread over [-1, 1]."""
-    if likelihood not in ("logistic", "logistic_mixture") or layer.bias is None:
-        return
-    nn.init.zeros_(layer.bias)
-    if likelihood == "logistic":
-        layer.bias[channels:] = -1.5
-    else:
-        places = (2 * torch.arange(num_mixtures) + 1) / num_mixtures - 1
-        layer.bias[num_mixtures : (1 + channels) * num_mixtures] = places.repeat(channels)
-        layer.bias[(1 + channels) * num_mixtures : (1 + 2 * channels) * num_mixtures] = -1.5
-
-
-# Copied from hfgen.models.conv_vae
-def check_classes(class_labels: torch.Tensor | None, num_class_embeds: int | None, batch_size: int) -> None:
-    """Raises `ValueError` if labels are missing, unexpected, too few or too many, or out of range."""
-    if (class_labels is None) != (num_class_embeds is None):
-        expected = "expects class_labels" if class_labels is None else "knows no classes: leave class_labels out"
-        raise ValueError(f"num_class_embeds is {num_class_embeds}, so this network {expected}.")
-    if class_labels is None or num_class_embeds is None:
-        return
-    if class_labels.shape != (batch_size,):
-        raise ValueError(f"class_labels has shape {tuple(class_labels.shape)}, but must be ({batch_size},).")
-    # Looking at values on a GPU would wait for it.
-    if class_labels.device.type == "cpu" and not ((class_labels >= 0) & (class_labels < num_class_embeds)).all():
-        raise ValueError(f"class_labels is {class_labels.tolist()}, but must be from 0 to {num_class_embeds - 1}.")
 
 
 def quotient(total: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
@@ -318,11 +235,9 @@ class VQVAE(ModelMixin, ConfigMixin):
         Raises:
             ValueError: For images of the wrong shape, or missing, unexpected or unknown classes.
         """
-        channels, size = self.config.in_channels, self.config.sample_size
-        if sample.ndim != 4 or tuple(sample.shape[1:]) != (channels, size, size):
-            raise ValueError(f"sample has shape {tuple(sample.shape)}, but must be (B, {channels}, {size}, {size}).")
-        check_classes(class_labels, self.config.num_class_embeds, len(sample))
-        before, after = (self.padded_size - size) // 2, (self.padded_size - size + 1) // 2
+        check_images(sample, class_labels, self.config)
+        pad = self.padded_size - self.config.sample_size
+        before, after = pad // 2, (pad + 1) // 2
         hidden = self.down(F.pad(sample.to(self.conv_in.weight.dtype), (before, after, before, after)))
         if self.encoder_classes is not None:
             hidden = hidden + self.encoder_classes(class_labels)[:, :, None, None]
@@ -339,7 +254,7 @@ class VQVAE(ModelMixin, ConfigMixin):
         Raises:
             ValueError: For latents of the wrong shape.
         """
-        self._check_latents(latents)
+        check_latents(latents, self.latent_shape)
         with torch.autocast(latents.device.type, enabled=False):  # near codes differ by less than bfloat16 can tell
             unit, codes = F.normalize(latents.float()), self.codes
             indices = torch.einsum("bdhw,kd->bkhw", unit.detach(), codes).argmax(1)
@@ -358,7 +273,7 @@ class VQVAE(ModelMixin, ConfigMixin):
         class_labels: torch.Tensor | None = None,
         force_not_quantize: bool = False,
         return_dict: bool = True,
-    ) -> VQVAEDecoderOutput | tuple[torch.Tensor, torch.Tensor]:
+    ) -> VAEDecoderOutput | tuple[torch.Tensor, torch.Tensor]:
         r"""
         Images from latents.
 
@@ -368,12 +283,12 @@ class VQVAE(ModelMixin, ConfigMixin):
             force_not_quantize (`bool`, *optional*, defaults to `False`):
                 Whether to take the latents as they are instead of the nearest codes.
             return_dict (`bool`, *optional*, defaults to `True`):
-                Whether to return a [`VQVAEDecoderOutput`] instead of a tuple.
+                Whether to return a [`VAEDecoderOutput`] instead of a tuple.
 
         Raises:
             ValueError: For latents of the wrong shape, or missing, unexpected or unknown classes.
         """
-        self._check_latents(latents)
+        check_latents(latents, self.latent_shape)
         check_classes(class_labels, self.config.num_class_embeds, len(latents))
         if not force_not_quantize:
             latents = self.quantize(latents).latents
@@ -387,12 +302,11 @@ class VQVAE(ModelMixin, ConfigMixin):
         before = (self.padded_size - self.config.sample_size) // 2
         middle = slice(before, before + self.config.sample_size)
         parameters = parameters[..., middle, middle]
-        sample = mean_image(parameters, self.config.likelihood, self.config.in_channels, self.config.num_mixtures)
-        return VQVAEDecoderOutput(sample=sample, parameters=parameters) if return_dict else (sample, parameters)
+        return decoder_output(parameters, self.config, return_dict)
 
     def forward(
         self, sample: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
-    ) -> VQVAEDecoderOutput | tuple[torch.Tensor, torch.Tensor]:
+    ) -> VAEDecoderOutput | tuple[torch.Tensor, torch.Tensor]:
         r"""
         Reconstructions of images.
 
@@ -400,7 +314,7 @@ class VQVAE(ModelMixin, ConfigMixin):
             sample (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1].
             class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
             return_dict (`bool`, *optional*, defaults to `True`):
-                Whether to return a [`VQVAEDecoderOutput`] instead of a tuple.
+                Whether to return a [`VAEDecoderOutput`] instead of a tuple.
 
         Raises:
             ValueError: For images of the wrong shape, or missing, unexpected or unknown classes.
@@ -480,8 +394,3 @@ class VQVAE(ModelMixin, ConfigMixin):
         axes = F.normalize(side_means[1] - side_means[0])
         self.split_axes.copy_(torch.where(two_sided[:, None], axes, self.split_axes))
         return revived
-
-    def _check_latents(self, latents: torch.Tensor) -> None:
-        if latents.ndim != 4 or tuple(latents.shape[1:]) != self.latent_shape:
-            expected = ", ".join(map(str, self.latent_shape))
-            raise ValueError(f"latents has shape {tuple(latents.shape)}, but must be (B, {expected}).")

@@ -13,15 +13,14 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
-from hfgen.pipelines.self_contained import SelfContained
-
-Generators = torch.Generator | Sequence[torch.Generator] | None
+from hfgen.pipelines.classes import ClassPipeline, Generators
+from hfgen.runtime.files import write_at_once
 
 AT_ONCE = 64  # images in one pass of the methods that make many
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
-class Pipeline(SelfContained):
+class Pipeline(ClassPipeline):
     """A pipeline around one network, `model`."""
 
     @classmethod
@@ -32,61 +31,16 @@ class Pipeline(SelfContained):
 
     # Classes
 
-    def _register_classes(self, id2label: dict | None, class_shares: Sequence[float] | dict | None) -> None:
-        numbers = [str(number) for number in range(self.model.config.num_class_embeds or 0)]
-        # JSON turns the keys into strings; register what will be read back.
-        names = {str(key): name for key, name in (id2label or dict(zip(numbers, numbers, strict=True))).items()}
-        if set(names) != set(numbers):
+    def _check_names(self, id2label: dict | None) -> dict | None:
+        """The names of the model's classes; their numbers, if it is given none."""
+        numbers = range(self.model.config.num_class_embeds or 0)
+        names = id2label or {number: str(number) for number in numbers}
+        if {str(key) for key in names} != {str(number) for number in numbers}:
             raise ValueError(
-                f"id2label has the keys {sorted(names)}, but the model has {len(numbers)} classes: "
+                f"id2label has the keys {sorted(map(str, names))}, but the model has {len(numbers)} classes: "
                 "give one name for each number from 0 on, or leave it out."
             )
-        self.register_to_config(id2label=names or None)
-        # A dict as well: diffusers takes a list for a component.
-        shares = class_shares if isinstance(class_shares, dict) else dict(enumerate(class_shares or ()))
-        self.register_to_config(class_shares={str(key): share for key, share in shares.items()} or None)
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the classes, by number; empty for an unconditional model."""
-        return [self.config.id2label[str(number)] for number in range(len(self.config.id2label or ()))]
-
-    def class_numbers(self, class_labels: Any, batch_size: int, generator: Generators = None) -> torch.Tensor | None:
-        """Checks class numbers or names and makes an int64 tensor of shape `(batch_size,)` of them. `None` stands for
-        classes drawn with `generator`, and stays `None` for an unconditional model.
-
-        Raises:
-            ValueError: If there are too many or too few of them, one is unknown, or the model knows no classes.
-        """
-        names = self.class_names
-        if not names:
-            if class_labels is not None:
-                raise ValueError(f"class_labels is {class_labels!r}, but this model knows no classes: leave it out.")
-            return None
-        if class_labels is None:
-            generators = generator if isinstance(generator, Sequence) else [generator] * batch_size
-            class_labels = [self._draw_class(one) for one in generators]
-        elif isinstance(class_labels, torch.Tensor):
-            class_labels = class_labels.tolist()
-        labels = list(class_labels) if np.ndim(class_labels) else [class_labels] * batch_size
-        if len(labels) != batch_size:
-            raise ValueError(
-                f"class_labels has {len(labels)} entries for batch_size {batch_size}: give one per image."
-            )
-        for label in labels:
-            if label not in (names if isinstance(label, str) else range(len(names))):
-                raise ValueError(f"class_labels has {label!r}: use a number below {len(names)} or one of {names}.")
-        numbers = [names.index(label) if isinstance(label, str) else int(label) for label in labels]
-        return torch.tensor(numbers, device=self._execution_device)
-
-    def _draw_class(self, generator: torch.Generator | None) -> int:
-        device = generator.device if generator else "cpu"
-        shares = self.config.class_shares
-        if shares is None:
-            return int(torch.randint(len(self.class_names), (), generator=generator, device=device))
-        upper = torch.tensor([shares[str(number)] for number in range(len(shares))], dtype=torch.float64).cumsum(0)
-        place = torch.rand((), generator=generator, device=device).item() * upper[-1]
-        return int(torch.searchsorted(upper, place, right=True))
+        return names or None
 
     def _given_classes(self, class_labels: Any, count: int) -> torch.Tensor | None:
         if class_labels is None and self.class_names:
@@ -229,14 +183,9 @@ class Pipeline(SelfContained):
         _check_frames(frames)
         if not 0 < fps <= 100:
             raise ValueError(f"fps is {fps}, but a GIF shows more than 0 and at most 100 frames per second.")
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         options = {"save_all": True, "append_images": list(frames[1:]), "duration": 10 * round(100 / fps), "loop": 0}
-        try:
-            frames[0].save(partial, format="GIF", **options)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with write_at_once(Path(path)) as temporary:
+            frames[0].save(temporary, format="GIF", **options)
 
     @staticmethod
     def make_strip(frames: Sequence[Image.Image]) -> Image.Image:

@@ -19,7 +19,8 @@ from diffusers import (
 )
 from diffusers.utils.torch_utils import randn_tensor
 
-from hfgen.pipelines.self_contained import SelfContained
+from hfgen.pipelines.base import check_generators
+from hfgen.pipelines.classes import ClassPipeline, Generators
 
 FEW_STEPS = 20  # the default of every sampler but DDPM, which takes all the steps of its training
 
@@ -96,31 +97,12 @@ def _clamp(sample: torch.Tensor) -> torch.Tensor:
 _OWN_SPACINGS = ("karras_sigmas", "lu_lambdas", "exponential_sigmas", "beta_sigmas", "flow_sigmas")
 
 
-def draw_classes(
-    shares: Sequence[float], count: int, generator: torch.Generator | Sequence[torch.Generator] | None = None
-) -> torch.Tensor:
-    """Draws classes as often as they are in the data.
-
-    Args:
-        shares (`Sequence[float]`): The share of each class; they sum to 1.
-        count (`int`): How many classes to draw.
-        generator (*optional*): One `torch.Generator`, or one per image: then a class depends on its own alone.
-
-    Returns:
-        `torch.Tensor` of shape `(count,)`, int64, on the CPU.
-    """
-    generators = generator if isinstance(generator, Sequence) else [generator] * count
-    places = [torch.rand((), generator=one, device=one.device if one else "cpu").item() for one in generators]
-    upper = torch.tensor(shares, dtype=torch.float64).cumsum(0)
-    return torch.searchsorted(upper, torch.tensor(places).double() * upper[-1], right=True)
-
-
 @torch.no_grad()
 def denoise(
     unet: UNet2DModel,
     scheduler: SchedulerMixin,
     batch_size: int = 1,
-    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    generator: Generators = None,
     num_inference_steps: int | None = None,
     class_labels: torch.Tensor | None = None,
     null_class: int | None = None,
@@ -180,7 +162,7 @@ def denoise(
     return (sample / 2 + 0.5).clamp(0, 1)
 
 
-class ClassConditionalDDPMPipeline(SelfContained):
+class ClassConditionalDDPMPipeline(ClassPipeline):
     r"""
     Pipeline for class-conditional image generation with classifier-free guidance.
 
@@ -215,17 +197,9 @@ class ClassConditionalDDPMPipeline(SelfContained):
     ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
-        names = id2label if id2label is not None else {i: str(i) for i in range(unet.config.num_class_embeds)}
-        # JSON turns the keys into strings; register what will be read back. No list: diffusers takes it for a module.
-        self.register_to_config(id2label={str(key): name for key, name in names.items()})
-        shares = dict(enumerate(class_shares or ())) if not isinstance(class_shares, dict) else class_shares
-        self.register_to_config(class_shares={str(key): share for key, share in shares.items()} or None)
+        numbers = range(unet.config.num_class_embeds)
+        self._register_classes(id2label or {number: str(number) for number in numbers}, class_shares)
         self.register_to_config(guidance_scale=guidance_scale)
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the classes, by number."""
-        return [self.config.id2label[str(number)] for number in range(len(self.config.id2label))]
 
     @property
     def null_class(self) -> int | None:
@@ -233,38 +207,13 @@ class ClassConditionalDDPMPipeline(SelfContained):
         count = len(self.config.id2label)
         return count if self.unet.config.num_class_embeds > count else None
 
-    def class_numbers(
-        self,
-        class_labels: Any,
-        batch_size: int,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-    ) -> torch.Tensor:
-        """Checks class numbers or names and makes a tensor of shape `(batch_size,)` of them; `None` stands for no
-        particular class: "no class", or where classes are groups of images, ones drawn with `generator`.
-
-        Raises:
-            ValueError: If there are too many or too few of them, or one is unknown.
-        """
-        names = self.class_names
-        if class_labels is None and self.config.class_shares:
-            shares = [self.config.class_shares[str(number)] for number in range(len(self.class_names))]
-            return draw_classes(shares, batch_size, generator).to(self._execution_device)
-        if class_labels is None:
-            if self.null_class is None:
-                raise ValueError("class_labels is missing: this network was trained without a class for none.")
-            return torch.full((batch_size,), self.null_class, device=self._execution_device)
-        if isinstance(class_labels, torch.Tensor):
-            class_labels = class_labels.tolist()
-        labels = [class_labels] * batch_size if isinstance(class_labels, (int, str)) else list(class_labels)
-        if len(labels) != batch_size:
-            raise ValueError(
-                f"class_labels has {len(labels)} entries for batch_size {batch_size}: give one per image."
-            )
-        for label in labels:
-            if not (label in names if isinstance(label, str) else 0 <= label < len(names)):
-                raise ValueError(f"class_labels has {label!r}: use a number below {len(names)} or one of {names}.")
-        numbers = [names.index(label) if isinstance(label, str) else int(label) for label in labels]
-        return torch.tensor(numbers, device=self._execution_device)
+    def _classes_without_labels(self, batch_size: int, generator: Generators) -> torch.Tensor:
+        """No particular class: "no class", or where classes are groups of images, drawn ones."""
+        if self.config.class_shares:
+            return super()._classes_without_labels(batch_size, generator)
+        if self.null_class is None:
+            raise ValueError("class_labels is missing: this network was trained without a class for none.")
+        return torch.full((batch_size,), self.null_class)
 
     def _until_interrupted(self, timesteps: torch.Tensor) -> Iterator[torch.Tensor]:
         self._interrupt = False
@@ -284,7 +233,7 @@ class ClassConditionalDDPMPipeline(SelfContained):
         batch_size: int | None = None,
         class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         guidance_scale: float | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        generator: Generators = None,
         num_inference_steps: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -343,10 +292,7 @@ class ClassConditionalDDPMPipeline(SelfContained):
         if batch_size is None:
             several = class_labels is not None and not isinstance(class_labels, (int, str))
             batch_size = len(class_labels) if several else 1  # type: ignore[arg-type]
-        if isinstance(generator, Sequence) and len(generator) != batch_size:
-            raise ValueError(
-                f"generator has {len(generator)} entries for batch_size {batch_size}: give one per image."
-            )
+        check_generators(generator, batch_size)
         if guidance_scale is None:
             guidance_scale = self.config.guidance_scale
         if guidance_scale != 1.0 and self.null_class is None:

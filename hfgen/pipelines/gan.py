@@ -84,7 +84,7 @@ class GANPipeline(Pipeline):
     ):
         super().__init__()
         self.register_modules(model=model)
-        self._register_classes(id2label, class_shares)
+        self._register_classes(self._check_names(id2label), class_shares)
 
     @property
     def style_based(self) -> bool:
@@ -179,7 +179,8 @@ class GANPipeline(Pipeline):
         with self._running():
             keys = self._latents(latents, count, generator, latents_space)
             if class_labels is None and self.class_names:
-                class_labels = self._draw_class(generator[0] if isinstance(generator, Sequence) else generator)
+                first = generator[0] if isinstance(generator, Sequence) else generator
+                class_labels = int(self._classes_without_labels(1, first)[0])
             labels = self.class_numbers(class_labels, count)
             steps = torch.arange(count * frames if loop else (count - 1) * frames + 1, device=keys.device)
             start, fraction = steps // frames, steps % frames / frames

@@ -1,78 +1,56 @@
-"""Checkpoints that carry their code: plain diffusers runs it if it is told to, and hfgen never does.
+"""Loading and saving checkpoints that carry their code: diffusers runs it if it is told to, and hfgen never does.
 
-A folder holds copies of the files that define its pipeline and networks, under names that no other project uses, since
-diffusers runs all such code in one shared namespace:
-
-    model_index.json            names the two files below and the classes in them
-    pipeline_hfgen_gan.py       what hfgen/pipelines/gan.py is
-    pipeline_hfgen_base.py      what it imports
-    model/modeling_hfgen_dcgan.py, config.json, diffusion_pytorch_model.safetensors
-
-Without hfgen, `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` runs these files, and refuses to
-without the flag. With hfgen, `from_pretrained` of our pipelines takes the classes that are installed.
-
-diffusers runs a file that others import only once: without hfgen, checkpoints that different versions of it wrote are
-best loaded in different processes. What a pipeline loaded without hfgen saves lacks the code, and loads with hfgen.
+What lies in such a folder is said in `portable.py`. Without hfgen, `DiffusionPipeline.from_pretrained(folder,
+trust_remote_code=True)` runs these files, and refuses to without the flag. With hfgen, `from_pretrained` of our
+pipelines takes the classes that are installed: ours, those of diffusers and transformers, and those of packages that
+declare a family.
 """
 
 import contextlib
 import importlib
+import importlib.util
 import json
 import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers import ModelMixin, SchedulerMixin
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
 
+from hfgen.pipelines import export, portable
+from hfgen.registry import load
 from hfgen.runtime.errors import UserError
 
-FILE_NAMES = {"hfgen.models.": "modeling_hfgen_", "hfgen.pipelines.": "pipeline_hfgen_"}
+# A component's module: as diffusers calls code of a checkpoint that it ran, or as a folder does.
+CODE = re.compile(r"(?:diffusers_modules\.(?:\S+\.)?)?(?:modeling|pipeline)_([A-Za-z0-9_]+?)(?:__[0-9a-f]{12})?")
 
-# A network's module: as it is called here, in a folder, or by a diffusers that ran the folder's code.
-MODEL_MODULE = re.compile(r"(?:hfgen\.models\.|(?:diffusers_modules\.(?:\S+\.)?)?modeling_hfgen_)([a-z0-9_]+)")
-
-# How the imports of our files read in a folder, where this file does not go.
-BASE = "from .pipeline_hfgen_base import"
-IMPORTS = {
-    "from hfgen.models.base import": "from diffusers import",
-    "from hfgen.pipelines.base import": BASE,
-    "from hfgen.pipelines.self_contained import": "from diffusers import DiffusionPipeline as",
-}
-
-DOWNLOADED = ["*.json", "*.safetensors"]  # no code, no pickles
+DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.model"]  # tokenizers have the last two; no code, no pickles
 # More is no checkpoint, but an attempt to fill the memory.
 MOST_STEPS = 100_000  # of a scheduler, which makes tables of that length
 MOST_PIXELS = 4096  # height or width; networks of convolutions alone have weights of the same size for any
 MOST_LEVELS = 100  # entries of a list, one for each size of feature maps
 MOST_MODULES = 20_000  # of a network, with or without weights
 MOST_JSON = 10_000_000  # bytes of a file
+# By which a configuration of transformers may bring code from elsewhere.
+FOREIGN = ("auto_map", "attn_implementation", "_attn_implementation", "quantization_config", "custom_generate")
 
 
-class SelfContained(DiffusionPipeline):
+class SelfContained(portable.SelfContained):
     """A pipeline whose checkpoints carry their code, and that runs none of it."""
 
-    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
-        """Writes `model_index.json`, which [`DiffusionPipeline.save_pretrained`] does last, and the code it names."""
-        folder = Path(json_file_path).parent
-        index = json.loads(self.to_json_string())
-        index.pop("_name_or_path", None)  # where this pipeline came from is nobody's business
-        for name, value in index.items():
-            if isinstance(value, list) and value[0]:
-                index[name] = [ship(value[0], folder / name), value[1]]
-                forget_origin(folder / name / "config.json")
-        if is_ours(type(self).__module__):
-            index["_class_name"] = [ship(type(self).__module__, folder), type(self).__name__]
-        Path(json_file_path).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    @staticmethod
+    def code_of(module: str) -> dict[str, str]:
+        """See [`~export.code_of`]."""
+        return export.code_of(module)
 
     def save_pretrained(
         self,
@@ -124,11 +102,10 @@ class SelfContained(DiffusionPipeline):
         Raises:
             UserError: If the Hub cannot take it.
         """
-        from hfgen.hub.push import push_pipeline
-
         if not safe_serialization:
             raise UserError("safe_serialization is False, but weights are written as safetensors alone: leave it out.")
         title = commit_message or f"Upload {type(self).__name__}"
+        push_pipeline = load("hfgen.hub.push:push_pipeline", "what pushes pipelines")
         return push_pipeline(self, repo_id, revision, create_pr, title, private=private, token=token, variant=variant)
 
     @classmethod
@@ -173,41 +150,6 @@ class SelfContained(DiffusionPipeline):
         return snapshot_download(pretrained_model_name, allow_patterns=DOWNLOADED, **options)
 
 
-# Saving
-
-
-def is_ours(module: str) -> bool:
-    """Whether a module may travel with a checkpoint."""
-    return module.startswith(tuple(FILE_NAMES))
-
-
-def ship(module: str, folder: Path) -> str:
-    """Copies a module of ours into a folder.
-
-    Returns:
-        `str`: What it is called there. Modules of others stay where they are and keep their names.
-    """
-    if not is_ours(module):
-        return module
-    text = Path(str(sys.modules[module].__file__)).read_text(encoding="utf-8")
-    for here, there in IMPORTS.items():
-        text = text.replace(here, there)
-    if BASE in text:
-        ship("hfgen.pipelines.base", folder)
-    prefix = next(prefix for prefix in FILE_NAMES if module.startswith(prefix))
-    name = FILE_NAMES[prefix] + module.removeprefix(prefix)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.py").write_text(text, encoding="utf-8")
-    return name
-
-
-def forget_origin(file: Path) -> None:
-    """Takes out of a network's configuration from which folder it was loaded."""
-    config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    if config.pop("_name_or_path", None) is not None:
-        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
 # Loading
 
 
@@ -219,8 +161,9 @@ def installed(name: str, value: list) -> tuple[list[str], type]:
         value (`list`): Its entry: a module and a class.
 
     Returns:
-        The entry with the module where that class is, and the class: a network of ours, a network or scheduler of
-        diffusers, or one from a module that was imported already.
+        The entry with the module where that class is, and the class: a network of ours or of a package that declares a
+        family, a network or scheduler of diffusers, a model, tokenizer or image processor of transformers, or one from
+        a module that was imported already.
 
     Raises:
         UserError: If it is none of these.
@@ -228,23 +171,75 @@ def installed(name: str, value: list) -> tuple[list[str], type]:
     if not name.isidentifier() or len(value) != 2 or not all(isinstance(part, str) for part in value):
         raise UserError(f"model_index.json says that {name} is {value}, which is no module and class.")
     module, kind = value
-    match = MODEL_MODULE.fullmatch(module)
+    match = CODE.fullmatch(module)
     if match:
-        module = f"hfgen.models.{match[1]}"
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError:
+        module = installed_module(match[1])
+        if not module:
             raise UserError(
-                f"model_index.json says that {name} is a {kind} from {value[0]}.py, which this version of hfgen does "
-                "not have: update hfgen."
-            ) from None
+                f"model_index.json says that {name} is a {kind} from {value[0]}.py, which is in no package that is "
+                f"installed here: update hfgen, or install the package of its family."
+            )
+    top = module.partition(".")[0]
+    if importable(module):
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(module)
+    bases: tuple[type, ...] = (ModelMixin, SchedulerMixin)
+    if top == "transformers":
+        import transformers
+
+        bases = (transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase)
+        bases += (transformers.FeatureExtractionMixin, transformers.ImageProcessingMixin)
     found = getattr(sys.modules.get(module), kind, None)
-    if not (isinstance(found, type) and issubclass(found, (ModelMixin, SchedulerMixin))):
+    if not (isinstance(found, type) and issubclass(found, bases)):
         raise UserError(
-            f"model_index.json says that {name} is {kind} of {module}, which is no network or scheduler of "
-            f"hfgen, diffusers or a module that was imported before: if it is yours, import {module} first."
+            f"model_index.json says that {name} is {kind} of {module}, which is no network or scheduler of hfgen, "
+            "diffusers, a package that declares a family or a module that was imported before, and no model or "
+            f"tokenizer of transformers: if it is yours, import {module} first."
         )
     return [module, kind], found
+
+
+def importable(module: str) -> bool:
+    """Whether a checkpoint may name a module to be imported: of our networks, or of a package with a family."""
+    top = module.partition(".")[0]
+    return module.startswith("hfgen.models.") if top == "hfgen" else top in export.packages()
+
+
+def installed_module(name: str) -> str | None:
+    """Finds the module whose name, with `_` for each dot, is part of the name of a file: `hfgen_dcgan` or
+    `toy_nets_model`; those of hfgen are its networks."""
+    top, _, rest = name.partition("_")
+    if top == "hfgen":
+        places, last = ["hfgen.models"], [rest]
+    else:
+        tops = [top for top in export.packages() if name == top or name.startswith(f"{top}_")]
+        if name in tops:
+            return name
+        places = sorted(tops)
+        last = [name.removeprefix(f"{top}_") for top in places]
+    for place, rest in zip(places, last, strict=True):
+        found = _below(place, rest)
+        if found:
+            return found
+    return None
+
+
+def _below(package: str, rest: str) -> str | None:
+    """The module `package.rest`, where some of the `_` in `rest` may stand for dots."""
+    words = rest.split("_")
+    for count in range(len(words), 0, -1):
+        module = f"{package}.{'_'.join(words[:count])}"
+        try:
+            there = importlib.util.find_spec(module) is not None
+        except (ModuleNotFoundError, ValueError):
+            there = False
+        if there and count == len(words):
+            return module
+        if there:
+            found = _below(module, "_".join(words[count:]))
+            if found:
+                return found
+    return None
 
 
 def index_folder(name: str, **options: Any) -> Path:
@@ -287,6 +282,9 @@ def check_files(kind: Any, folder: Path) -> None:
         for shard in set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()):
             if Path(shard).name != shard:
                 raise UserError(f"{index} names {shard}, which is no file of its folder: the checkpoint is broken.")
+    if kind.__module__.startswith("transformers."):
+        check_foreign(kind, folder)
+        return
     file = folder / kind.config_name
     if not file.exists():
         return  # diffusers says so
@@ -304,12 +302,57 @@ def check_files(kind: Any, folder: Path) -> None:
                 raise UserError(
                     f"{file} has {name} {value!r}, but at most {most} is possible: the checkpoint is broken."
                 )
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    if scheduler or not size or not kind.__module__.startswith(("hfgen.", "diffusers.")):
-        return  # diffusers says that there are no weights; others may make networks that cannot be tried like this
+    ours = kind.__module__.partition(".")[0] in {"diffusers", *export.packages()}
+    if not scheduler and ours:  # others may make networks that cannot be tried like this
+        check_size(file, lambda: kind.from_config(config))
+
+
+def check_foreign(kind: Any, folder: Path) -> None:
+    """Looks at the files of a component of transformers as [`check_files`] does, and for what would run other code.
+
+    Raises:
+        UserError: See [`check_files`]; and for a configuration that names code, kernels, quantisation or adapters.
+    """
+    import transformers
+
+    for file in (folder / "adapter_config.json", folder / "custom_generate"):
+        if file.exists():
+            raise UserError(f"{file} may bring code with it: components are loaded without.")
+    for file in folder.glob("*config*.json"):
+        key = foreign_key(json.loads(file.read_text(encoding="utf-8")))
+        if key:
+            raise UserError(
+                f"{file} has {key}, which may run code that is not installed: components are loaded without."
+            )
+    if issubclass(kind, transformers.PreTrainedModel):
+        check_size(folder / "config.json", lambda: kind(kind.config_class.from_pretrained(folder)))
+
+
+def foreign_key(value: Any) -> str | None:
+    """The first key of a configuration of transformers by which code from elsewhere may come in."""
+    for key, inner in (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    ):
+        if key in FOREIGN and inner not in (None, False):
+            return str(key)
+        found = foreign_key(inner)
+        if found:
+            return found
+    return None
+
+
+def check_size(file: Path, make: Callable[[], Any]) -> None:
+    """Makes a network without its weights, to see whether its configuration asks for more than its files hold.
+
+    Raises:
+        UserError: If it does, or if it describes no network.
+    """
+    size = sum(file.stat().st_size for file in file.parent.glob("*.safetensors"))
+    if not size:
+        return  # diffusers says that there are no weights
     try:
         with limited(str(file), size), torch.device("meta"):  # no memory is touched
-            kind.from_config(config)
+            make()
     except UserError:
         raise
     except Exception as error:  # of many kinds, as the values may be anything

@@ -14,20 +14,31 @@ TEMPORARY = ".tmp-"
 
 @contextlib.contextmanager
 def write_at_once(path: Path) -> Iterator[Path]:
-    """Gives a temporary name beside `path` to write to, and renames it to `path` when all went well.
+    """Gives a temporary name beside `path` for a file or a folder, and renames it to `path` when all went well.
 
-    The folder of `path` is made if need be. If the block raises, what `path` held before is still there and the
-    temporary file is gone.
+    The folder of `path` is made if need be. If the block raises, what `path` held before is still there and what was
+    temporary is gone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The ending stays, as several writers look at it; the name is one that no other process takes.
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         yield temporary
-        sync(temporary)
+        for written in (*temporary.rglob("*"), temporary) if temporary.is_dir() else (temporary,):
+            sync(written)
+        if path.is_dir():  # no folder takes the place of another that holds something
+            shutil.rmtree(path)
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Deletes a file, or a folder with all that it holds, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hfgen.data.columns import DEFAULT, Derived, Sources
+from hfgen.data.columns import DEFAULT, Derived, Sources, kept_columns
 from hfgen.data.derived import derive
 from hfgen.data.streams import open_stream
 from hfgen.hub.push import check_push
@@ -100,11 +100,12 @@ def prepare(options: RunOptions, say: Callable[[str], None] | None = None) -> Ru
     recipe = options.family.load("recipe")(options.own, stream.info)
     if not options.data.streaming:  # a stream's images come once
         recipe.check_images(stream.read(0, min(FIRST, stream.info.num_images or FIRST)))
-    derived = {name: column for name, column in sources.columns.items() if isinstance(column, Derived)}
-    live = any(column.live for column in derived.values())
-    if derived and not live:
+    kept = kept_columns(sources)
+    if kept:
         frozen = [n.module.to(accelerator.device).eval() for n in recipe.networks.values() if n.role == FROZEN]
         if not frozen:
-            raise UserError(f"the family {options.family.name!r} derives {', '.join(derived)} by no frozen network.")
-        stream = derive(stream, sources, recipe.encode, "-".join(map(digest, frozen)), accelerator.device)
+            raise UserError(f"the family {options.family.name!r} derives {', '.join(kept)} by no frozen network.")
+        weights = "-".join(map(digest, frozen))
+        stream = derive(stream, sources, recipe.encode, weights, accelerator.device, training.train_batch_size)
+    live = any(isinstance(column, Derived) and column.live for column in sources.columns.values())
     return Run(recipe, stream, options, accelerator, live, say)

@@ -187,7 +187,7 @@ class Engine:
             }
         if self.live:
             with torch.no_grad(), self.accelerator.autocast():
-                columns |= self.recipe.encode(Batch(columns, self._random(images_seen, start, "encode")))
+                columns |= self.recipe.encode(columns)
         return columns
 
     def _require_gradients(self, phase: Phase) -> None:

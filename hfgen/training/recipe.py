@@ -176,8 +176,8 @@ class Recipe:
             UserError: If they cannot be trained on.
         """
 
-    def encode(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Derived columns of a batch: see [`~data.columns.Derived`]. Must not depend on random numbers."""
+    def encode(self, columns: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Derived columns of the others of a batch, without random numbers: see [`~data.columns.Derived`]."""
         raise NotImplementedError
 
     def loss(self, phase: Phase, batch: Batch, progress: Progress) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -13,11 +13,11 @@ from PIL import Image
 from hfgen.models.unet2d import build_unet
 from hfgen.objectives.denoising import PREDICTION_TYPES
 from hfgen.pipelines import load_pipeline
+from hfgen.pipelines.classes import draw_classes
 from hfgen.pipelines.ddpm_sampling import (
     SAMPLERS,
     ClassConditionalDDPMPipeline,
     denoise,
-    draw_classes,
     log_snr_timesteps,
     sampling_scheduler,
     set_timesteps,

@@ -22,7 +22,8 @@ from hfgen.models.residual_vae import ResidualVAE
 from hfgen.models.vq_vae import VQVAE
 from hfgen.pipelines import load_pipeline
 from hfgen.pipelines.base import slerp
-from hfgen.pipelines.vae import VAEPipeline, enlarge, shrink
+from hfgen.pipelines.restoration import enlarge, shrink
+from hfgen.pipelines.vae import VAEPipeline
 from hfgen.sampling.sampler import image_generators
 
 SMALL = {"sample_size": 8, "in_channels": 1}

@@ -1,9 +1,10 @@
 """The options of the family; no torch here, so that `--help` answers at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.machine import Machine
 from hfgen.runtime.options import Options, option, require_positive
 
 
@@ -80,6 +81,19 @@ class DDPMConfig(Options):
                 "`rescale_betas_zero_snr` does not go with `prediction_type` epsilon: from pure noise nothing can be "
                 "learnt about it. Use v_prediction or sample."
             )
+
+
+def resolve(options: DDPMConfig, data: Any, machine: Machine) -> DDPMConfig:
+    """Puts numbers in place of what was left out.
+
+    Args:
+        options ([`DDPMConfig`]): The options.
+        data ([`~data.info.DataInfo`]): What the images are.
+        machine ([`~runtime.machine.Machine`]): What computes.
+    """
+    if options.attention_resolutions is not None or options.model_config_name_or_path is not None:
+        return options
+    return replace(options, attention_resolutions=(data.resolution >> (len(options.block_out_channels) - 1),))
 
 
 def digits() -> dict[str, Any]:

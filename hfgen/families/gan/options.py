@@ -1,9 +1,11 @@
 """The options of the family; no torch here, so that `--help` answers at once."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.machine import Machine
 from hfgen.runtime.options import Options, option, require_positive
 
 AUGMENTATIONS = (  # those of objectives.adaptive_augmentation, which imports torch
@@ -131,6 +133,23 @@ class GANConfig(Options):
                 f"`train_batch_size` {size}: minibatch statistics need groups of 2 to 32 images of equal size. Use a "
                 "number with such a divisor."
             )
+
+
+def resolve(options: GANConfig, data: Any, machine: Machine) -> GANConfig:
+    """Puts numbers in place of what was left out.
+
+    Args:
+        options ([`GANConfig`]): The options.
+        data ([`~data.info.DataInfo`]): What the images are.
+        machine ([`~runtime.machine.Machine`]): What computes.
+    """
+    values: dict[str, Any] = {}
+    if options.group_width is None and options.architecture == "residual":
+        # The paper uses groups; CPUs are slow at their second derivative.
+        values["group_width"] = 0 if machine.kind == "cpu" else math.gcd(16, options.base_channels)
+    if options.discriminator_learning_rate is None:
+        values["discriminator_learning_rate"] = options.learning_rate
+    return replace(options, **values)
 
 
 COMMON: dict[str, Any] = {

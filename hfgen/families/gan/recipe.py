@@ -8,11 +8,8 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from hfgen.data.cache import DataInfo
+from hfgen.families.gan.networks import make_networks
 from hfgen.families.gan.options import GANConfig
-from hfgen.models.dcgan import DCGANDiscriminator, DCGANGenerator
-from hfgen.models.mlp_gan import MLPDiscriminator, MLPGenerator
-from hfgen.models.residual_gan import ResidualDiscriminator, ResidualGenerator
-from hfgen.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 from hfgen.objectives.adaptive_augmentation import AdaptiveProbability, augment
 from hfgen.objectives.adversarial import OBJECTIVES, interpolate, lipschitz_penalty, squared_gradients
 from hfgen.pipelines.gan import GANPipeline
@@ -48,7 +45,8 @@ class GANRecipe(Recipe):
         self.class_names = class_names(info, config.class_conditional)
         self.objective = OBJECTIVES[config.objective]
         try:
-            generator, discriminator = self._networks(info)
+            classes = len(self.class_names) if self.class_names else None
+            generator, discriminator = make_networks(config, info.resolution, info.channels, classes)
         except ValueError as error:
             flag = f"`base_channels` {config.base_channels}" if "channel_base" in str(error) else "`resolution`"
             raise UserError(
@@ -84,38 +82,12 @@ class GANRecipe(Recipe):
         )
         self._alarms = Alarms(config)
 
-    def _networks(self, info: DataInfo) -> tuple[nn.Module, nn.Module]:
-        config = self.config
-        classes = len(self.class_names) if self.class_names else None
-        size, channels, width = info.resolution, info.channels, config.base_channels
-        makes: dict[str, Any] = {"sample_size": size, "out_channels": channels, "num_class_embeds": classes}
-        judges: dict[str, Any] = {"sample_size": size, "in_channels": channels, "num_class_embeds": classes}
-        makes["latent_dim"] = config.latent_dim
-        if config.architecture == "mlp":
-            generator = MLPGenerator(**makes, base_channels=width)
-            return generator, MLPDiscriminator(**judges, base_channels=width, spectral_norm=config.spectral_norm)
-        if config.architecture == "dcgan":
-            norm = {"norm": config.discriminator_norm, "spectral_norm": config.spectral_norm}
-            return DCGANGenerator(**makes, base_channels=width), DCGANDiscriminator(
-                **judges, base_channels=width, norm_num_groups=math.gcd(8, width), **norm
-            )
-        if config.architecture == "residual":
-            group_width = config.group_width
-            if group_width is None:  # the paper uses groups; CPUs are slow at their second derivative
-                group_width = math.gcd(16, width) if torch.cuda.is_available() else 0
-            shape = {"block_out_channels": (width,), "group_width": group_width}
-            return ResidualGenerator(**makes, **shape), ResidualDiscriminator(**judges, **shape)
-        base = {"channel_base": 32 * width}
-        return StyleGAN2Generator(**makes, **base), StyleGAN2Discriminator(**judges, **base)
-
     def loss(self, phase: Phase, batch: Batch, progress: Progress) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         latents = batch.random.normal(self.config.latent_dim)
         labels = batch["label"] if self.class_names else None  # pairs share their class, as relativistic ones must
-        options: dict[str, Any] = {}
         generator: Any = self.generator
-        if isinstance(generator, StyleGAN2Generator):
-            options["noise"] = [batch.random.normal(*shape) for shape in generator.noise_shapes]
-        fake = generator(latents, labels, **options).sample
+        noise = [batch.random.normal(*shape) for shape in generator.noise_shapes]
+        fake = generator(latents, labels, **({"noise": noise} if noise else {})).sample
         if phase.name == "discriminator":
             return self._discriminator_loss(batch, fake.detach(), labels, progress)
         return self._generator_loss(batch, fake, labels)

@@ -1,9 +1,10 @@
 """The options of the family; no torch here, so that `--help` answers at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.machine import Machine
 from hfgen.runtime.options import Options, option, require_positive
 
 
@@ -93,6 +94,27 @@ class VAEConfig(Options):
             raise UserError(f"`task_level` {self.task_level} is the level of no task: give `task`.")
         if self.task == "super_resolve" and (self.level in (None, 1) or self.level != int(self.level or 0)):
             raise UserError(f"`task_level` {self.task_level}: the factor must be a whole number from 2 on.")
+
+
+# What each network has by default; a test compares these with the networks, which cannot be asked without torch.
+LATENT_CHANNELS = {"conv": 32, "residual": 32, "hierarchical": 8, "vq": 16}
+BLOCK_OUT_CHANNELS = {"conv": (32, 64, 128), "residual": (32, 64, 64), "hierarchical": (48, 64), "vq": (64, 128)}
+
+
+def resolve(options: VAEConfig, data: Any, machine: Machine) -> VAEConfig:
+    """Puts numbers in place of what was left out.
+
+    Args:
+        options ([`VAEConfig`]): The options.
+        data ([`~data.info.DataInfo`]): What the images are.
+        machine ([`~runtime.machine.Machine`]): What computes.
+    """
+    values: dict[str, Any] = {"task_level": options.level}
+    if options.latent_channels is None:
+        values["latent_channels"] = LATENT_CHANNELS[options.architecture]
+    if options.block_out_channels is None:
+        values["block_out_channels"] = BLOCK_OUT_CHANNELS[options.architecture]
+    return replace(options, **values)
 
 
 COMMON: dict[str, Any] = {

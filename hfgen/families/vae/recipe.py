@@ -10,13 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from hfgen.data.cache import DataInfo
+from hfgen.families.vae.networks import ARCHITECTURES
 from hfgen.families.vae.options import VAEConfig
 from hfgen.families.vae.prior import fit_mixture
-from hfgen.models.conv_vae import ConvVAE
 from hfgen.models.gaussian_mixture import GaussianMixturePrior
-from hfgen.models.hierarchical_vae import HierarchicalVAE
-from hfgen.models.residual_vae import ResidualVAE
-from hfgen.models.vq_vae import VQVAE
 from hfgen.objectives import elbo
 from hfgen.pipelines.vae import VAEPipeline
 from hfgen.runtime.errors import UserError
@@ -36,7 +33,6 @@ from hfgen.training.recipe import (
 PRIOR_SAMPLE = 20_000  # latents that the prior is fitted to, but no more than four of each image
 MOMENTUM = 0.1  # weight of a step in the running variance
 RECONSTRUCTED = 10  # images on the card
-SHOWN = 64  # the KL divergence of each latent is logged if there are no more than these
 
 
 class RunningVariance(nn.Module):
@@ -84,6 +80,7 @@ class VAERecipe(Recipe):
 
     def __init__(self, config: VAEConfig, info: DataInfo):
         self.config = config
+        self.architecture = ARCHITECTURES[config.architecture]
         self.class_names = class_names(info, config.class_conditional)
         if config.task == "super_resolve" and info.resolution % int(config.level or 1):
             raise UserError(
@@ -126,13 +123,7 @@ class VAERecipe(Recipe):
             options["latent_channels"] = config.latent_channels
         if config.block_out_channels is not None:
             options["block_out_channels"] = config.block_out_channels
-        if config.architecture == "conv":
-            return ConvVAE(**options)
-        if config.architecture == "residual":
-            return ResidualVAE(**options, spatial=config.spatial_latent)
-        if config.architecture == "hierarchical":
-            return HierarchicalVAE(**options)
-        return VQVAE(**options, num_vq_embeddings=config.num_vq_embeddings)
+        return self.architecture.make(config, **options)
 
     def check_images(self, columns: Mapping[str, Any]) -> None:
         if self.config.likelihood == "bernoulli":
@@ -144,16 +135,8 @@ class VAERecipe(Recipe):
             check_binary(images)
         labels = batch["label"] if self.class_names else None
         encoded = self.vae.encode(degrade(batch, config.task, config.level), labels)
-        if isinstance(self.vae, VQVAE):
-            latents, penalty, metrics = self._quantised(encoded.latents)
-            decoded = self.vae.decode(latents, labels, force_not_quantize=True)
-        else:
-            weight = config.beta * elbo.kl_weight(progress.fraction, config.kl_warmup)
-            latents, penalty, metrics = self._variational(encoded.latent_dist, batch, weight)
-            if isinstance(self.vae, HierarchicalVAE):  # drawing went through the decoder's networks already
-                decoded = encoded.latent_dist.decode()
-            else:
-                decoded = self.vae.decode(latents, labels)
+        latents, penalty, metrics = self.architecture.cost(self.vae, encoded, batch.random, config, progress.fraction)
+        decoded = self.architecture.decode(self.vae, encoded, latents, labels)
         if self.statistics is not None:
             self.statistics.observe((decoded.sample.detach().float() - images).square())
         distortion = -self._log_likelihood(images, decoded.parameters).mean()
@@ -170,35 +153,6 @@ class VAERecipe(Recipe):
             metrics["bits_per_dim"] += elbo.LEVEL_BITS  # a density of pixels in [-1, 1], in units of 8-bit levels
         return loss, metrics
 
-    def _variational(
-        self, posterior: Any, batch: Batch, weight: float
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Latents from the posterior, the weighted KL divergence of a batch in nats per image, and metrics."""
-        latents, metrics = draw(posterior, batch, self.vae), {}
-        if isinstance(self.vae, HierarchicalVAE):
-            divergence, kind = torch.stack(posterior.kl_per_group(), dim=1), "group"
-        else:
-            divergence, kind = elbo.gaussian_kl(posterior.mean, posterior.logvar).flatten(1), "latent"
-            means, logvars = posterior.mean.detach().flatten(1), posterior.logvar.detach().flatten(1)
-            metrics["active_units"] = elbo.active_units(means).float()
-            metrics["mutual_information"] = elbo.mutual_information(latents.detach().flatten(1), means, logvars)
-        if divergence.shape[1] <= SHOWN:
-            each = divergence.detach().mean(0)
-            metrics |= {f"kl_{kind}_{number:02d}": each[number] for number in range(len(each))}
-        metrics["rate"] = divergence.detach().sum(1).mean()
-        return latents, weight * elbo.free_bits(divergence, self.config.free_bits), metrics
-
-    def _quantised(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """As `_variational`: the codes of latents, the weighted distance to them, and metrics."""
-        quantised = self.vae.quantize(latents)
-        self.vae.observe(latents.detach(), quantised.indices)
-        places = quantised.indices[0].numel()
-        rate = torch.tensor(
-            places * math.log(self.config.num_vq_embeddings), device=latents.device
-        )  # any code is as likely
-        metrics = {"rate": rate, "perplexity": self.vae.perplexity, "dead_codes": self.vae.dead_codes.clone()}
-        return quantised.latents, self.config.commitment_weight * quantised.commitment.mean(), metrics
-
     def _log_likelihood(self, images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
         config = self.config
         return elbo.log_likelihood(images, parameters, config.likelihood, self.vae.variance, config.num_mixtures)
@@ -206,8 +160,7 @@ class VAERecipe(Recipe):
     def after_step(self, images: int) -> None:
         if self.statistics is not None:
             self.statistics.update_(self.vae.variance)
-        if isinstance(self.vae, VQVAE):
-            self.vae.update_codebook()
+        self.architecture.after_step(self.vae)
 
     def warnings(self, means: dict[str, float], images_seen: int) -> list[str]:
         return self._alarm(means, images_seen)
@@ -219,7 +172,7 @@ class VAERecipe(Recipe):
     def pipeline(self, modules: dict[str, nn.Module], fitted: Any = None) -> DiffusionPipeline:
         vae: Any = modules["vae"]
         prior = fitted
-        if prior is None and isinstance(vae, VQVAE):  # which cannot do without: N(0, I), so any code at any place
+        if prior is None and not self.architecture.has_prior:  # which cannot do without: N(0, I), so any code at any place
             prior = GaussianMixturePrior(vae.latent_shape, num_class_embeds=vae.config.num_class_embeds)
             prior.to(next(vae.parameters()).device)
         names = dict(enumerate(self.class_names)) if self.class_names else None
@@ -244,7 +197,7 @@ class VAERecipe(Recipe):
             batch = next(batches)
             classes = batch["label"] if self.class_names else None
             encoded = vae.encode(degrade(batch, self.config.task, self.config.level), classes)
-            latents.append(encoded.latents if isinstance(vae, VQVAE) else draw(encoded.latent_dist, batch, vae))
+            latents.append(self.architecture.latents(vae, encoded, batch.random))
             labels += [] if classes is None else [classes]
         return fit_mixture(
             torch.cat(latents),
@@ -252,14 +205,6 @@ class VAERecipe(Recipe):
             self.config.prior_components,
             len(self.class_names) if self.class_names else None,
         ).to(next(vae.parameters()).device)
-
-
-def draw(posterior: Any, batch: Batch, vae: Any) -> torch.Tensor:
-    """Latents drawn from the posterior of a batch with the random numbers of that batch."""
-    noise = batch.random.normal(*vae.latent_shape)
-    if isinstance(vae, HierarchicalVAE):
-        return posterior.sample(noise=noise)
-    return posterior.mean + posterior.std * noise
 
 
 def degrade(batch: Batch, task: str | None, level: float | None) -> torch.Tensor:

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from hfgen.sampling.capabilities import Density, Generates, HasDensity
-
 from hfgen.registry import Family, PipelineEntry
 from hfgen.runtime.options import Options, option, require_positive
+from hfgen.sampling.capabilities import Density, Generates, HasDensity
 from hfgen.training.recipe import AdamW, Batch, Network, Phase, Recipe
 
 

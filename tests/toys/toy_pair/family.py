@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from hfgen.data.columns import Derived, Image, Sources
-from hfgen.sampling.capabilities import Translates
-
 from hfgen.registry import Family, PipelineEntry
 from hfgen.runtime.options import Options, option
+from hfgen.sampling.capabilities import Translates
 from hfgen.training.recipe import FROZEN, STATE, AdamW, Batch, Network, ParameterGroup, Phase, Recipe
 
 
@@ -50,8 +49,8 @@ class ToyPairRecipe(Recipe):
             Phase("tail", ("translator.tail.*",), AdamW(options.learning_rate, weight_decay=0.1)),
         )
 
-    def encode(self, batch: Batch) -> Any:
-        return {"code": self.features(batch["a"])}
+    def encode(self, columns: Any) -> Any:
+        return {"code": self.features(columns["a"])}
 
     def loss(self, phase: Phase, batch: Batch, progress: Any) -> Any:
         if phase.name == "head":
