@@ -55,7 +55,7 @@ class Sampler:
         class_labels: Sequence[str] | None = None,
         precision: str = "no",
     ):
-        self.adapter = model if isinstance(model, Adapter) else adapter_of(model)
+        self.adapter: Any = model if isinstance(model, Adapter) else adapter_of(model)
         if not isinstance(self.adapter, Generates):
             raise UserError(f"{name} {self.adapter.obstacle(Generates)}.")
         self.pipe: Any = self.adapter.pipe
