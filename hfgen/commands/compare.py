@@ -173,7 +173,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("speeds are compared in one process: start this without a launcher.")
 
     from hfgen.evaluation.compare import compare_models, load_samplers, picture
-    from hfgen.evaluation.features import load_extractor
+    from hfgen.evaluation.features import extractor_for
     from hfgen.evaluation.report import card_section, heading, short_names, table, wrap
     from hfgen.hub.card import add_results, plain, shown_command
     from hfgen.runtime.files import write_json
@@ -184,11 +184,11 @@ def main(argv: Sequence[str]) -> None:
         models, extractor_name = list(config.model), config.extractor or "inception"
     else:
         if config.extractor:
-            load_extractor(config.extractor, config.extractor_weights)  # before the hours of training
+            extractor_for(config.metrics, config.extractor, config.extractor_weights)  # before the hours of training
         models, extractor_name = train_missing(config, reference, folder)
 
     accelerator = make_accelerator(cpu_threads=config.cpu_threads)
-    extractor = load_extractor(extractor_name, config.extractor_weights, accelerator.device)
+    extractor = extractor_for(config.metrics, extractor_name, config.extractor_weights, accelerator.device)
     samplers = load_samplers(models, given, accelerator.device)
     found = compare_models(
         samplers,

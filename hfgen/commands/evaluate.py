@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
     config, reference, common, *_ = options
     output = report_path(config)
 
-    from hfgen.evaluation.features import load_extractor
+    from hfgen.evaluation.features import extractor_for
     from hfgen.evaluation.report import (
         card_section,
         chart,
@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
     from hfgen.sampling.sampler import Sampler, load_sampler
 
     accelerator = make_accelerator(cpu_threads=config.cpu_threads)
-    extractor = load_extractor(config.extractor, config.extractor_weights, accelerator.device)
+    extractor = extractor_for(config.metrics, config.extractor, config.extractor_weights, accelerator.device)
 
     def load(model: str) -> Sampler:
         return load_sampler(model, given, accelerator.device, config.revision, config.hub_token)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hfgen.evaluation.config import ReferenceConfig
-from hfgen.evaluation.features import load_extractor
+from hfgen.evaluation.features import extractor_for
 from hfgen.evaluation.report import describe_model
 from hfgen.evaluation.runner import evaluate as measure
 from hfgen.runtime.launch import make_accelerator
@@ -56,7 +56,7 @@ def evaluate(
     reference = make((ReferenceConfig, *all_sampling_options()), options)[0]
     sampling = {name: value for name, value in options.items() if name not in names_of(ReferenceConfig)}
     accelerator = make_accelerator(cpu_threads=cpu_threads)
-    features = load_extractor(extractor, extractor_weights, accelerator.device)
+    features = extractor_for(metrics, extractor, extractor_weights, accelerator.device)
     sampler = load_sampler(model, sampling, accelerator.device, revision, token)
     report = measure(
         sampler, reference, features, accelerator, metrics, num_images, seed, seeds, batch_size, likelihood_samples,

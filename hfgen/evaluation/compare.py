@@ -18,7 +18,7 @@ from hfgen.evaluation.config import ReferenceConfig
 from hfgen.evaluation.features import Extractor, metric_prefix
 from hfgen.evaluation.reference import open_reference
 from hfgen.evaluation.report import describe_model, remarks
-from hfgen.evaluation.runner import evaluate
+from hfgen.evaluation.runner import evaluate, lacking
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.png import make_grid
 from hfgen.sampling.config import share_options
@@ -217,17 +217,22 @@ def compare_models(
     """
     if accelerator.num_processes > 1:
         raise UserError("speeds are compared in one process: start this without a launcher.")
+    reasons = {metric: [lacking(metric, sampler) for sampler in samplers] for metric in metrics}
+    for metric, found in reasons.items():
+        if all(found):
+            raise UserError(f"`metrics` {metric}: {found[0]}.")
     parts = open_reference(config, samplers[0].image_shape, NUM_IMAGES, NUM_IMAGES)
     count = num_images or min(NUM_IMAGES, len(parts.real.rows), len(parts.held_out.rows))
     reports = []
-    for sampler in samplers:
+    for index, sampler in enumerate(samplers):
         say(f"\n{sampler.name}")
+        left_out = {metric: reason for metric in metrics if (reason := reasons[metric][index])}
         report = evaluate(
             sampler,
             config,
             extractor,
             accelerator,
-            metrics,
+            [metric for metric in metrics if metric not in left_out],
             count,
             seed,
             seeds,
@@ -236,6 +241,7 @@ def compare_models(
             likelihood_images,
         )
         report["model"] |= describe_model(sampler.name)
+        report["left_out"] |= left_out
         reports.append(report)
     speeds = time_samplers(samplers, batch_size, seed)
     for report, sampler, turns in zip(reports, samplers, speeds, strict=True):

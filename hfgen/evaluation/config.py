@@ -28,8 +28,7 @@ METRICS = (
     "bits_per_dim",
     "ppl",
 )
-
-
+WITHOUT_FEATURES = ("bits_per_dim",)  # of images; no extractor is needed for them
 ONE_NUMBER = ("fd", "kd", "is", "cmmd", "vendi", "confidence", "conditional_accuracy", "bits_per_dim", "ppl")
 
 

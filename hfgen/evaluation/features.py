@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
+from hfgen.evaluation.config import WITHOUT_FEATURES
 from hfgen.evaluation.inception import DIM, SIDE, load_inception
 from hfgen.evaluation.resize import as_channels, check_images, resize_pil, resize_tf1
 from hfgen.pipelines.self_contained import check_json, limited
@@ -27,6 +28,7 @@ Outputs = dict[str, torch.Tensor]
 Prepare = Callable[[torch.Tensor], torch.Tensor]
 
 INCEPTION = ("inception", "inception-clean")
+NO_FEATURES = "none"  # the id of the extractor of metrics that look at none
 KINDS = ("fd", "kd", "cs", "ppl")  # Fréchet distance, kernel distance, classifier score, path length
 RESERVED = {
     "inception": {"fd": "fid", "kd": "kid", "cs": "is"},
@@ -227,6 +229,26 @@ def load_extractor(
             f"weights {weights} are given for the extractor {name}: they are for {' and '.join(INCEPTION)}."
         )
     return load_transformers_extractor(name, device, batch_size)
+
+
+def extractor_for(
+    metrics: Sequence[str], name: str, weights: str | Path | None = None, device: str | torch.device = "cpu"
+) -> Extractor:
+    """The extractor that metrics need: see [`load_extractor`]. Where none looks at features, it is one without a
+    network, so that none has to be there."""
+    if not metrics or set(metrics) - set(WITHOUT_FEATURES):
+        return load_extractor(name, weights, device)
+    return Extractor(
+        id=NO_FEATURES,
+        dim=0,
+        layer="",
+        preprocessing={"channels": 1},
+        fingerprint=NO_FEATURES,
+        device=torch.device(device),
+        prepare=lambda images: images,
+        network=lambda images: {"features": images.new_zeros(len(images), 0)},
+        batch_size=1,
+    )
 
 
 def load_inception_extractor(

@@ -42,8 +42,8 @@ def inception_score(
 
     It is called so only for the logits without bias of the Inception network of 2015, as published values have it.
     With another classifier it is that classifier's score: 1 for images that all get the same answer, up to the number
-    of classes for confident answers that are spread evenly. Splits bias it downwards (with 50 classes and 5,000 images it
-    gives 47.8 in ten splits and 49.9 in one), and the deviation over them is no error of the mean.
+    of classes for confident answers that are spread evenly. Splits bias it downwards (with 50 classes and 5,000 images
+    it gives 47.8 in ten splits and 49.9 in one), and the deviation over them is no error of the mean.
 
     Args:
         logits (`torch.Tensor` of shape `(N, L)`): One row per generated image.
@@ -211,8 +211,8 @@ def stacked_modes(
     """Counts the kinds among images that have one object in each channel: 1,000 of them for Stacked MNIST.
 
     The protocol is that of Unrolled GAN (https://huggingface.co/papers/1611.02163) and PacGAN
-    (https://huggingface.co/papers/1712.04086): a classifier tells the class of each channel on its own, mostly of 26,000
-    images.
+    (https://huggingface.co/papers/1712.04086): a classifier tells the class of each channel on its own, mostly of
+    26,000 images.
 
     Args:
         labels (`torch.Tensor` of shape `(N, C)`): The class of each channel. The first channel counts most: digits 1,

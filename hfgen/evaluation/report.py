@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from hfgen.evaluation.features import RESERVED
+from hfgen.evaluation.features import NO_FEATURES, RESERVED
 from hfgen.evaluation.inception import sha256_of
 from hfgen.evaluation.runner import training_data
 from hfgen.runtime.provenance import record
@@ -149,6 +149,8 @@ def heading(report: dict[str, Any], extractor: dict[str, Any]) -> str:
     data, generation = report["data"], report["generation"]
     repeats = f"{len(generation['seeds'])} x " if len(generation["seeds"]) > 1 else ""
     network = extractor["id"]
+    if network == NO_FEATURES:
+        return f"likelihood of images of {data['name']} [{data['held_out']['split']}]"
     if not (extractor["verified"] and network in RESERVED):
         network += f" ({extractor['fingerprint'][:8]})"
     return (

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from hfgen.evaluation.config import GOOD_ACCURACY, METRICS, ReferenceConfig
+from hfgen.evaluation.config import GOOD_ACCURACY, METRICS, WITHOUT_FEATURES, ReferenceConfig
 from hfgen.evaluation.features import Extractor, Preparation
 from hfgen.evaluation.likelihood import measure_likelihood
 from hfgen.evaluation.metrics import LEAST, Images, Result, compare, memorised
@@ -35,13 +35,20 @@ from hfgen.evaluation.reference import (
 )
 from hfgen.runtime.distributed import Table, map_over_processes
 from hfgen.runtime.errors import UserError
-from hfgen.sampling.capabilities import HasDensity, HasStyles
+from hfgen.sampling.capabilities import Adapter, Generates, HasDensity, HasStyles
 from hfgen.sampling.sampler import Sampler
 
 MOST_KINDS = 10**6  # of Stacked MNIST and its like
 NEEDS_CLASSES = ("label_divergence", "conditional_accuracy", "stacked_modes")
 NEEDS_ACCURACY = ("confidence", *NEEDS_CLASSES)
 NEEDS_LOGITS = ("is", *NEEDS_ACCURACY)
+NEEDS_CAPABILITY: dict[str, type[Adapter]] = {"bits_per_dim": HasDensity, "ppl": HasStyles}
+
+
+def lacking(metric: str, sampler: Sampler) -> str | None:
+    """Why a metric cannot be computed for a model, whatever the data; `None` if it can."""
+    obstacle = sampler.adapter.obstacle(NEEDS_CAPABILITY.get(metric, Generates))
+    return None if obstacle is None else f"{sampler.name} {obstacle}: leave it out"
 
 
 def obstacle(
@@ -81,10 +88,9 @@ def obstacle(
             return "it looks at the channels of colour images, and these are gray"
         if kinds > MOST_KINDS:
             return f"{kinds:,} kinds are too many to count"
+    if metric in NEEDS_CAPABILITY and (lack := lacking(metric, sampler)):
+        return lack
     if metric == "bits_per_dim":
-        lack = sampler.adapter.obstacle(HasDensity)
-        if lack is not None:
-            return f"{sampler.name} {lack}: leave it out"
         if sampler.grouped:
             return f"the classes of {sampler.name} are groups of images, and those of real images are not known"
         info = reference.held_out.data.info
@@ -92,12 +98,8 @@ def obstacle(
             return f"{info.name} does not have the classes that {sampler.name} needs: name `label_column`"
         if sampler.class_names and info.classes and info.classes.unlabelled:
             return f"{info.classes.unlabelled} images of {info.name} have no class, which {sampler.name} needs"
-    if metric == "ppl":
-        lack = sampler.adapter.obstacle(HasStyles)
-        if lack is not None:
-            return f"{sampler.name} {lack}: leave it out"
-        if not isinstance(extractor.prepare, Preparation):
-            return f"{extractor.id} takes 8-bit images only: choose another `extractor`"
+    if metric == "ppl" and not isinstance(extractor.prepare, Preparation):
+        return f"{extractor.id} takes 8-bit images only: choose another `extractor`"
     return None
 
 
@@ -177,10 +179,11 @@ class Evaluator:
 
         self.metrics, self.left_out = choose_metrics(metrics, why_not, is_stacked)
         self.notes = list(reference.notes)
-        if info.channels < extractor.preprocessing["channels"]:
+        self.features = any(metric not in WITHOUT_FEATURES for metric in self.metrics)
+        if self.features and info.channels < extractor.preprocessing["channels"]:
             wanted = extractor.preprocessing["channels"]
             self.notes.append(f"gray images were repeated to the {wanted} channels that {extractor.id} takes")
-        if len(reference.held_out.rows) < num_images and baseline:
+        if self.features and len(reference.held_out.rows) < num_images and baseline:
             self.notes.append(
                 f"the held-out images are {len(reference.held_out.rows):,}, fewer than the generated ones; metrics "
                 "that depend on the number of images cannot be compared with theirs"
@@ -189,6 +192,8 @@ class Evaluator:
         cache = cache_folder(config)
 
         def features_of_part(part: Part, text: str) -> Images | None:
+            if not self.features:
+                return None
             return real_images(part, extractor, accelerator, cache, self._kinds, f"Real images ({text})", leave_bars)
 
         self.memorisation = "memorisation" in self.metrics
@@ -211,6 +216,8 @@ class Evaluator:
         Raises:
             UserError: If an image has NaN or infinite values.
         """
+        if not self.features:
+            return []
         generated, results = self._generate(sampler, seed), []
         if generated is not None:
             results = self._compare(generated, "Metrics")
@@ -267,8 +274,8 @@ def evaluate(
     """Evaluates a generator against data. Every process must call this.
 
     Args:
-        sampler, config, extractor, accelerator, metrics, num_images, batch_size, likelihood_samples, likelihood_images: As
-            for [`Evaluator`].
+        sampler, config, extractor, accelerator, metrics, num_images, batch_size, likelihood_samples,
+            likelihood_images: As for [`Evaluator`].
         seed (`int`, *optional*, defaults to 0): The seed of the first image.
         seeds (`int`, *optional*, defaults to 1): How often to repeat it with new images, for a mean and a deviation.
 
@@ -296,7 +303,7 @@ def evaluate(
     report: list[Any] = [None]
     if accelerator.is_main_process:
         results = over_seeds(repeats) + once
-        if all(result.value is None for result in results):
+        if results and all(result.value is None for result in results):
             report[0] = f"no metric can be computed: {results[0].notes[0]}"
         reference = evaluator.reference
         notes = evaluator.notes + training_notes(sampler.name, reference.train, evaluator.memorisation)

@@ -32,8 +32,8 @@ def render(template: str, **values: Any) -> str:
     """Fills a template.
 
     Args:
-        template (`str`): `"package:file.md"`, or the name of one of `model_cards/templates`, in an installed wheel or in
-            a checkout. Both may extend the latter.
+        template (`str`): `"package:file.md"`, or the name of one of `model_cards/templates`, in an installed wheel or
+            in a checkout. Both may extend the latter.
         values: What the template asks for.
 
     Raises:

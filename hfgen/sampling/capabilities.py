@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 
-class Adapter(abc.ABC):
+class Adapter(abc.ABC):  # noqa: B024 (capabilities have abstract methods)
     """Speaks for a pipeline. The base of all capabilities.
 
     Args:
@@ -201,8 +201,13 @@ class HasLatents(Adapter):
         self, generators: Sequence[Generator], labels: Tensor | None, options: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Latents of images as [`Generates.generate`] makes them, and their classes; by default those that `encode`
-        finds."""
+        finds. Without `labels`, the images of a conditional model share a class that is drawn."""
         assert isinstance(self, Generates)
+        if labels is None and self.classes is not None:
+            import torch
+
+            shares = torch.tensor(self.classes.shares or (1.0,) * len(self.classes.names))
+            labels = torch.multinomial(shares, 1, generator=generators[0]).expand(len(generators)).to(self.pipe.device)
         images = self.generate(generators, labels, options)
         return self.encode(images, labels), labels
 

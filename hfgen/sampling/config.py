@@ -1,4 +1,4 @@
-"""The options of sampling: those that all models have, and those of each family; no torch, so that `--help` is fast."""
+"""The options of sampling: those that all models have, and those of each family; no torch here."""
 
 from __future__ import annotations
 

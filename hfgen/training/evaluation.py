@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 
 from hfgen.data.config import DataConfig
 from hfgen.evaluation.config import ReferenceConfig
-from hfgen.evaluation.features import load_extractor
+from hfgen.evaluation.features import extractor_for
 from hfgen.evaluation.runner import Evaluator
 from hfgen.runtime.errors import UserError
 from hfgen.sampling.sampler import Sampler
@@ -51,7 +51,9 @@ class Evaluation:
             self.evaluator = Evaluator(
                 sampler,
                 images,
-                load_extractor(config.eval_extractor, config.eval_extractor_weights, accelerator.device),
+                extractor_for(
+                    config.eval_metrics, config.eval_extractor, config.eval_extractor_weights, accelerator.device
+                ),
                 accelerator,
                 config.eval_metrics,
                 config.eval_num_images,

@@ -339,7 +339,7 @@ def test_weights_of_another_network(published, tmp_path):
 def test_weights_that_are_not_there(nowhere):
     with pytest.raises(
         UserError,
-        match=r"not fetched unasked: add --extractor_weights download, or run `curl -L --create-dirs ",
+        match=r"not fetched unasked: add `extractor_weights` download, or run `curl -L --create-dirs ",
     ):
         inception.load_inception()
     with pytest.raises(UserError, match=r"HF_HUB_OFFLINE is set, so https://.* is not fetched"):

@@ -5,9 +5,8 @@ import math
 
 import pytest
 import torch
-from helpers import load_script
 
-from hfgen.evaluation.likelihood import log_evidence
+from hfgen.commands import evaluate
 from hfgen.models.conv_vae import ConvVAE
 from hfgen.models.hierarchical_vae import HierarchicalVAE
 from hfgen.models.residual_vae import ResidualVAE
@@ -15,6 +14,7 @@ from hfgen.models.vq_vae import VQVAE
 from hfgen.objectives import elbo
 from hfgen.pipelines.vae import VAEPipeline
 from hfgen.runtime.errors import UserError
+from hfgen.sampling.vae import log_evidence
 
 KINDS = {"conv": ConvVAE, "residual": ResidualVAE, "hierarchical": HierarchicalVAE}
 
@@ -38,7 +38,8 @@ def test_more_samples_are_nearer_to_the_evidence(kind, likelihood):
     """Against averaging p(x|z) over the prior, which needs far more samples, and few latents that matter little."""
     model, images = made(KINDS[kind], likelihood), levels(3)
     generator = torch.Generator().manual_seed(1)
-    lower, weighted = log_evidence(model, images, num_samples=200, generator=generator)
+    density = log_evidence(model, images, num_samples=200, generator=generator)
+    lower, weighted = density.lower, density.estimate
     assert (lower <= weighted + 1e-4).all()
     with torch.no_grad():
         latents = torch.randn(20_000, *model.latent_shape, generator=generator)
@@ -63,26 +64,30 @@ def test_a_codebook_pays_for_each_code():
         likelihood="logistic",
     ).eval()  # fmt: skip
     images = levels(2)
-    lower, weighted = log_evidence(model, images)
-    assert torch.equal(lower, weighted)
+    density = log_evidence(model, images)
+    lower = density.lower
+    assert torch.equal(lower, density.estimate)
     with torch.no_grad():
         parameters = model(images).parameters
     torch.testing.assert_close(lower, elbo.log_likelihood(images, parameters, "logistic") - 4 * math.log(16))
 
 
-def test_the_script(tmp_path):
+@pytest.mark.usefixtures("on_the_cpu")
+def test_the_command(tmp_path):
     VAEPipeline(made(ConvVAE, "logistic")).save_pretrained(tmp_path / "vae")
-    script = load_script("measure_likelihood")
-    script.main(f"--model {tmp_path / 'vae'} --num_images 20 --num_samples 5".split())
-    report = json.loads((tmp_path / "vae" / "likelihood.json").read_text())
-    assert report["num_images"] == 20 and report["num_samples"] == 5
-    assert 0 < report["bits_per_dim"] <= report["bits_per_dim_elbo"] < 100
-    script.main(f"--model {tmp_path / 'vae'} --num_images 20 --num_samples 5 --output {tmp_path / 'b.json'}".split())
-    assert json.loads((tmp_path / "b.json").read_text()) == report  # the seed decides
-    with pytest.raises(UserError, match="--model is missing"):
-        script.main([])
-    with pytest.raises(UserError, match="--num_samples 0 is out of range"):
-        script.main(["--model", "x", "--num_samples", "0"])
+    flags = ["--model", str(tmp_path / "vae"), "--metrics", "bits_per_dim"]
+    evaluate.main([*flags, *"--num_images 50 --likelihood_images 20 --likelihood_samples 5 --cpu_threads 1".split()])
+    (report,) = json.loads((tmp_path / "vae" / "evaluation.json").read_text())["models"]
+    result = report["results"]["bits_per_dim"]
+    details = result["details"]
+    assert (details["bound"], details["likelihood"], details["num_images"]) == ("iwae-5", "logistic", 20)
+    assert 0 < result["value"] <= details["elbo"] < 100 and result["error"] > 0
+    again = [*flags, "--num_images", "50", "--output", str(tmp_path / "b.json")]
+    evaluate.main([*again, *"--likelihood_images 20 --likelihood_samples 5 --cpu_threads 1".split()])
+    (other,) = json.loads((tmp_path / "b.json").read_text())["models"]
+    assert other["results"] == report["results"]  # no chance is left
+    with pytest.raises(UserError, match="`likelihood_samples` 0 is out of range"):
+        evaluate.main([*flags, "--likelihood_samples", "0"])
     VAEPipeline(made(ConvVAE, "gaussian"), task="denoise", task_level=0.3).save_pretrained(tmp_path / "task")
     with pytest.raises(UserError, match="is trained to denoise"):
-        script.main(["--model", str(tmp_path / "task")])
+        evaluate.main(["--model", str(tmp_path / "task"), "--metrics", "bits_per_dim", "--cpu_threads", "1"])

@@ -1,4 +1,4 @@
-"""Metrics by name: who may judge, and what the classifier's answers come to."""
+"""Metrics by name: which classifiers may be asked, and what the classifier's answers come to."""
 
 import dataclasses
 import json
@@ -13,7 +13,6 @@ from hfgen.evaluation.features import load_extractor
 from hfgen.evaluation.metrics import Images, compare
 from hfgen.evaluation.runner import Evaluator, evaluate
 from hfgen.runtime.errors import UserError
-from hfgen.sampling.config import SamplingConfig
 from hfgen.sampling.sampler import load_sampler
 
 
@@ -27,7 +26,7 @@ def weak(tmp_path_factory):
 
 
 def answers(numbers, scale=9.0, **more):
-    """Images that show these digits to a classifier that is sure of it, or less so."""
+    """Images that show these digits to a classifier that is confident about it, or less so."""
     rows = scale * torch.eye(10)[torch.tensor(numbers)]
     return Images(rows + torch.rand(rows.shape, generator=torch.Generator().manual_seed(0)), rows, **more)
 
@@ -37,26 +36,26 @@ def values(metrics, images, real, extractor):
 
 
 @pytest.mark.parametrize("metric", ["confidence", "label_divergence", "conditional_accuracy"])
-def test_a_weak_classifier_does_not_judge(weak, metric, tmp_path):
-    sampler = load_sampler(save_model(tmp_path / "gan", "gan"), SamplingConfig())
+def test_a_weak_classifier_is_not_asked(weak, metric, tmp_path):
+    sampler = load_sampler(save_model(tmp_path / "gan", "gan"))
     config = ReferenceConfig(dataset_name=save_data(tmp_path / "digits"), cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(UserError, match="--extractor classifier is only 60.0%, and a judge needs 90%: train it"):
+    with pytest.raises(UserError, match="`extractor` classifier is only 60.0%, and it needs 90%: train it"):
         evaluate(sampler, config, weak, Accelerator(cpu=True), [metric], 20)
     assert metric in Evaluator(sampler, config, weak, Accelerator(cpu=True), ["all"], 20).left_out
     for accuracy in (0.9, None):  # good enough, and not known
-        judge = dataclasses.replace(weak, accuracy=accuracy)
-        assert evaluate(sampler, config, judge, Accelerator(cpu=True), [metric], 20)["results"]
+        classifier = dataclasses.replace(weak, accuracy=accuracy)
+        assert evaluate(sampler, config, classifier, Accelerator(cpu=True), [metric], 20)["results"]
 
 
 def test_the_rarest_class_is_named(weak):
-    judge = dataclasses.replace(weak, accuracy=None, labels=tuple("abcdefghij"))
-    found = compare(["label_divergence"], answers([0, 0, 0, 3, 7, 7]), answers([0, 3, 7]), judge, "")
+    classifier = dataclasses.replace(weak, accuracy=None, labels=tuple("abcdefghij"))
+    found = compare(["label_divergence"], answers([0, 0, 0, 3, 7, 7]), answers([0, 3, 7]), classifier, "")
     (result,) = [each for each in found if each.key == "smallest_share"]
     assert (result.value, result.details) == (pytest.approx(1 / 6), {"class": "d"})
 
 
 def test_confidence(weak):
-    judge = dataclasses.replace(weak, accuracy=None)
-    sure, unsure = answers([1, 2]), answers([1, 2], scale=1.0)
-    assert values(["confidence"], sure, sure, judge) == {"confident_share": 1}
-    assert values(["confidence"], unsure, sure, judge) == {"confident_share": 0}
+    classifier = dataclasses.replace(weak, accuracy=None)
+    confident, doubtful = answers([1, 2]), answers([1, 2], scale=1.0)
+    assert values(["confidence"], confident, confident, classifier) == {"confident_share": 1}
+    assert values(["confidence"], doubtful, confident, classifier) == {"confident_share": 0}

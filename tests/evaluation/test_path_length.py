@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from test_features import RESNET, images, save
+from evaluation.test_features import RESNET, images, save
 from transformers import ResNetConfig, ResNetModel
 
 from hfgen.evaluation.features import Extractor, Preparation, load_extractor, metric_prefix

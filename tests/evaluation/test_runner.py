@@ -19,10 +19,9 @@ from hfgen.evaluation.kernels import kernel_distance
 from hfgen.evaluation.neighbours import precision_recall_density_coverage
 from hfgen.evaluation.reference import open_reference
 from hfgen.evaluation.runner import evaluate, nearest_pairs
-from hfgen.pipelines import load_pipeline
-from hfgen.runtime.distributed import in_turns
+from hfgen.runtime.distributed import map_over_processes
 from hfgen.runtime.errors import UserError
-from hfgen.sampling.config import SamplingConfig
+from hfgen.sampling.loading import load_pipeline
 from hfgen.sampling.sampler import Sampler, load_sampler
 
 
@@ -45,7 +44,7 @@ def extractor(place):
 def samplers(place):
     """By name, loaded once."""
     kinds = ("gan", "stacked", "stylegan2", "vae", "ddpm")
-    return {kind: load_sampler(save_model(place / kind, kind), SamplingConfig()) for kind in kinds}
+    return {kind: load_sampler(save_model(place / kind, kind)) for kind in kinds}
 
 
 def run(sampler, config, extractor, *names, num_images=40, **options):
@@ -124,10 +123,9 @@ def keys(extractor, names):
     ],
 )
 def test_every_metric(samplers, config, extractor, monkeypatch, kind, missing):
-    monkeypatch.setattr("hfgen.evaluation.runner.LIKELIHOOD_SAMPLES", 3)
-    monkeypatch.setattr("hfgen.evaluation.runner.PATHS", 6)
+    monkeypatch.setattr("hfgen.evaluation.path_length.PATHS", 6)
     real = dataclasses.replace(config, num_real_images=1000)
-    report = run(samplers[kind], real, extractor, "all", num_images=120)
+    report = run(samplers[kind], real, extractor, "all", num_images=120, likelihood_samples=3)
     assert set(report["left_out"]) == missing
     assert set(report["results"]) == keys(extractor, set(METRICS) - missing)
     for key, result in report["results"].items():
@@ -177,16 +175,15 @@ def test_conditional_accuracy_matches_classes_by_name(samplers, config, extracto
     assert after["value"] == (9 - logits.argmax(1) == asked).double().mean().item()
 
 
-def test_likelihood_is_that_of_held_out_images(samplers, config, extractor, monkeypatch):
+def test_likelihood_is_that_of_held_out_images(samplers, config, extractor):
     """Against one pass over all of them, which differs by the noise alone."""
-    monkeypatch.setattr("hfgen.evaluation.runner.LIKELIHOOD_SAMPLES", 20)
-    report = run(samplers["vae"], config, extractor, "bits_per_dim", "fd", num_images=100)
+    report = run(samplers["vae"], config, extractor, "bits_per_dim", "fd", num_images=100, likelihood_samples=20)
     found = report["results"]["bits_per_dim"]
-    from hfgen.evaluation.likelihood import log_evidence
+    from hfgen.sampling.vae import log_evidence
 
     images = open_reference(config, (1, 8, 8), 100, 100).held_out.images(range(100)).float() / 127.5 - 1
-    _, bound = log_evidence(samplers["vae"].pipe.model.eval(), images, num_samples=20)
-    assert found["value"] == pytest.approx((-bound.mean() / 64 / np.log(2)).item(), rel=1e-2)
+    density = log_evidence(samplers["vae"].pipe.model.eval(), images, num_samples=20)
+    assert found["value"] == pytest.approx((-density.estimate.mean() / 64 / np.log(2)).item(), rel=1e-2)
     assert found["details"]["split"] == "test" and found["details"]["num_images"] == 100
 
 
@@ -271,7 +268,7 @@ def test_splits(config, place):
     assert not reference.notes and reference.held_out.data.info.split == "test"
     turned = dataclasses.replace(config, dataset_split="test", held_out_split="train")
     assert len(open_reference(turned, (1, 8, 8), 10_000, 10_000).held_out.rows) == 1100
-    with pytest.raises(UserError, match="--held_out_split validation"):
+    with pytest.raises(UserError, match="`held_out_split` validation"):
         open_reference(dataclasses.replace(config, held_out_split="validation"), (1, 8, 8), 50, 50)
     shutil.copytree(place / "digits", place / "one split")
     (place / "one split" / "data" / "test-00000-of-00001.parquet").unlink()
@@ -283,7 +280,7 @@ def test_splits(config, place):
 
 def test_what_a_model_was_trained_on(samplers, config, extractor, place, tmp_path):
     shutil.copytree(place / "gan", tmp_path / "gan")
-    sampler = load_sampler(str(tmp_path / "gan"), SamplingConfig())
+    sampler = load_sampler(str(tmp_path / "gan"))
     record = {"data": {"name": "digits", "split": "train", "num_images": 1100, "fingerprint": "of groups"}}
     (tmp_path / "gan" / "run.json").write_text(json.dumps(record))
     (gray,) = run(sampler, config, extractor, "memorisation", num_images=120)["notes"]
@@ -333,7 +330,7 @@ def test_a_cache_that_cannot_be_written(samplers, config, extractor, tmp_path):
     reference = dataclasses.replace(config, cache_dir=str(tmp_path))
     open_reference(reference, (1, 8, 8), 40, 40)
     (tmp_path / "features").write_text("a file where a folder should be")
-    with pytest.raises(UserError, match="cannot be written.*another --cache_dir"):
+    with pytest.raises(UserError, match="cannot be written.*another `cache_dir`"):
         run(samplers["gan"], reference, extractor, "fd")
 
 
@@ -355,20 +352,20 @@ def test_pairs_are_made_again(samplers, config, extractor):
     assert nearest_pairs(samplers["gan"], config, run(samplers["gan"], config, extractor, "fd")) == []
 
 
-def test_in_turns_keeps_the_order():
+def test_map_over_processes_keeps_the_order():
     seen = []
 
     def make(indices):
         seen.append(indices)
         return {"rows": torch.tensor(indices)[:, None] * torch.ones(1, 2), "numbers": torch.tensor(indices)}
 
-    found = in_turns(Accelerator(cpu=True), 10, 4, make, "Rows")
+    found = map_over_processes(Accelerator(cpu=True), 10, 4, make, "Rows")
     assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert found["numbers"].tolist() == list(range(10)) and found["rows"].shape == (10, 2)
 
 
 def test_batches_are_cut_when_memory_runs_out(samplers, monkeypatch, place):
-    sampler = load_sampler(str(place / "gan"), SamplingConfig())
+    sampler = load_sampler(str(place / "gan"))
     make, sizes = sampler._sample, []
 
     def limited(indices, seed):
@@ -396,7 +393,7 @@ def test_images_with_nan(place):
     pipe = load_pipeline(str(place / "gan"))
     pipe.model.conv_out.bias.data.fill_(float("nan"))
     with pytest.raises(UserError, match=r"the model makes images with NaN or infinite values, 4 of 4"):
-        Sampler(pipe, SamplingConfig(), "the model")(range(4), 0)
+        Sampler(pipe)(range(4), 0)
 
 
 # Mistakes
@@ -408,7 +405,7 @@ def test_images_with_nan(place):
         ("gan", "birthday", 40, "it needs at least 999 real images, and there are 40"),
         ("gan", "ndb", 40, "it needs at least 100 real images"),
         ("gan", "memorisation", 40, "it needs at least 99 held-out images, and there are 40"),
-        ("gan", "precision_recall", 3, "it needs at least 4 generated images, and --num_images is 3"),
+        ("gan", "precision_recall", 3, "it needs at least 4 generated images, and `num_images` is 3"),
         ("gan", "is", 9, "it needs at least 10 generated images"),
         ("gan", "bits_per_dim", 40, "is a GAN, whose likelihood is not known"),
         ("gan", "ppl", 40, "is no StyleGAN2"),
@@ -417,7 +414,7 @@ def test_images_with_nan(place):
     ],
 )
 def test_metrics_that_do_not_fit(samplers, config, extractor, kind, metric, number, message):
-    with pytest.raises(UserError, match=f"--metrics {metric}: .*{message}"):
+    with pytest.raises(UserError, match=f"`metrics` {metric}: .*{message}"):
         run(samplers[kind], config, extractor, "fd", metric, num_images=number)
 
 
@@ -433,5 +430,5 @@ def test_groups_are_no_classes(samplers, config, extractor, place):
     """Groups of images have names that look like those of digits, and mean nothing."""
     pipe = load_pipeline(str(place / "gan"), class_shares={str(number): 0.1 for number in range(10)})
     for wanted in (None, ("1", "2")):
-        sampler = Sampler(pipe, SamplingConfig(class_labels=wanted), "groups")
+        sampler = Sampler(pipe, name="groups", class_labels=wanted)
         assert "conditional_accuracy" in run(sampler, config, extractor, "all", num_images=12)["left_out"]
