@@ -55,6 +55,7 @@ class Family:
             `{"image": Image(), "label": Label()}`.
         resolve (`str`, *optional*): A function `(options, data, machine)` that returns the options with numbers in
             place of what was left out; no torch.
+        task (`str`, *optional*): What the Hub calls what its pipelines do.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Family:
     default_preset: str | None = None
     spec: str | None = None
     resolve: str | None = None
+    task: str = "unconditional-image-generation"
     origin: str = field(default="hfgen", compare=False)
     """The distribution that declares it, for messages."""
 

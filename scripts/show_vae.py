@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from hfgen.evaluation.reference import pick_images
     from hfgen.evaluation.report import origin_of
     from hfgen.pipelines import load_pipeline
-    from hfgen.pipelines.vae import VAEPipeline, enlarge, shrink
+    from hfgen.pipelines.restoration import enlarge, shrink
+    from hfgen.pipelines.vae import VAEPipeline
     from hfgen.runtime.png import make_grid, save_png, to_uint8
 
     pipe = load_pipeline(str(config.model)).to(PartialState().device)

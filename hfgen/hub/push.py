@@ -99,7 +99,7 @@ def push_folder(
         revision = open_revision(model_id, revision, create_pr, commit_message, token, repo_type)
         return upload(folder, model_id, revision, commit_message, token, repo_type)
     except UserError as error:
-        command = ["python", "scripts/push_to_hub.py", "--folder", str(folder), "--hub_model_id", model_id]
+        command = ["hfgen", "push", "--folder", str(folder), "--hub_model_id", model_id]
         command += ["--repo_type", repo_type] if repo_type != "model" else []
         command += ["--private"] * private
         command += ["--revision", revision] if revision else ["--create_pr"] * create_pr

@@ -154,7 +154,7 @@ def test_the_alarm_fires_on_the_classic_mistake_and_not_on_the_default():
         assert len(messages) == wanted, logs[-1]
         if wanted:
             assert "the posterior has collapsed" in messages[0]
-            assert "a lower --beta than 64" in messages[0] and "a lower --variance" in messages[0]
+            assert "a lower `beta` than 64" in messages[0] and "a lower `variance`" in messages[0]
             assert logs[-1]["active_units"] == 0
 
 
@@ -170,17 +170,17 @@ def test_the_alarm_of_a_codebook():
 @pytest.mark.parametrize(
     ("changes", "info", "message"),
     [
-        ({"beta": -1.0}, {}, "--beta -1.0 is negative"),
-        ({"kl_warmup": 1.0}, {}, "--kl_warmup 1.0 is not in"),
-        ({"variance": 0.0}, {}, "--variance 0.0 is out of range"),
-        ({"variance": 1.0, "likelihood": "logistic"}, {}, "--variance 1.0: logistic has none"),
-        ({"spatial_latent": True, "architecture": "conv"}, {}, "--spatial_latent is for residual"),
+        ({"beta": -1.0}, {}, "`beta` -1.0 is negative"),
+        ({"kl_warmup": 1.0}, {}, "`kl_warmup` 1.0 is not in"),
+        ({"variance": 0.0}, {}, "`variance` 0.0 is out of range"),
+        ({"variance": 1.0, "likelihood": "logistic"}, {}, "`variance` 1.0: logistic has none"),
+        ({"spatial_latent": True, "architecture": "conv"}, {}, "`spatial_latent` is for residual"),
         ({"architecture": "vq", "beta": 2.0}, {}, "vq has none of"),
-        ({"task_level": 2.0}, {}, "--task_level 2.0 is the level of no task"),
+        ({"task_level": 2.0}, {}, "`task_level` 2.0 is the level of no task"),
         ({"task": "super_resolve", "task_level": 1.5}, {}, "must be a whole number"),
         ({"task": "super_resolve", "task_level": 1.0}, {}, "must be a whole number from 2 on"),
-        ({"task": "super_resolve", "task_level": 3.0}, {}, "--task_level 3 does not divide the 8 pixels"),
-        ({"class_conditional": True}, {"class_names": None}, "--class_conditional needs labels"),
+        ({"task": "super_resolve", "task_level": 3.0}, {}, "`task_level` 3 does not divide the 8 pixels"),
+        ({"class_conditional": True}, {"class_names": None}, "`class_conditional` needs labels"),
         ({"class_conditional": True}, {"unlabelled": 3}, "3 of the images have no class"),
         ({}, {"resolution": 300}, "does not fit the images"),
     ],
@@ -200,7 +200,7 @@ def test_bernoulli_needs_black_and_white():
     recipe = VAERecipe(dataclasses.replace(TINY, likelihood="bernoulli"), INFO)
     images = squares(8)
     recipe.loss(recipe.phases[0], batch_of(images, 0), Progress(0, 0, 0))
-    with pytest.raises(UserError, match="--likelihood bernoulli is for black and white images"):
+    with pytest.raises(UserError, match="`likelihood` bernoulli is for black and white images"):
         recipe.loss(recipe.phases[0], batch_of(images * 0.9, 0), Progress(0, 0, 0))
 
 

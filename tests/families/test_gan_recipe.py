@@ -212,32 +212,31 @@ def test_pipelines_and_samples():
 @pytest.mark.parametrize(
     ("changes", "info", "message"),
     [
-        ({"class_conditional": True}, {"class_names": None}, "--class_conditional needs labels"),
+        ({"class_conditional": True}, {"class_names": None}, "`class_conditional` needs labels"),
         ({"class_conditional": True}, {"unlabelled": 2}, "2 of the images have no class"),
-        ({}, {"resolution": 7}, "--resolution does not fit dcgan at 7 pixels: sample_size is 7"),
-        ({"architecture": "stylegan2"}, {"resolution": 257}, "--resolution does not fit stylegan2 at 257 pixels"),
+        ({}, {"resolution": 7}, "`resolution` does not fit dcgan at 7 pixels: sample_size is 7"),
+        ({"architecture": "stylegan2"}, {"resolution": 257}, "`resolution` does not fit stylegan2 at 257 pixels"),
         (
             {"architecture": "stylegan2", "base_channels": 1},
             {"resolution": 256},
-            "--base_channels 1 does not fit stylegan2 at 256 pixels",
+            "`base_channels` 1 does not fit stylegan2 at 256 pixels",
         ),
-        ({"num_clusters": 1}, {}, "--num_clusters 1: one group is none"),
-        ({"group_width": 3}, {}, "--group_width 3 does not divide 2 . --base_channels 8"),
+        ({"group_width": 3}, {}, "`group_width` 3 does not divide 2 . `base_channels` 8"),
         (
             {"discriminator_norm": "none", "architecture": "mlp"},
             {},
-            "--discriminator_norm none: mlp has none",
+            "`discriminator_norm` none: mlp has none",
         ),
-        ({"label_smoothing": 0.1}, {}, "--objective relativistic has no target to lower"),
+        ({"label_smoothing": 0.1}, {}, "`objective` relativistic has no target to lower"),
         ({"objective": "wasserstein", "r1_gamma": 0.0, "r2_gamma": 0.0}, {}, "needs a critic of bounded slope"),
-        ({"discriminator_norm": "batch"}, {}, "--discriminator_norm batch mixes images"),
-        ({"spectral_norm": True, "architecture": "residual"}, {}, "--spectral_norm does not exist in residual"),
-        ({"augmentations": ("flip", "blur")}, {}, "--augmentations blur is unknown: choose from flip"),
-        ({"r1_gamma": -1.0}, {}, "--r1_gamma -1.0 is negative"),
-        ({"adam_beta2": 1.0}, {}, "--adam_beta2 1.0 is not in"),
-        ({"ada_target": 2.0}, {}, "--ada_target 2.0 is not in"),
-        ({"latent_dim": 0}, {}, "--latent_dim 0 is out of range"),
-        ({"truncation": 0.5}, {}, "--truncation 0.5: dcgan has no mean latent"),
+        ({"discriminator_norm": "batch"}, {}, "`discriminator_norm` batch mixes images"),
+        ({"spectral_norm": True, "architecture": "residual"}, {}, "`spectral_norm` does not exist in residual"),
+        ({"augmentations": ("flip", "blur")}, {}, "`augmentations` blur is unknown: choose from flip"),
+        ({"r1_gamma": -1.0}, {}, "`r1_gamma` -1.0 is negative"),
+        ({"adam_beta2": 1.0}, {}, "`adam_beta2` 1.0 is not in"),
+        ({"ada_target": 2.0}, {}, "`ada_target` 2.0 is not in"),
+        ({"latent_dim": 0}, {}, "`latent_dim` 0 is out of range"),
+        ({"truncation": 0.5}, {}, "`truncation` 0.5: dcgan has no mean latent"),
     ],
 )
 def test_mistakes(changes, info, message):
@@ -248,7 +247,7 @@ def test_mistakes(changes, info, message):
 def test_batches_too_small_for_their_statistics():
     for architecture, size in (("mlp", 1), ("dcgan", 1), ("stylegan2", 1), ("stylegan2", 37)):
         config = dataclasses.replace(TINY, architecture=architecture)
-        with pytest.raises(UserError, match=f"--train_batch_size {size}: "):
+        with pytest.raises(UserError, match=f"`train_batch_size` {size}: "):
             config.check(None, size)
         with pytest.raises(ValueError):  # the networks say so, too
             recipe = GANRecipe(config, INFO)
@@ -301,5 +300,5 @@ def test_the_advice_can_be_followed():
     dcgan = dataclasses.replace(TINY, discriminator_norm="batch", r1_gamma=0.0, r2_gamma=0.0)
     alarms = Alarms(dcgan, patience=0)
     (message,) = alarms(HEALTHY | {"ranked_right": 1.0}, 10)
-    assert "--r1_gamma 0.05 --r2_gamma 0.05 with --discriminator_norm group" in message
+    assert "`r1_gamma` 0.05 `r2_gamma` 0.05 with `discriminator_norm` group" in message
     dataclasses.replace(dcgan, r1_gamma=0.05, r2_gamma=0.05, discriminator_norm="group").validate()

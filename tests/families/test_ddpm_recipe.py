@@ -107,15 +107,15 @@ def test_channels_follow_the_data():
 @pytest.mark.parametrize(
     ("changes", "info", "message"),
     [
-        ({"rescale_betas_zero_snr": True, "prediction_type": "epsilon"}, {}, "--rescale_betas_zero_snr does not go"),
-        ({"block_out_channels": (8, 8, 8, 8, 8)}, {}, "--resolution does not fit --resolution 8"),
-        ({"attention_resolutions": (5,)}, {}, "--attention_resolutions does not fit"),
-        ({"block_out_channels": (8, 6)}, {}, "--block_out_channels 6 is no multiple of --norm_num_groups 4"),
-        ({"block_out_channels": (8, 12)}, {}, "no multiple of --attention_head_dim 8"),
-        ({"class_conditional": True}, {"class_names": None}, "--class_conditional needs labels"),
+        ({"rescale_betas_zero_snr": True, "prediction_type": "epsilon"}, {}, "`rescale_betas_zero_snr` does not go"),
+        ({"block_out_channels": (8, 8, 8, 8, 8)}, {}, "`resolution` does not fit `resolution` 8"),
+        ({"attention_resolutions": (5,)}, {}, "`attention_resolutions` does not fit"),
+        ({"block_out_channels": (8, 6)}, {}, "`block_out_channels` 6 is no multiple of `norm_num_groups` 4"),
+        ({"block_out_channels": (8, 12)}, {}, "no multiple of `attention_head_dim` 8"),
+        ({"class_conditional": True}, {"class_names": None}, "`class_conditional` needs labels"),
         ({"class_conditional": True, "label_dropout": 0.0}, {"unlabelled": 2}, "2 of the images have no class"),
-        ({"label_dropout": 1.0}, {}, "--label_dropout 1.0"),
-        ({"learning_rate": 0.0}, {}, "--learning_rate 0.0"),
+        ({"label_dropout": 1.0}, {}, "`label_dropout` 1.0"),
+        ({"learning_rate": 0.0}, {}, "`learning_rate` 0.0"),
     ],
 )
 def test_mistakes(changes, info, message):
