@@ -88,7 +88,7 @@ def test_train_by_command(trained):
     assert json.loads((folder / "run.json").read_text())["family"] == "toy_ar"
     assert f"--model {folder}" in text
     assert (folder / "samples" / "000000000096.png").exists()
-    assert "An autoregressive toy, pixel by pixel" in (folder / "README.md").read_text()  # its title, for want of a template
+    assert "An autoregressive toy, pixel by pixel" in (folder / "README.md").read_text()  # its title
     assert "ToyARPipeline.from_pretrained" in (folder / "README.md").read_text()
 
 
@@ -197,8 +197,8 @@ def test_evaluation_while_training(tmp_path):
 
 
 def test_push(trained, hub):
-    run("push", "--folder", trained[0], "--hub_model_id", "user/toy", env=hub.env)
-    assert {"model_index.json", "model/config.json"} <= set(hub.files("user/toy"))
+    run("push", "--folder", trained[0], "--hub_model_id", "user/toy", env=hub.environment("hf_user"))
+    assert {"model_index.json", "model/config.json", "pipeline_toy_ar_pipeline.py"} <= set(hub["user/toy"].files())
 
 
 def test_a_part_that_lacks_is_named(monkeypatch):
