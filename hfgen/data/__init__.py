@@ -1,1 +1,1 @@
-"""Any `datasets` source as columns of images, classes and texts, in an order that depends on seed and position alone."""
+"""Any `datasets` source as columns of images, classes and texts, in an order that seed and position decide."""
