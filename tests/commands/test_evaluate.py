@@ -281,13 +281,8 @@ def test_broken_weights(place, tmp_path, evaluate):
         ("--model {gan} --extractor facebook/dinov2-small", "hf download facebook/dinov2-small"),
         ("--model {gan} --extractor {gan}", "cannot be loaded"),
         ("--model {gan} --dataset_name {gan}/absent", "cannot be loaded"),
-<<<<<<< HEAD
-        ("--model {gan} --sampler ddim", "is a GAN, which has none"),
-        ("--model {gan} --class_labels cow", "--class_labels cow: "),
-=======
         ("--model {gan} --sampler ddim", "is a GAN, which has truncation instead"),
         ("--model {gan} --class_labels cow", "has no such class"),
->>>>>>> h-sampling
         ("--model {vae} --prior mixture", "this pipeline has none"),
         ("--model {gan} --mixed_precision fp16", "fp16 does not exist on a CPU"),
         ("--model {gan} --metrics ppl", "--metrics ppl: "),

@@ -78,11 +78,7 @@ def test_samplers(models, tmp_path, sample, sampler):
     ("model", "arguments", "message"),
     [
         ("plain", "--class_labels 3", "knows no classes"),
-<<<<<<< HEAD
-        ("labelled", "--class_labels 3 cow", "--class_labels cow: "),
-=======
         ("labelled", "--class_labels 3 cow", "has no such class"),
->>>>>>> h-sampling
         ("absent", "", "holds no pipeline"),
         ("plain", "--num_images 0", "--num_images 0 is out of range"),
         ("plain", "--seed -1", "--seed -1 is out of range"),
