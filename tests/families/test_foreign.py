@@ -1,4 +1,4 @@
-"""A family from outside: an installed package of three files goes every way that ours go, and hfgen knows no word of it."""
+"""A family from outside: an installed package of three files goes every way that ours go."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ROOT, TINY_GAN, metrics
+from hub.server import ADA
 from safetensors.torch import load_file
 
 import hfgen
@@ -197,7 +198,7 @@ def test_evaluation_while_training(tmp_path):
 
 
 def test_push(trained, hub):
-    run("push", "--folder", trained[0], "--hub_model_id", "user/toy", env=hub.environment("hf_user"))
+    run("push", "--folder", trained[0], "--hub_model_id", "user/toy", env=hub.environment(ADA))
     assert {"model_index.json", "model/config.json", "pipeline_toy_ar_pipeline.py"} <= set(hub["user/toy"].files())
 
 
