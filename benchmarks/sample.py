@@ -407,6 +407,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     assert config.model is not None
 
     from hfgen.evaluation.features import load_extractor
+    from hfgen.evaluation.compare import load_samplers
     from hfgen.runtime.launch import describe, make_accelerator
 
     accelerator = make_accelerator(cpu_threads=config.cpu_threads)

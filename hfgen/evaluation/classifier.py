@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from hfgen.data.augment import prepare
-from hfgen.data.cache import DataInfo, open_images
+from hfgen.data.cache import open_images
 from hfgen.data.config import DataConfig
+from hfgen.data.info import DataInfo
 from hfgen.data.streams import RawBatch
 from hfgen.evaluation.config import ClassifierConfig
 from hfgen.evaluation.labels import conditional_accuracy
@@ -163,11 +164,12 @@ def train(model: Any, part: Part, data: DataConfig, config: ClassifierConfig) ->
     steps = itertools.count()
 
     def collate(rows: list[int]) -> dict[str, torch.Tensor]:
-        arrays = (part.data.images, part.data.labels, part.data.layout)
-        batch = RawBatch(*(None if array is None else torch.from_numpy(array[rows]) for array in arrays))  # type: ignore[arg-type]
-        images = prepare(batch, data, Augmentation(config.seed, next(steps), len(rows))).expand(-1, COLOURS, -1, -1)
-        assert batch.labels is not None
-        return {"pixel_values": images.contiguous(memory_format=torch.channels_last), "labels": batch.labels}
+        assert part.data.labels is not None
+        layout = {} if part.data.layout is None else {"image": torch.from_numpy(part.data.layout[rows])}
+        raw = RawBatch({"image": torch.from_numpy(part.data.images[rows])}, layout)
+        images = prepare(raw, data, Augmentation(config.seed, next(steps), len(rows)))["image"]
+        images = images.expand(-1, COLOURS, -1, -1).contiguous(memory_format=torch.channels_last)
+        return {"pixel_values": images, "labels": torch.from_numpy(part.data.labels[rows])}
 
     total = config.num_epochs * -(-len(part.rows) // config.train_batch_size)
     with tempfile.TemporaryDirectory() as scratch:  # of which its only use is to make sure that it exists

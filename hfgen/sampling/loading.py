@@ -1,10 +1,13 @@
 """Loading of checkpoints: any that an installed family declares."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import diffusers
+from diffusers.utils import logging
 
 from hfgen.pipelines.self_contained import SelfContained, index_folder
 from hfgen.registry import PipelineEntry, load, pipeline_entries
@@ -60,6 +63,19 @@ def load_pipeline(path: str, **kwargs: Any) -> diffusers.DiffusionPipeline:
         if not issubclass(kind, SelfContained):  # which looks at the files before it makes networks of them
             path = path if Path(path).is_dir() else SelfContained.download(path, **kwargs)
             SelfContained.load_config(path)
-        return kind.from_pretrained(path, **kwargs | {"use_safetensors": True, "trust_remote_code": False})
+        with _quietly():
+            return kind.from_pretrained(path, **kwargs | {"use_safetensors": True, "trust_remote_code": False})
     except Exception as error:
         raise UserError(f"{path} cannot be loaded: {' '.join(str(error).split())[:500]}") from None
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without diffusers' progress bar, which is over before it can be read."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

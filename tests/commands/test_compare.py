@@ -107,11 +107,11 @@ def test_what_is_found(place, tmp_path, script, capsys):
     report = json.loads((output / "compare.json").read_text())
     assert {"hfgen", "command", "config", "versions", "machine", "extractor", "models", "remarks"} <= set(report)
     assert report["quality"] is None
-    gan, vae, ddpm = (model["cost"] for model in report["models"])
+    ddpm, gan, vae = (model["cost"] for model in report["models"])
     assert [cost["network_evaluations_per_image"] for cost in (gan, vae, ddpm)] == [1, 1, 3]
-    assert report["models"][2]["generation"]["num_inference_steps"] == 3
+    assert report["models"][0]["generation"]["num_inference_steps"] == 3
     samplers = compare.load_samplers([str(place / family) for family in FAMILIES], {}, "cpu")
-    for cost, sampler in zip((gan, vae, ddpm), samplers, strict=True):
+    for cost, sampler in zip((ddpm, gan, vae), samplers, strict=True):
         network = sampler.pipe.unet if sampler.adapter.kind == "DDPM" else sampler.pipe.model
         assert cost["parameters"] == network.num_parameters()
         assert cost["sampling_images_per_second"] == sorted(cost["sampling_turns"])[compare.TURNS // 2] > 0
