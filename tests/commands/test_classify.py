@@ -1,6 +1,5 @@
 """Training a classifier: what it leaves behind, what it measures on, and what it refuses."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
-from helpers import Command, run
+from helpers import Command, data_info, run
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
@@ -145,7 +144,7 @@ def test_colour_with_a_split_of_its_own(script, tmp_path):
 
 @pytest.mark.parametrize(("resolution", "stages"), [(4, 1), (8, 1), (16, 2), (28, 3), (32, 3), (64, 4), (256, 6)])
 def test_the_network_comes_down_to_four_pixels(resolution, stages):
-    info = dataclasses.replace(open_images(DataConfig()).info, resolution=resolution, mode="RGB")
+    info = data_info(resolution=resolution, mode="RGB")
     model = build_model(info, ClassifierConfig(base_channels=4))
     widths = [min(4 * 2**stage, 32) for stage in range(stages)]
     assert model.config.hidden_sizes == widths
