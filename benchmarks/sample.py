@@ -406,8 +406,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = given_values(sampling)
     assert config.model is not None
 
-    from hfgen.evaluation.features import load_extractor
     from hfgen.evaluation.compare import load_samplers
+    from hfgen.evaluation.features import load_extractor
     from hfgen.runtime.launch import describe, make_accelerator
 
     accelerator = make_accelerator(cpu_threads=config.cpu_threads)
