@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hfgen.hub.push import BESIDE_COMPONENTS
+from hfgen.hub.push import BESIDE_COMPONENTS, pipeline_files
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import as_dict
 from hfgen.training import checkpoint
@@ -115,10 +115,12 @@ class Run:
         if not self.training.overwrite_output_dir or not self.file.exists():
             return
         try:
-            entries = json.loads((self.folder / "model_index.json").read_text())
-            components = [name for name, value in entries.items() if isinstance(value, list) and name.isidentifier()]
-        except (OSError, ValueError):
-            components = []
+            files = pipeline_files(self.folder)  # with the code that the pipeline carries
+        except UserError:
+            files = []
+        components = {file.parts[0] for file in files if len(file.parts) > 1}
+        for file in files:
+            (self.folder / file).unlink()
         for path in [*checkpoint.list_checkpoints(self.folder), *(self.folder / name for name in components)]:
             shutil.rmtree(path, ignore_errors=True)
         for name in ("samples", "best", self.training.logging_dir):
