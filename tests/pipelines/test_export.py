@@ -76,7 +76,6 @@ FAMILY = Family(
 }
 WITHOUT = """
 import sys
-from pathlib import Path
 
 class Nowhere:
     def find_spec(self, name, path=None, target=None):
