@@ -291,7 +291,7 @@ def add_results(folder: Path, report: dict[str, Any], extractor: dict[str, Any],
     write_text(path, str(card))
 
 
-def eval_results(report: dict[str, Any], extractor: dict[str, Any], task: str) -> list[EvalResult]:
+def eval_results(report: dict[str, Any], extractor: dict[str, Any], task: str = Family.task) -> list[EvalResult]:
     """One entry for each number; names say whose features they are of and how many images were taken."""
     data, generation = report["data"], report["generation"]
     network = f"{extractor['id']} {extractor['fingerprint'][:8]}"

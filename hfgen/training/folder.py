@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from hfgen.hub.push import BESIDE_COMPONENTS
+from hfgen.hub.push import BESIDE_COMPONENTS, pipeline_files
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.provenance import record
 from hfgen.training import checkpoint
@@ -113,10 +113,12 @@ class RunFolder:
         if not self.options.training.overwrite_output_dir or not self.file.exists():
             return
         try:
-            entries = json.loads((self.path / "model_index.json").read_text(encoding="utf-8"))
-            components = [name for name, value in entries.items() if isinstance(value, list) and name.isidentifier()]
-        except (OSError, ValueError):
-            components = []
+            files = pipeline_files(self.path)  # with the code that the pipeline carries
+        except UserError:
+            files = []
+        components = {file.parts[0] for file in files if len(file.parts) > 1}
+        for file in files:
+            (self.path / file).unlink()
         folders = [*checkpoint.list_checkpoints(self.path), *(self.path / name for name in components)]
         for folder in [*folders, self.path / "samples", self.best, self.logs]:
             shutil.rmtree(folder, ignore_errors=True)
