@@ -3,21 +3,27 @@
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from hfgen.runtime.version import __version__
 
 # Public names and where they are defined. They are imported on first use (PEP 562), so that `import hfgen` costs
 # nothing and `--help` does not wait for torch.
 _PUBLIC = {
+    "AdamW": "hfgen.training.recipe",
     "Adapter": "hfgen.sampling.capabilities",
+    "Batch": "hfgen.training.recipe",
     "ClassConditionalDDPMPipeline": "hfgen.pipelines.ddpm_sampling",
+    "Classes": "hfgen.data.columns",
     "ConvVAE": "hfgen.models.conv_vae",
     "DCGANDiscriminator": "hfgen.models.dcgan",
     "DCGANGenerator": "hfgen.models.dcgan",
     "DDPMConfig": "hfgen.families.ddpm.options",
     "DDPMRecipe": "hfgen.families.ddpm.recipe",
     "DataConfig": "hfgen.data.config",
+    "DataInfo": "hfgen.data.info",
     "Density": "hfgen.sampling.capabilities",
+    "Engine": "hfgen.training.engine",
     "Evaluator": "hfgen.evaluation.runner",
+    "Family": "hfgen.registry",
     "GANConfig": "hfgen.families.gan.options",
     "GANPipeline": "hfgen.pipelines.gan",
     "GANRecipe": "hfgen.families.gan.recipe",
@@ -28,17 +34,25 @@ _PUBLIC = {
     "HierarchicalVAE": "hfgen.models.hierarchical_vae",
     "MLPDiscriminator": "hfgen.models.mlp_gan",
     "MLPGenerator": "hfgen.models.mlp_gan",
+    "Network": "hfgen.training.recipe",
+    "ParameterGroup": "hfgen.training.recipe",
+    "Phase": "hfgen.training.recipe",
+    "PipelineEntry": "hfgen.registry",
+    "Progress": "hfgen.training.recipe",
     "Recipe": "hfgen.training.recipe",
     "ReferenceConfig": "hfgen.evaluation.config",
     "ResidualDiscriminator": "hfgen.models.residual_gan",
     "ResidualGenerator": "hfgen.models.residual_gan",
     "ResidualVAE": "hfgen.models.residual_vae",
     "Restores": "hfgen.sampling.capabilities",
+    "Run": "hfgen.training.run",
     "Sampler": "hfgen.sampling.sampler",
     "SamplingConfig": "hfgen.sampling.config",
+    "Schedule": "hfgen.training.schedules",
+    "Sources": "hfgen.data.columns",
+    "StepRandom": "hfgen.training.random",
     "StyleGAN2Discriminator": "hfgen.models.stylegan2",
     "StyleGAN2Generator": "hfgen.models.stylegan2",
-    "Trainer": "hfgen.training.loop",
     "TrainingConfig": "hfgen.training.config",
     "Translates": "hfgen.sampling.capabilities",
     "UserError": "hfgen.runtime.errors",
@@ -47,19 +61,25 @@ _PUBLIC = {
     "VAERecipe": "hfgen.families.vae.recipe",
     "VQVAE": "hfgen.models.vq_vae",
     "adapter_of": "hfgen.sampling.capabilities",
+    "collect": "hfgen.training.options",
     "denoise": "hfgen.pipelines.ddpm_sampling",
     "evaluate": "hfgen.evaluation.api",
+    "families": "hfgen.registry",
     "load_extractor": "hfgen.evaluation.features",
     "load_pipeline": "hfgen.sampling.loading",
     "load_sampler": "hfgen.sampling.sampler",
-    "open_images": "hfgen.data.cache",
+    "open_stream": "hfgen.data.streams",
+    "prepare": "hfgen.training.api",
     "sample": "hfgen.sampling.api",
     "sampling_scheduler": "hfgen.pipelines.ddpm_sampling",
+    "train": "hfgen.training.api",
 }
 
 if TYPE_CHECKING:
-    from hfgen.data.cache import open_images
+    from hfgen.data.columns import Classes, Sources
     from hfgen.data.config import DataConfig
+    from hfgen.data.info import DataInfo
+    from hfgen.data.streams import open_stream
     from hfgen.evaluation.api import evaluate
     from hfgen.evaluation.config import ReferenceConfig
     from hfgen.evaluation.features import load_extractor
@@ -82,6 +102,7 @@ if TYPE_CHECKING:
     from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline, denoise, sampling_scheduler
     from hfgen.pipelines.gan import GANPipeline
     from hfgen.pipelines.vae import VAEPipeline
+    from hfgen.registry import Family, PipelineEntry, families
     from hfgen.runtime.errors import UserError
     from hfgen.sampling.api import sample
     from hfgen.sampling.capabilities import (
@@ -97,9 +118,14 @@ if TYPE_CHECKING:
     from hfgen.sampling.config import SamplingConfig
     from hfgen.sampling.loading import load_pipeline
     from hfgen.sampling.sampler import Sampler, load_sampler
+    from hfgen.training.api import prepare, train
     from hfgen.training.config import TrainingConfig
-    from hfgen.training.loop import Trainer
-    from hfgen.training.recipe import Recipe
+    from hfgen.training.engine import Engine
+    from hfgen.training.options import collect
+    from hfgen.training.random import StepRandom
+    from hfgen.training.recipe import AdamW, Batch, Network, ParameterGroup, Phase, Progress, Recipe
+    from hfgen.training.run import Run
+    from hfgen.training.schedules import Schedule
 
 __all__ = ["__version__", *_PUBLIC]
 

@@ -59,6 +59,7 @@ class Family:
             other families, on other data than the digits; a family without is only compared when asked for.
         resolve (`str`, *optional*): A function `(options, data, machine)` that returns the options with numbers in
             place of what was left out; no torch.
+        task (`str`, *optional*): What the Hub calls what its pipelines do.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Family:
     spec: str | None = None
     resolve: str | None = None
     compare: Mapping[str, Any] | None = field(default=None, compare=False)
+    task: str = "unconditional-image-generation"
     origin: str = field(default="hfgen", compare=False)
     """The distribution that declares it, for messages."""
 

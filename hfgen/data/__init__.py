@@ -1,1 +1,1 @@
-"""Any `datasets` source as uint8 images and labels, in an order that is a pure function of seed and position."""
+"""Any `datasets` source as columns of images, classes and texts, in an order that seed and position decide."""

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from hfgen.data.columns import DEFAULT, TRAIN, Classes, Given, Image, Label, by_source
+from hfgen.data.columns import DEFAULT, TRAIN, Classes, Image, Label, SourceColumn, by_source
 from hfgen.data.config import IMAGE_MODES, DataConfig
-from hfgen.data.decode import LONGEST_SIDE, common_resolution, decode, fit, look, richest_mode, to_mode
+from hfgen.data.decode import LONGEST_SIDE, common_resolution, decode, fit, read_header, richest_mode, to_mode
 from hfgen.data.info import ColumnInfo, DataInfo, ImageInfo, LabelInfo, SourceInfo, TextInfo
 from hfgen.data.sources import class_names, find_columns, load_source, raw_images
 from hfgen.runtime.errors import UserError
@@ -55,7 +55,7 @@ class Column:
 
     Attributes:
         info (`ColumnInfo`): What it is.
-        digest (`str`): Of its values.
+        digest (`str`): Digest of its values.
         arrays: Images `(N, C, R, L)` in uint8, memory-mapped; classes `(N,)` in int64, -1 for none; [`Texts`]; or for
             each variant what was derived, `(N, ...)` in float32, memory-mapped. `L` equals the resolution `R` unless
             oblong images wait for their random crop: then the longer side runs along `L`.
@@ -99,7 +99,7 @@ class SourceData:
 
     @property
     def layout(self) -> np.ndarray | None:
-        """Of the first column of images: see [`Column`]."""
+        """The layout of the first column of images: see [`Column`]."""
         column = self._first(ImageInfo)
         assert column is not None
         return column.layout if column.layout is None or column.index is None else column.layout[column.index]
@@ -111,7 +111,7 @@ def open_images(config: DataConfig, token: str | None = None) -> SourceData:
 
 
 def open_source(
-    config: DataConfig, columns: Mapping[str, Given], source: str = TRAIN, token: str | None = None
+    config: DataConfig, columns: Mapping[str, SourceColumn], source: str = TRAIN, token: str | None = None
 ) -> SourceData:
     """Opens columns of a data set, from the cache or by making it.
 
@@ -333,7 +333,7 @@ def _scan(path: Path, dataset: Any, column: str, config: DataConfig, quiet: bool
         tqdm(total=len(dataset), desc="Looking at images", unit="img", disable=quiet) as bar,
     ):
         for values in raw_images(dataset, column):
-            for value, seen in zip(values, _in_threads(pool, look, values), strict=True):
+            for value, seen in zip(values, _in_threads(pool, read_header, values), strict=True):
                 if isinstance(seen, OSError):
                     corrupt = corrupt or [_report(row, value, seen)]
                     _refuse(corrupt, config)

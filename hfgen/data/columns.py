@@ -75,7 +75,7 @@ class Derived:
     live: bool = False
 
 
-Given = Image | Label | Text  # what a data set holds
+SourceColumn = Image | Label | Text  # what a data set holds
 Spec = Mapping[str, Image | Label | Text | Derived]
 DEFAULT: Spec = {"image": Image(), "label": Label()}
 
@@ -115,9 +115,9 @@ class Classes:
         return self.kind == "groups"
 
 
-def by_source(spec: Spec) -> dict[str, dict[str, Given]]:
+def by_source(spec: Spec) -> dict[str, dict[str, SourceColumn]]:
     """The columns that data sets hold, for each source in the order in which they name it."""
-    sources: dict[str, dict[str, Given]] = {}
+    sources: dict[str, dict[str, SourceColumn]] = {}
     for name, column in spec.items():
         if not isinstance(column, Derived):
             sources.setdefault(column.source, {})[name] = column
@@ -133,7 +133,7 @@ def kept_columns(spec: Spec | Sources) -> dict[str, Derived]:
 AUGMENTATION = ("random_flip", "random_rotation", "random_scale", "random_crop", "color_jitter")
 
 
-def resolve(spec: Spec | Sources, config: DataConfig) -> dict[str, tuple[DataConfig, dict[str, Given]]]:
+def resolve(spec: Spec | Sources, config: DataConfig) -> dict[str, tuple[DataConfig, dict[str, SourceColumn]]]:
     """Checks what a family asks for, as far as that can be done without the data.
 
     Args:
@@ -149,9 +149,9 @@ def resolve(spec: Spec | Sources, config: DataConfig) -> dict[str, tuple[DataCon
     columns, configs = (spec.columns, spec.sources) if isinstance(spec, Sources) else (spec, {})
     configs = {**configs, TRAIN: config}
     sources = by_source(columns)
-    for source, given in sources.items():
+    for source, own in sources.items():
         if source not in configs:
-            raise UserError(f"the column {next(iter(given))!r} is of a source {source!r}, which is not declared.")
+            raise UserError(f"the column {next(iter(own))!r} is of a source {source!r}, which is not declared.")
         for option in AUGMENTATION:  # a batch has one augmentation for all
             ours, theirs = getattr(config, option), getattr(configs[source], option)
             if ours != theirs:
@@ -163,17 +163,17 @@ def resolve(spec: Spec | Sources, config: DataConfig) -> dict[str, tuple[DataCon
         raise UserError(
             f"`streaming` reads one source, and {len(sources)} are asked for ({', '.join(sources)}): leave it out."
         )
-    return {source: (configs[source], given) for source, given in sources.items()}
+    return {source: (configs[source], own) for source, own in sources.items()}
 
 
 def _check_derived(name: str, derived: Derived, columns: Spec, config: DataConfig) -> None:
     inputs = [columns.get(column) for column in derived.inputs]
-    sources = {column.source for column in inputs if isinstance(column, Given)}
-    if len(sources) != 1 or not all(isinstance(column, Given) for column in inputs):
-        given = ", ".join(column for held in by_source(columns).values() for column in held)
+    sources = {column.source for column in inputs if isinstance(column, SourceColumn)}
+    if len(sources) != 1 or not all(isinstance(column, SourceColumn) for column in inputs):
+        known = ", ".join(column for own in by_source(columns).values() for column in own)
         raise UserError(
             f"the column {name!r} is made from {', '.join(derived.inputs) or 'nothing'}: name columns of one source, "
-            f"out of {given}."
+            f"out of {known}."
         )
     if "plain" not in derived.variants or not set(derived.variants) <= set(VARIANTS):
         raise UserError(

@@ -21,13 +21,15 @@ class DataConfig(Options):
     image_column: str | None = option(None, "column with the images; found by type if left out")
     label_column: str | None = option(None, "column with the classes; found by type if left out")
     resolution: int | None = option(
-        None, "height and width in pixels; left out: that of the images if they share one of at most 64, else 64"
+        None,
+        "height and width in pixels; left out: that of the images if they share one of at most 64, else 64",
+        resolved=True,
     )
     center_crop: bool = option(
         False, "crop oblong images in the centre; otherwise at a random place, anew each time an image is seen"
     )
     image_mode: str | None = option(
-        None, "L (gray), RGB or RGBA; left out: what the images have", choices=tuple(IMAGE_MODES)
+        None, "L (gray), RGB or RGBA; left out: what the images have", choices=tuple(IMAGE_MODES), resolved=True
     )
     num_clusters: int = option(
         0, "without `class_conditional`: find this many groups of similar images and train on these; 0 for none"

@@ -89,7 +89,7 @@ def fit(image: Image.Image, resolution: int, center_crop: bool) -> tuple[np.ndar
     return pixels, pixels.shape[2], transposed
 
 
-def look(value: dict[str, Any] | None) -> tuple[str, tuple[int, int]] | OSError:
+def read_header(value: dict[str, Any] | None) -> tuple[str, tuple[int, int]] | OSError:
     """Reads mode and upright size from the head of a file, without decoding the pixels."""
     try:
         with open_image(value) as image:

@@ -12,8 +12,8 @@ import torch
 
 from hfgen.data.augment import crop_strips, to_float
 from hfgen.data.cache import META, Column, build_once, cache_key, cache_root
-from hfgen.data.columns import VARIANTS, Sources, Spec, kept_columns
-from hfgen.data.info import DataInfo, DerivedInfo, ImageInfo
+from hfgen.data.columns import VARIANTS, Image, Sources, Spec, kept_columns
+from hfgen.data.info import DataInfo, DerivedInfo
 from hfgen.data.streams import CachedStream, RawBatch, Stream
 from hfgen.runtime.errors import UserError
 
@@ -32,7 +32,7 @@ def derive(
         spec (`Spec` or [`~data.columns.Sources`]): What it was opened for.
         encode (`Callable`): Makes the derived columns by name, `(B, ...)`, of the other columns of a batch, without
             random numbers. Images are in [-1, 1], cropped in the centre.
-        digest (`str`): Of the weights that `encode` uses: other weights make other columns.
+        digest (`str`): Digest of the weights that `encode` uses: other weights make other columns.
         device (`torch.device`): Where batches are encoded.
         batch_size (`int`): Rows that are encoded together.
 
@@ -47,12 +47,13 @@ def derive(
         return stream
     assert isinstance(stream, CachedStream)  # open_stream refuses to stream what is kept
     infos, sources = stream.info.columns, stream.info.sources
-    source_of = {name: infos[column.inputs[0]].source for name, column in derived.items()}
+    asked: Any = spec.columns if isinstance(spec, Sources) else spec
+    source_of = {name: asked[column.inputs[0]].source for name, column in derived.items()}
     flipped = {  # the columns whose images are mirrored
         name
         for name, column in derived.items()
         if stream.data[source_of[name]].config.random_flip
-        and any(isinstance(infos[given], ImageInfo) for given in column.inputs)
+        and any(isinstance(asked[used], Image) for used in column.inputs)
     }
     counts = {name: sources[source].num_images or 0 for name, source in source_of.items()}
     root = cache_root(next(iter(stream.data.values())).config)

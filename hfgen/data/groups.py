@@ -92,8 +92,8 @@ def cluster(images: np.ndarray, count: int) -> np.ndarray:
     )
     with warnings.catch_warnings():  # images that no chain of links joins are no trouble: they are other groups
         warnings.filterwarnings("ignore", "Graph is not fully connected")
-        found = spectral.fit_predict(sample)
-    nearest = KNeighborsClassifier(min(5, len(sample)), weights="distance").fit(sample, found)
+        groups = spectral.fit_predict(sample)
+    nearest = KNeighborsClassifier(min(5, len(sample)), weights="distance").fit(sample, groups)
     parts = (images[start : start + 10_000] for start in range(0, len(images), 10_000))
     return np.concatenate([nearest.predict(pca.transform(_small(part))) for part in parts]).astype(np.int64)
 

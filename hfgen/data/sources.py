@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as PIL
 
-from hfgen.data.columns import Given, Image, Label, Text
+from hfgen.data.columns import Image, Label, SourceColumn, Text
 from hfgen.data.config import DataConfig
 from hfgen.runtime.errors import UserError
 
@@ -88,7 +88,7 @@ def _is_image_folder(folder: Path, config: DataConfig) -> bool:
     return load_dataset_builder(str(folder)).name == "imagefolder"
 
 
-def find_columns(features: Any, columns: Mapping[str, Given], config: DataConfig) -> dict[str, str]:
+def find_columns(features: Any, columns: Mapping[str, SourceColumn], config: DataConfig) -> dict[str, str]:
     """Finds the columns of a data set that a family asks for.
 
     A column that neither the family nor an option names is found by its type: `Image`, `ClassLabel`, or strings. If

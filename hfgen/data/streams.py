@@ -24,9 +24,9 @@ from hfgen.data.columns import (
     DEFAULT,
     TRAIN,
     Classes,
-    Given,
     Image,
     Label,
+    SourceColumn,
     Sources,
     Spec,
     Text,
@@ -35,7 +35,7 @@ from hfgen.data.columns import (
     resolve,
 )
 from hfgen.data.config import DataConfig
-from hfgen.data.decode import common_resolution, decode, fit, look, richest_mode, to_mode
+from hfgen.data.decode import common_resolution, decode, fit, read_header, richest_mode, to_mode
 from hfgen.data.groups import with_groups
 from hfgen.data.info import ColumnInfo, DataInfo, DerivedInfo, ImageInfo, LabelInfo, SourceInfo, TextInfo
 from hfgen.data.sources import class_names, find_columns, load_source, without_decoding
@@ -137,7 +137,7 @@ def open_stream(
     return stream
 
 
-def _grouped_column(config: DataConfig, columns: Mapping[str, Given], count: int) -> str:
+def _grouped_column(config: DataConfig, columns: Mapping[str, SourceColumn], count: int) -> str:
     """The column of classes that groups of similar images take the place of."""
     if config.streaming:
         raise UserError(f"`num_clusters` {count} needs all images, and `streaming` keeps none: use `num_clusters` 0.")
@@ -360,7 +360,7 @@ class StreamedStream:
         token: str | None = None,
         rank: int = 0,
         world_size: int = 1,
-        columns: Mapping[str, Given] = by_source(DEFAULT)[TRAIN],
+        columns: Mapping[str, SourceColumn] = by_source(DEFAULT)[TRAIN],
         source: str = TRAIN,
     ):
         self.config, self.seed, self.device = config, seed, torch.device("cpu")
@@ -403,7 +403,7 @@ class StreamedStream:
         first = list(self._dataset.take(100))
         infos: dict[str, ColumnInfo] = {}
         for name, column in images.items():
-            heads = [head for head in (look(row[column]) for row in first) if not isinstance(head, OSError)]
+            heads = [head for head in (read_header(row[column]) for row in first) if not isinstance(head, OSError)]
             if not heads:
                 raise UserError("none of the first 100 images of the stream can be read: use other data.")
             mode = self.config.image_mode or richest_mode(mode for mode, _ in heads)

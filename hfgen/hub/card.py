@@ -3,9 +3,9 @@
 import functools
 import importlib.resources
 import json
-import os
 import re
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import build_hf_headers, get_session
 
-from hfgen.registry import find_family, pipeline_entries
+import hfgen
+from hfgen.registry import Family, family_of, find_family
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.files import write_text
 
 RESULTS = "## Results"
 AFTER_RESULTS = "## Intended use and limits"
 REAL_IMAGES = ("fd", "fid", "kd", "kid", "cmmd", "precision", "recall", "density", "coverage", "ndb")  # compared with
+MODES = {"L": "gray", "RGB": "colour (RGB)", "RGBA": "colour with transparency (RGBA)"}
 PATIENCE = 5.0  # seconds for a page that a card can do without
 UNMEASURED = "Nothing was measured yet. `hfgen evaluate --update_card` does so, and writes it here."
 
@@ -29,29 +32,26 @@ MARKUP = str.maketrans({"<": "&lt;", "[": "&#91;", "]": "&#93;", "|": "&#124;", 
 
 
 def render(template: str, **values: Any) -> str:
-    """Fills a template.
-
-    Args:
-        template (`str`): `"package:file.md"`, or the name of one of `model_cards/templates`, in an installed wheel or
-            in a checkout. Both may extend the latter.
-        values: What the template asks for.
+    """Fills a template: one of ours by its name, `"short.md"`, or that of a family, `"package:file.md"`.
 
     Raises:
-        UserError: If there is no such file in the package.
+        UserError: If it is not there.
     """
-    here = Path(__file__).parent
-    folders = (here / "templates", here.parent.parent / "model_cards" / "templates")
+
+    def read(name: str) -> str:
+        package, _, file = name.rpartition(":")
+        folder = (
+            importlib.resources.files(package) if package else importlib.resources.files("hfgen.hub") / "templates"
+        )
+        return (folder / file).read_text(encoding="utf-8")
+
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folders), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(read), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    package, _, file = template.rpartition(":")
-    if not package:
-        return environment.get_template(f"{template}.md").render(values)
     try:
-        source = (importlib.resources.files(package) / file).read_text(encoding="utf-8")
-    except (ImportError, OSError) as error:
-        raise UserError(f"the template of the card is not at {template}: {error}. Fix its declaration.") from None
-    return environment.from_string(source).render(values)
+        return environment.get_template(template).render(values)
+    except (OSError, ModuleNotFoundError, jinja2.TemplateError) as error:
+        raise UserError(f"the model card {template} cannot be filled: {error or type(error).__name__}.") from None
 
 
 def plain(value: Any) -> Any:
@@ -109,9 +109,10 @@ def write_card(folder: Path, record: dict[str, Any], location: Path | None = Non
         location (`Path`, *optional*): What the pipeline is loaded from, if it is not the one that the run ends with.
         token (`str`, *optional*): For the page of the data.
     """
-    config, data = record["config"], record["data"]
+    config, data, family = record["config"], record["data"], find_family(record["family"])
     conditional = bool(config.get("class_conditional"))
     groups = not conditional and bool(data.get("class_shares"))
+    entry = find_entry(folder, family)
     name = config["dataset_name"]
     on_hub = (
         bool(name) and "/" in name and not Path(name).expanduser().exists() and not name.startswith((".", "/", "~"))
@@ -119,19 +120,17 @@ def write_card(folder: Path, record: dict[str, Any], location: Path | None = Non
     model_id = config["hub_model_id"] if config["push_to_hub"] and config["hub_model_id"] else config["output_dir"]
     card_data = ModelCardData(
         library_name="diffusers",
-        pipeline_tag="unconditional-image-generation",
+        pipeline_tag=family.task,
         license=config["hub_license"],
-        tags=["hfgen", record["family"], "class-conditional" if conditional else "unconditional"],
+        tags=["hfgen", family.name, "class-conditional" if conditional else "unconditional"],
         datasets=[name] if on_hub else None,
     )
     shown = plain(record) | {"command": shown_command(record["command"])}
-    family, index = find_family(record["family"]), json.loads((folder / "model_index.json").read_text())
-    kind = index["_class_name"]
-    entry = pipeline_entries()[kind[-1] if isinstance(kind, list) else kind]
     card = render(
-        family.card or "family",
+        family.card or "base.md",
         family=family,
-        pipeline=dict(zip(("module", "name"), entry.pipeline.split(":"), strict=True)),
+        pipeline=entry,
+        call="class_labels=[0]" if conditional else "batch_size=4",
         card_data=card_data.to_yaml(),
         title=plain(Path(model_id).name),
         model_id=code(str(location or model_id)),
@@ -142,13 +141,46 @@ def write_card(folder: Path, record: dict[str, Any], location: Path | None = Non
         data=shown["data"],
         on_hub=on_hub,
         data_license=plain(license_of_data(name, token)) if on_hub else None,
-        channels={"L": "gray", "RGB": "colour (RGB)", "RGBA": "colour with transparency (RGBA)"}[data["mode"]],
+        channels=MODES[data["mode"]],
         parameters=sum(record["parameters"].values()) / 1e6,
         has_samples=(folder / "samples.png").exists(),
         has_reconstructions=(folder / "reconstructions.png").exists(),
         unmeasured=UNMEASURED,
     )
-    ModelCard(card).save(folder / "README.md")
+    write_text(folder / "README.md", str(ModelCard(card)))
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A pipeline class, as a card shows how to import it.
+
+    Attributes:
+        name (`str`): The class.
+        module (`str`): From where users import it.
+        stock (`bool`): Whether it is one of diffusers, which needs nothing of hfgen.
+    """
+
+    name: str
+    module: str
+    stock: bool
+
+    @classmethod
+    def of(cls, where: str) -> "Shown":
+        """The class at `"package.module:Class"`."""
+        module, _, name = where.partition(":")
+        public = module.startswith("hfgen.") and name in hfgen.__all__
+        return cls(name, "hfgen" if public else module, module.partition(".")[0] == "diffusers")
+
+
+def find_entry(folder: Path, family: Family) -> Shown:
+    """The pipeline class of a folder; of one without pipeline, the first of its family."""
+    try:
+        name = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError):
+        name = None
+    name = name[-1] if isinstance(name, list) else name
+    entries = {entry.class_name: entry.pipeline for entry in family.pipelines}
+    return Shown.of(entries.get(name, family.pipelines[0].pipeline))
 
 
 def write_classifier_card(folder: Path, name: str, report: dict[str, Any], weak: bool) -> None:
@@ -179,7 +211,7 @@ def write_classifier_card(folder: Path, name: str, report: dict[str, Any], weak:
         eval_results=[accuracy],
     )
     card = render(
-        "classifier",
+        "classifier.md",
         card_data=data.to_yaml(),
         name=name,
         train=plain(report["train_data"]),
@@ -188,23 +220,26 @@ def write_classifier_card(folder: Path, name: str, report: dict[str, Any], weak:
         percent="{:.2%}".format,
         **plain(report) | {"command": shown_command(report["command"])},
     )
-    ModelCard(card).save(folder / "README.md")
+    write_text(folder / "README.md", str(ModelCard(card)))
 
 
 def write_short_card(folder: Path, pipeline: Any, model_id: str) -> None:
     """Writes `README.md` for a pipeline of which nothing is known but what it is."""
-    data = ModelCardData(library_name="diffusers", pipeline_tag="unconditional-image-generation", tags=["hfgen"])
+    kind = type(pipeline)
+    family = family_of(kind.__name__)
+    task = family.task if family is not None else Family.task
+    data = ModelCardData(library_name="diffusers", pipeline_tag=task, tags=["hfgen"])
     draws = bool(pipeline.config.get("class_shares")) or not getattr(pipeline, "class_names", [])
+    shown = Shown.of(f"{kind.__module__}:{kind.__name__}")
     card = render(
-        "short",
+        "short.md",
         card_data=data.to_yaml(),
         title=Path(model_id).name,
         model_id=model_id,
-        pipeline=type(pipeline).__name__,
-        ours=type(pipeline).__module__.startswith("hfgen."),
-        what="batch_size=4" if draws else "class_labels=[0]",
+        pipeline=shown,
+        call="batch_size=4" if draws else "class_labels=[0]",
     )
-    ModelCard(card).save(folder / "README.md")
+    write_text(folder / "README.md", str(ModelCard(card)))
 
 
 def with_location(text: str, location: str, **options: str | None) -> str:
@@ -221,8 +256,9 @@ def with_location(text: str, location: str, **options: str | None) -> str:
         return text
     extra = "".join(f', {name}="{value}"' for name, value in options.items() if value is not None)
     text = re.sub(load, lambda match: f'{match[1]}"{location}"{extra}' if match[2] == found[2] else match[0], text)
-    sample = rf"(scripts/sample\.py|hfgen sample) --model {re.escape(found[2])} "  # older cards have the former
-    return re.sub(sample, lambda match: f"{match[1]} --model {location} ", text)
+    for command in ("hfgen sample", "scripts/sample.py"):  # the latter in cards of earlier versions
+        text = text.replace(f"{command} --model {found[2]} ", f"{command} --model {location} ")
+    return text
 
 
 def add_results(folder: Path, report: dict[str, Any], extractor: dict[str, Any], section: str) -> None:
@@ -246,18 +282,16 @@ def add_results(folder: Path, report: dict[str, Any], extractor: dict[str, Any],
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"the card {path} cannot be read: {reason}. Fix it, or leave `update_card` out.") from None
-    new = eval_results(report, extractor)
+    new = eval_results(report, extractor, card.data.pipeline_tag or Family.task)
     kept = [result for result in card.data.eval_results or [] if all(map(functools.partial(differ, result), new))]
     title = re.search(r"(?m)^# (.+)$", card.text)
     card.data.model_name = card.data.model_name or (title[1] if title else folder.resolve().name)
     card.data.eval_results = kept + new
     card.text = insert_section(card.text, section)
-    temporary = path.with_name(f".{path.name}.tmp")
-    card.save(temporary)
-    os.replace(temporary, path)
+    write_text(path, str(card))
 
 
-def eval_results(report: dict[str, Any], extractor: dict[str, Any]) -> list[EvalResult]:
+def eval_results(report: dict[str, Any], extractor: dict[str, Any], task: str = Family.task) -> list[EvalResult]:
     """One entry for each number; names say whose features they are of and how many images were taken."""
     data, generation = report["data"], report["generation"]
     network = f"{extractor['id']} {extractor['fingerprint'][:8]}"
@@ -279,7 +313,7 @@ def eval_results(report: dict[str, Any], extractor: dict[str, Any]) -> list[Eval
             args["mixed_precision"] = generation["precision"]
         found.append(
             EvalResult(
-                task_type="unconditional-image-generation",
+                task_type=task,
                 dataset_type=data["name"],
                 dataset_name=data["name"],
                 dataset_split=data["held_out"]["split"] if of_real else data["split"],
@@ -314,7 +348,7 @@ def insert_section(text: str, section: str) -> str:
         parts.insert(place, f"{RESULTS}\n\n")
         starts.insert(place, RESULTS)
     place = starts.index(RESULTS)
-    parts[place] = parts[place].replace(f"{UNMEASURED}\n\n", "")
+    parts[place] = re.sub(r"(?m)^Nothing was measured yet\. .*\n\n", "", parts[place])  # as any version said it
     sections = re.split(r"(?m)^(?=### )", parts[place])
     headings = [part.partition("\n")[0].strip() for part in sections]
     heading = section.partition("\n")[0].strip()

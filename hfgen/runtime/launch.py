@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from hfgen.runtime.errors import UserError
@@ -74,6 +75,7 @@ def make_accelerator(
 
         if tracker not in [kind.value for kind in get_available_trackers()]:  # accelerate would drop it silently
             raise UserError(f"`logger` {tracker} is not installed: pip install {tracker}, or use another.")
+    AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
     # Without this hint torchrun on a machine without a GPU starts runs that each believe to be alone.
     try:
         accelerator = Accelerator(

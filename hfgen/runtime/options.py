@@ -18,7 +18,8 @@ def option(default: Any, help: str, *, choices: Sequence[Any] | None = None, **m
         help (`str`): What it means, with its unit.
         choices (*optional*): The values allowed.
         metadata: `resumable=True` marks what may differ when a run is resumed (it changes no number that is
-            trained); `secret=True` what is never written to a file.
+            trained); `resolved=True` what data or machine decide where it is left out; `secret=True` what is never
+            written to a file.
     """
     metadata |= {"help": help, "choices": choices}
     if isinstance(default, list):

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfgen.data.columns import Classes
-from hfgen.registry import load, pipeline_entries
+from hfgen.registry import PipelineEntry, load, pipeline_entries
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import as_dict
 from hfgen.sampling.config import NoOptions
@@ -53,8 +53,8 @@ class Adapter(abc.ABC):  # noqa: B024 (capabilities have abstract methods)
 
     @property
     def kind(self) -> str:
-        """One word for people; by default from the name of the pipeline's class."""
-        return type(self.pipe).__name__.removesuffix("Pipeline")
+        """One word for people; by default from the name of the adapter's class."""
+        return type(self).__name__.removesuffix("Adapter")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -267,11 +267,20 @@ def adapter_of(pipe: Any) -> Any:
             f"{type(pipe).__name__} is no pipeline of a family that is installed. These are: "
             f"{', '.join(sorted(entries))}."
         )
-    kind = load(entries[name].adapter, f"the adapter of {name}")
+    return adapter_class(entries[name])(pipe)
+
+
+def adapter_class(entry: PipelineEntry) -> Any:
+    """The class of the adapter that a family declares.
+
+    Raises:
+        UserError: If it is not there, or lacks a part.
+    """
+    kind = load(entry.adapter, f"the adapter of {entry.class_name}")
     lacking = ", ".join(sorted(getattr(kind, "__abstractmethods__", ())))
     if lacking:
-        raise UserError(f"{entries[name].adapter}, the adapter of {name}, lacks {lacking}: write it.")
-    return kind(pipe)
+        raise UserError(f"{entry.adapter}, the adapter of {entry.class_name}, lacks {lacking}: write it.")
+    return kind
 
 
 def require(adapter: Adapter, capability: type[Adapter], name: str) -> None:

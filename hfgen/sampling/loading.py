@@ -1,29 +1,31 @@
 """Loading of checkpoints: any that an installed family declares."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import diffusers
+from diffusers.utils import logging
 
 from hfgen.pipelines.self_contained import SelfContained, index_folder
-from hfgen.registry import load, pipeline_entries
+from hfgen.registry import PipelineEntry, load, pipeline_entries
 from hfgen.runtime.errors import UserError
 
+HUB = ("revision", "token", "cache_dir", "local_files_only")  # arguments of downloads
 
-def load_pipeline(path: str, **kwargs: Any) -> diffusers.DiffusionPipeline:
-    """Loads any checkpoint that hfgen writes, with the class that its `model_index.json` names.
 
-    Runs no code from the checkpoint: the class is ours, one of diffusers, or one of an installed family.
+def entry_of(path: str, **hub: Any) -> PipelineEntry:
+    """What a family declares of a checkpoint's pipeline. Of the checkpoint, no more than `model_index.json` is read.
 
     Args:
         path (`str`): Folder or Hub id.
-        kwargs: Passed to `from_pretrained`: `revision`, `dtype`, `token`, ...
+        hub: `revision`, `token`, `cache_dir`, `local_files_only`.
 
     Raises:
-        UserError: If there is no such checkpoint, its class is none that a family declares, or it cannot be loaded.
+        UserError: If there is no such checkpoint, or its class is none that a family declares.
     """
-    hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
     # diffusers passes an argument that huggingface_hub calls deprecated.
     warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
     try:
@@ -40,11 +42,40 @@ def load_pipeline(path: str, **kwargs: Any) -> diffusers.DiffusionPipeline:
             f"{path} holds a {name}, which hfgen does not sample from. It knows: {', '.join(sorted(entries))}. If it "
             "is of another package, install that."
         )
-    kind = load(entries[name].pipeline, f"the pipeline {name}")
+    return entries[name]
+
+
+def load_pipeline(path: str, **kwargs: Any) -> diffusers.DiffusionPipeline:
+    """Loads any checkpoint that hfgen writes, with the class that its `model_index.json` names.
+
+    Runs no code from the checkpoint: the class is ours, one of diffusers, or one of an installed family.
+
+    Args:
+        path (`str`): Folder or Hub id.
+        kwargs: Passed to `from_pretrained`: `revision`, `dtype`, `token`, ...
+
+    Raises:
+        UserError: If there is no such checkpoint, its class is none that a family declares, or it cannot be loaded.
+    """
+    entry = entry_of(path, **{key: kwargs[key] for key in HUB if key in kwargs})
+    kind = load(entry.pipeline, f"the pipeline {entry.class_name}")
     try:
         if not issubclass(kind, SelfContained):  # which looks at the files before it makes networks of them
             path = path if Path(path).is_dir() else SelfContained.download(path, **kwargs)
             SelfContained.load_config(path)
-        return kind.from_pretrained(path, **kwargs | {"use_safetensors": True, "trust_remote_code": False})
+        with _quietly():
+            return kind.from_pretrained(path, **kwargs | {"use_safetensors": True, "trust_remote_code": False})
     except Exception as error:
         raise UserError(f"{path} cannot be loaded: {' '.join(str(error).split())[:500]}") from None
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without diffusers' progress bar, which is over before it can be read."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -9,9 +9,9 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from hfgen.runtime.errors import UserError
-from hfgen.sampling.capabilities import Adapter, Generates, adapter_of
+from hfgen.sampling.capabilities import Adapter, Generates, adapter_class, adapter_of
 from hfgen.sampling.config import SamplingConfig, choose_options, names_of
-from hfgen.sampling.loading import load_pipeline
+from hfgen.sampling.loading import entry_of, load_pipeline
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -180,6 +180,8 @@ def load_sampler(
     dtype = DTYPES[precision.mixed_precision]
     if dtype == torch.float16 and torch.device(device).type == "cpu":
         raise UserError("`mixed_precision` fp16 does not exist on a CPU: use bf16 or no.")
+    # Which options there are is known before the weights are read.
+    kind = adapter_class(entry_of(model, revision=revision, token=token))
+    common, options = choose_options(kind(None), given, model)
     adapter = adapter_of(load_pipeline(model, revision=revision, token=token, dtype=dtype).to(device))
-    common, options = choose_options(adapter, given, model)
     return Sampler(adapter, options, model, class_labels=common.class_labels, precision=common.mixed_precision)

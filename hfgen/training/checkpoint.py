@@ -212,8 +212,8 @@ class Checkpoints:
         statistics = self.engine.recipe.batch_statistics or batch_normalised(self.engine.modules)
         if before != now and statistics:
             say(
-                f"Warning: the batch was split into parts of {before} images and is now split into parts of {now}. Over "
-                f"each, {statistics} is computed, so the run goes on otherwise than it would have."
+                f"Warning: the batch was split into parts of {before} images and is now split into parts of {now}. "
+                f"Over each, {statistics} is computed, so the run goes on otherwise than it would have."
             )
 
 

@@ -47,7 +47,10 @@ class TrainingConfig(Options):
     ema_half_life: float = option(500_000.0, "half-life of the moving average in images")
     ema_ramp: float = option(0.05, "cap of the half-life as a share of the images seen so far; 0 turns the cap off")
     mixed_precision: str = option(
-        "auto", "auto is bf16 where the hardware has it, else no", choices=("auto", "no", "bf16", "fp16")
+        "auto",
+        "auto is bf16 where the hardware has it, else no",
+        choices=("auto", "no", "bf16", "fp16"),
+        resolved=True,
     )
     compile: bool = option(False, "compile the networks (worth it on a GPU)")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass to save memory")

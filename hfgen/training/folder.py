@@ -1,11 +1,13 @@
 """The folder of a run: what it may be used for, and `run.json`, which says how it came about."""
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hfgen.hub.push import BESIDE_COMPONENTS
+from hfgen.hub.push import BESIDE_COMPONENTS, pipeline_files
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.provenance import record
 from hfgen.training import checkpoint
@@ -43,6 +45,16 @@ class RunFolder:
         """Says which checkpoint a failed run can go on from."""
         good = checkpoint.list_checkpoints(self.path)
         return f"The last good checkpoint is {good[-1]}." if good else "There is no checkpoint yet."
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """For what writes files into the folder: says so if the system refuses."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno is None:  # not the system's, but an error of a library that is called so
+                raise
+            raise UserError(f"`output_dir` {self.path} cannot be written: {error}. {self.last_good()}") from None
 
     def _find_checkpoint(self) -> Path | None:
         """Decides whether to start or to go on, and from where, without touching anything."""
@@ -113,10 +125,12 @@ class RunFolder:
         if not self.options.training.overwrite_output_dir or not self.file.exists():
             return
         try:
-            entries = json.loads((self.path / "model_index.json").read_text(encoding="utf-8"))
-            components = [name for name, value in entries.items() if isinstance(value, list) and name.isidentifier()]
-        except (OSError, ValueError):
-            components = []
+            files = pipeline_files(self.path)  # with the code that the pipeline carries
+        except UserError:
+            files = []
+        components = {file.parts[0] for file in files if len(file.parts) > 1}
+        for file in files:
+            (self.path / file).unlink()
         folders = [*checkpoint.list_checkpoints(self.path), *(self.path / name for name in components)]
         for folder in [*folders, self.path / "samples", self.best, self.logs]:
             shutil.rmtree(folder, ignore_errors=True)

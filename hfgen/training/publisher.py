@@ -20,6 +20,7 @@ from hfgen.runtime.distributed import map_over_processes
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.files import folder_at_once, write_json
 from hfgen.runtime.png import make_grid, save_png, to_uint8
+from hfgen.sampling.capabilities import Generates, adapter_of
 from hfgen.sampling.sampler import Sampler
 from hfgen.training.engine import Engine
 from hfgen.training.folder import RunFolder
@@ -70,20 +71,27 @@ class Publisher:
         return map(read, itertools.count(step=size))
 
     def sampler(self, pipeline: Any) -> Sampler:
-        """What makes the images of sample grids and evaluations."""
+        """What makes the images of sample grids and evaluations, from seeds."""
         return Sampler(pipeline, self.recipe.sampling, name=str(self.folder.path), autocast=self.accelerator.autocast)
 
     def sample_grid(self, pipeline: Any, images_seen: int) -> None:
-        """Samples on all processes, each image with its own seed, and writes the grid."""
-        sampler, count, seed = self.sampler(pipeline), self.config.eval_batch_size, self.config.seed
-        size = min(AT_ONCE, -(-count // self.accelerator.num_processes))
-        made = map_over_processes(
-            self.accelerator, count, size, lambda indices: {"images": sampler(indices, seed)}, "Samples", leave=False
-        )
+        """Writes a grid of images: sampled on all processes, each with its own seed; of a pipeline that makes none
+        from seeds, what the recipe shows on the card."""
+        if isinstance(adapter_of(pipeline), Generates):
+            sampler, count, seed = self.sampler(pipeline), self.config.eval_batch_size, self.config.seed
+            size = min(AT_ONCE, -(-count // self.accelerator.num_processes))
+            made = map_over_processes(
+                self.accelerator, count, size, lambda i: {"images": sampler(i, seed)}, "Samples", leave=False
+            )
+            images = list(made["images"].permute(0, 2, 3, 1).numpy()) if self.main else []
+            columns, composite = self.recipe.grid_columns, False
+        else:
+            rows = self.recipe.card_images(self.engine.published, self.batches())
+            images, columns, composite = [image for row in rows for image in to_uint8(row)], len(rows[0]), True
         if self.main:
-            images = made["images"].permute(0, 2, 3, 1).numpy()
-            grid = make_grid(list(images), self.recipe.grid_columns)
-            save_png(grid, self.folder.grid(images_seen), self.origin(images_seen))
+            with self.folder.writing():
+                grid = make_grid(images, columns)
+                save_png(grid, self.folder.grid(images_seen), self.origin(images_seen), composite)
         self._grid_at = images_seen
 
     def origin(self, images_seen: int) -> dict[str, Any] | None:
@@ -107,7 +115,7 @@ class Publisher:
         if self._grid_at != images_seen:
             self.sample_grid(pipeline, images_seen)
         if self.main:
-            with folder_at_once(target) as folder:
+            with self.folder.writing(), folder_at_once(target) as folder:
                 pipeline.save_pretrained(folder)
                 shutil.copyfile(self.folder.grid(images_seen), folder / "samples.png")
                 if rows:
@@ -139,11 +147,17 @@ class Publisher:
             UserError: If the end of the run would fail.
         """
         with random_state_restored(self.engine.device), self.pipeline() as pipeline:
-            sampler = self.sampler(pipeline).fastest()
-            image = sampler([0], self.config.seed).permute(0, 2, 3, 1).cpu().numpy()
+            if isinstance(adapter_of(pipeline), Generates):
+                images = self.sampler(pipeline).fastest()([0], self.config.seed).permute(0, 2, 3, 1).cpu().numpy()
+            elif self.streaming:
+                raise UserError(
+                    "`streaming` keeps no images to show, and this pipeline makes none from seeds: leave it out."
+                )
+            else:
+                images = to_uint8(self.recipe.card_images(self.engine.published, self.batches())[0])
             with tempfile.TemporaryDirectory() as temporary:
                 folder = Path(temporary)
-                save_png(make_grid(list(image)), folder / "samples.png", self.origin(0))
+                save_png(make_grid(list(images)), folder / "samples.png", self.origin(0))
                 weights = save_all_but_weights(pipeline, folder)
                 self._write_card(folder, record, self.folder.path)
                 self._check_folder({path.name for path in folder.iterdir()})

@@ -144,7 +144,7 @@ def test_colour_with_a_split_of_its_own(script, tmp_path):
 
 @pytest.mark.parametrize(("resolution", "stages"), [(4, 1), (8, 1), (16, 2), (28, 3), (32, 3), (64, 4), (256, 6)])
 def test_the_network_comes_down_to_four_pixels(resolution, stages):
-    info = data_info(resolution=resolution, mode="RGB")
+    info = data_info(mode="RGB", resolution=resolution, class_names=tuple("0123456789"))
     model = build_model(info, ClassifierConfig(base_channels=4))
     widths = [min(4 * 2**stage, 32) for stage in range(stages)]
     assert model.config.hidden_sizes == widths

@@ -20,7 +20,7 @@ SPEC = {
     "image": Image(),
     "label": Label(),
     "latent": Derived(("image",), ("plain", "flip")),
-    "pooled": Derived(("image", "label"), ("plain", "flip")),
+    "pooled": Derived(("label", "image"), ("plain", "flip")),
 }
 
 

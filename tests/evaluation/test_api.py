@@ -56,7 +56,7 @@ def test_a_family_from_outside_is_measured(toy, options, on_the_cpu):
     report = hfgen.evaluate(toy, metrics=("fd", "bits_per_dim"), **options)
     bits = report["results"]["bits_per_dim"]
     assert bits["details"]["bound"] == "exact" and bits["details"]["num_images"] == 30
-    assert report["model"]["family"] == "autoregressive" and len(report["results"]) == 2
+    assert report["model"]["family"] == "PixelCNN" and len(report["results"]) == 2
     sampler = load_sampler(toy)
     reference = ReferenceConfig(dataset_name=options["dataset_name"], cache_dir=options["cache_dir"])
     images = open_reference(reference, (1, 8, 8), 30, 30).held_out.images(range(30)).float() / 127.5 - 1

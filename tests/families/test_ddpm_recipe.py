@@ -95,7 +95,7 @@ def test_pipelines():
     for recipe in (plain, conditional, unguided):
         sampler = Sampler(recipe.pipeline(modules_of(recipe)), recipe.sampling, "it")
         assert sampler([0, 1], 0).shape == (2, 1, 8, 8)
-        assert sampler.how["num_inference_steps"] == TINY.ddpm_num_inference_steps
+        assert sampler.settings["num_inference_steps"] == TINY.ddpm_num_inference_steps
 
 
 def test_channels_follow_the_data():

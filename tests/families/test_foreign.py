@@ -1,4 +1,4 @@
-"""A family from outside: an installed package of three files goes every way that ours go, and hfgen knows no word of it."""
+"""A family from outside: an installed package of three files goes every way that ours go."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ROOT, TINY_GAN, metrics
+from hub.server import ADA
 from safetensors.torch import load_file
 
 import hfgen
@@ -88,7 +89,7 @@ def test_train_by_command(trained):
     assert json.loads((folder / "run.json").read_text())["family"] == "toy_ar"
     assert f"--model {folder}" in text
     assert (folder / "samples" / "000000000096.png").exists()
-    assert "pixel by pixel" not in (folder / "README.md").read_text()  # it has no template of its own
+    assert "An autoregressive toy, pixel by pixel" in (folder / "README.md").read_text()  # its title
     assert "ToyARPipeline.from_pretrained" in (folder / "README.md").read_text()
 
 
@@ -197,8 +198,8 @@ def test_evaluation_while_training(tmp_path):
 
 
 def test_push(trained, hub):
-    run("push", "--folder", trained[0], "--hub_model_id", "user/toy", env=hub.env)
-    assert {"model_index.json", "model/config.json"} <= set(hub.files("user/toy"))
+    run("push", "--folder", trained[0], "--hub_model_id", "user/toy", env=hub.environment(ADA))
+    assert {"model_index.json", "model/config.json", "pipeline_toy_ar_pipeline.py"} <= set(hub["user/toy"].files())
 
 
 def test_a_part_that_lacks_is_named(monkeypatch):

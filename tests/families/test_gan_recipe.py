@@ -40,7 +40,7 @@ def test_plain_torch_trains_it(architecture, conditional):
         phase.name: torch.optim.Adam(
             [p for name in phase.updates for p in modules_of(recipe)[name].parameters()],
             lr=phase.optimizer.learning_rate,
-            betas=phase.betas,
+            betas=phase.optimizer.betas,
         )
         for phase in recipe.phases
     }
@@ -129,8 +129,10 @@ def test_penalties_are_lazy_and_weigh_as_many_times_more():
 
 def test_phases():
     discriminator, generator = GANRecipe(TINY, INFO).phases
-    assert (discriminator.learning_rate, discriminator.betas, discriminator.every) == (1e-3, (0.0, 0.99), 1)
-    assert (generator.learning_rate, generator.betas, generator.every) == (1e-3, (0.0, 0.99), 1)
+    adam = discriminator.optimizer
+    assert (adam.learning_rate, adam.betas, discriminator.every) == (1e-3, (0.0, 0.99), 1)
+    adam = generator.optimizer
+    assert (adam.learning_rate, adam.betas, generator.every) == (1e-3, (0.0, 0.99), 1)
     two_rates = GANRecipe(dataclasses.replace(TINY, discriminator_learning_rate=5e-4, discriminator_steps=5), INFO)
     assert [(phase.optimizer.learning_rate, phase.every) for phase in two_rates.phases] == [(5e-4, 1), (1e-3, 5)]
 

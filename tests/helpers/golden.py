@@ -32,6 +32,7 @@ Record = dict[str, Any]
 
 CLOCK = re.compile("per_second|seconds|memory")  # what a line of metrics says of time and place
 PATIENCE = 300  # seconds that a command may take
+RESOLVED = {"image_mode", "attention_resolutions", "discriminator_learning_rate", "group_width", "task_level"}
 CLASSIFIER = "classifier"  # folder of the extractor, beside the runs
 THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -376,6 +377,8 @@ def differences(before: Record, after: Record) -> list[str]:
                 found.append(f"{part}: {name} is missing")
             elif name not in old:
                 found.append(f"{part}: {name} is new")
+            elif part == "config" and old[name] is None and name in RESOLVED:
+                continue  # it was recorded as it was left out, and is now as data and machine decided it
             elif old[name] != new[name]:
                 values = f": {old[name]} before, {new[name]} now" if part == "config" else ""
                 found.append(f"{part}: {name} differs{values}")

@@ -13,8 +13,20 @@ from hub.server import ADA, File
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from hfgen import GANPipeline
-from hfgen.hub.card import UNMEASURED, add_results, license_of_data, plain, render, shown_command, with_location
+import hfgen.hub.card
+from hfgen import GANPipeline, UserError
+from hfgen.hub.card import (
+    UNMEASURED,
+    Shown,
+    add_results,
+    license_of_data,
+    plain,
+    render,
+    shown_command,
+    with_location,
+    write_card,
+)
+from hfgen.registry import Family, PipelineEntry, find_family
 
 RUNS = {
     "gan": ("train_gan", TINY_GAN, []),
@@ -151,6 +163,8 @@ def test_a_pushed_card_says_where_it_is(hub, cards, tmp_path):
     assert [line for line in before.splitlines() if line not in after.splitlines()] == [
         line for line in before.splitlines() if "from_pretrained(" in line or "hfgen sample --model" in line
     ]
+    old = 'DDPMPipeline.from_pretrained("/home/it")\n`python scripts/sample.py --model /home/it --num_images 64`'
+    assert "`python scripts/sample.py --model a/b --num" in with_location(old, "a/b")  # cards of earlier versions
     assert with_location("# Mine\n\nNo code.\n", "ada/digits") == "# Mine\n\nNo code.\n"
     other = 'AutoModel.from_pretrained("other/model")\n'
     ours = other + 'GANPipeline.from_pretrained("/home/it")\nDiffusionPipeline.from_pretrained("/home/it", x=1)'
@@ -222,12 +236,47 @@ def test_licence_of_the_data(hub):
     assert license_of_data("no/such/name") is None
 
 
-def test_templates_travel_in_the_wheel():
-    folder = Path(__file__).parent.parent.parent / "model_cards" / "templates"
-    assert sorted(path.stem for path in folder.iterdir()) == ["base", "ddpm", "gan", "short", "vae"]
-    values = {"card_data": "", "title": "it", "model_id": "user/it", "pipeline": "GANPipeline"}
-    text = render("short", **values, ours=True, what="class_labels=[0]")
+def test_templates_are_in_the_package():
+    """They are found beside the code, so that a wheel has them."""
+    package = Path(hfgen.hub.card.__file__).parent
+    assert sorted(path.name for path in (package / "templates").iterdir()) == ["base.md", "short.md"]
+    shown = Shown.of("hfgen.pipelines.gan:GANPipeline")
+    values = {"card_data": "", "title": "it", "model_id": "user/it", "pipeline": shown, "call": "class_labels=[0]"}
+    text = render("short.md", **values)
     assert "# it\n" in text and text.count("pipe(class_labels=[0], generator") == 2
+    assert "from hfgen import GANPipeline" in text
+
+
+@pytest.mark.parametrize(
+    "template", ["{% extends 'base.md' %}", "{% extends 'base.md' %}{% block what %}A toy.{% endblock %}"]
+)
+def test_a_foreign_family_needs_hardly_a_template(cards, tmp_path, monkeypatch, template):
+    (tmp_path / "toy_cards").mkdir()
+    (tmp_path / "toy_cards" / "card.md").write_text(template)
+    (tmp_path / "toy_cards" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("toy_cards", None)
+    entry = PipelineEntry("toy_cards.pipeline:ToyPipeline", "", "")
+    toy = Family("toy", "A toy of a model", "", "", (entry,), "toy_cards:card.md", task="image-to-image")
+    monkeypatch.setattr(hfgen.hub.card, "find_family", {"toy": toy}.__getitem__)
+    record = json.loads((cards["gan"] / "run.json").read_text()) | {"family": "toy"}
+    own = set(find_family("gan").load("options").__dataclass_fields__)
+    record["config"] = {name: value for name, value in record["config"].items() if name not in own}
+    record["data"]["class_shares"] = None
+    write_card(tmp_path, record)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.pipeline_tag == "image-to-image" and card.data.tags == ["hfgen", "toy", "unconditional"]
+    assert ("A toy. Trained from scratch" if "what" in template else "A toy of a model. It was trained") in card.text
+    with_it, without = snippets(tmp_path)
+    assert "from toy_cards.pipeline import ToyPipeline\n" in with_it and "ToyPipeline.from_pretrained(" in with_it
+    assert "trust_remote_code=True" in without and "## Citation" not in card.text
+    assert not re.search(r"\{\{|\{%|\bNone\b|\n\n\n|[^\n]\n#|[^\n]\n```(python|bash)", card.text)
+    write_card(tmp_path, record | {"init_from": "user/older"})
+    assert "began with the weights of `user/older`" in (tmp_path / "README.md").read_text()
+    broken = Family("toy", "A toy", "", "", (entry,), "toy_cards:absent.md")
+    monkeypatch.setattr(hfgen.hub.card, "find_family", {"toy": broken}.__getitem__)
+    with pytest.raises(UserError, match="the model card toy_cards:absent.md cannot be filled"):
+        write_card(tmp_path, record)
 
 
 def test_what_nobody_should_see_or_click(tmp_path, monkeypatch):

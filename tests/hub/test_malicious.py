@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from hub.server import File, Hub
 from huggingface_hub import ModelCard
 from PIL import Image as PILImage
 from pipelines.test_self_contained import PIPELINES, unet
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from hfgen import UserError
 from hfgen.evaluation.features import load_extractor
@@ -84,6 +86,11 @@ def module(*entry, name="model"):
     return edit(INDEX, **{name: list(entry)})
 
 
+def text_shards(target):
+    index = json.dumps({"metadata": {}, "weight_map": {"a": target}}).encode()
+    return replace(None, "model/model.safetensors.index.json", index)
+
+
 HUGE = {"big": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4 * 10**12]}}
 DEEP = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
 LARGE = b'{"a": [' + b"[]," * 16_000_000 + b"[]]}"
@@ -105,6 +112,23 @@ CASES = {
     "popen": ("dcgan", module("subprocess", "Popen"), NO_CLASS),
     "exec": ("dcgan", module("builtins", "exec"), NO_CLASS),
     "our-functions": ("dcgan", module("hfgen.hub.push", "push_folder"), NO_CLASS),
+    "our-recipes": ("dcgan", module("hfgen.families.gan.recipe", "GANRecipe"), NO_CLASS),
+    "our-scripts": ("dcgan", module("hfgen.models.__main__", "DCGANGenerator"), NO_CLASS),
+    "plug-in-absent": ("dcgan", module("modeling_evil_model", "Evil"), NO_CLASS),
+    "plug-in-escape": ("dcgan", module("modeling_hfgen_.._hub_push", "push_folder"), NO_CLASS),
+    "plug-in-words": ("dcgan", module("modeling_hfgen_" + "_" * 5000, "Evil"), NO_CLASS),
+    "auto-model": ("dcgan", module("transformers", "AutoModel"), NO_CLASS),
+    "transformers-function": ("dcgan", module("transformers", "pipeline"), NO_CLASS),
+    "transformers-inner": ("dcgan", module("transformers.dynamic_module_utils", "get_class_in_module"), NO_CLASS),
+    "transformers-trainer": ("dcgan", module("transformers", "Trainer"), NO_CLASS),
+    "text-huge": ("text", edit("model/config.json", hidden_size=10**6, intermediate_size=10**6), BROKEN),
+    "text-code": ("text", edit("model/config.json", auto_map={"AutoModel": "code.Evil"}), "has auto_map"),
+    "text-kernel": ("text", edit("model/config.json", _attn_implementation="evil/kernel"), "has _attn_implementation"),
+    "text-quantised": ("text", edit("model/config.json", quantization_config={"quant_method": "x"}), "quantization"),
+    "text-adapter": ("text", replace(None, "model/adapter_config.json", b"{}"), "may bring code"),
+    "text-pickle": ("text", replace("model/model.safetensors", "model/pytorch_model.bin", PICKLE), "safetensors"),
+    "text-shard-above": ("text", text_shards("../../x.safetensors"), BROKEN),
+    "text": ("text", lambda files: None, None),
     "our-pipelines": ("dcgan", module("hfgen.pipelines.gan", "GANPipeline"), NO_CLASS),
     "dunder": ("dcgan", module("os", "system", name="__class__"), NO_CLASS),
     "from-pretrained": ("dcgan", module("os", "system", name="from_pretrained"), NO_CLASS),
@@ -159,6 +183,19 @@ print(json.dumps(found))
 """
 
 
+def save_with_text_encoder(folder):
+    """A pipeline of ours whose network is one of transformers: not good for images, but made of what may be loaded."""
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    PIPELINES["dcgan"]().save_pretrained(folder)
+    shutil.rmtree(folder / "model")
+    CLIPTextModel(CLIPTextConfig(**size, vocab_size=16, max_position_embeddings=8)).save_pretrained(folder / "model")
+    config = json.loads((folder / "model" / "config.json").read_text())
+    (folder / "model" / "config.json").write_text(json.dumps(config | {"num_class_embeds": None}))
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"model": ["transformers", "CLIPTextModel"], "id2label": None}
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
     """The files of checkpoints that nothing is wrong with."""
@@ -166,6 +203,7 @@ def good(tmp_path_factory):
     for kind in ("dcgan", "vq_vae", "conv_vae", "unet"):
         PIPELINES[kind]().save_pretrained(folder / kind)
     DDPMPipeline(unet(), DDPMScheduler(num_train_timesteps=4)).save_pretrained(folder / "stock")
+    save_with_text_encoder(folder / "text")
     for kind in folder.iterdir():
         paths = [path for path in kind.rglob("*") if path.is_file()]
         found[kind.name] = {path.relative_to(kind).as_posix(): path.read_bytes() for path in paths}

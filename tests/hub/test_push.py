@@ -88,13 +88,17 @@ def test_only_the_pipeline_goes_up(hub, finished):
 def test_code_that_a_pipeline_carries_goes_up(tmp_path):
     index = {"_class_name": ["pipeline_hfgen_ours", "Ours"], "model": ["modeling_ours", "Model"]}
     index["../other"] = ["a", "B"]
+    code = "from .helper__0123456789ab import f\nfrom .absent import g\nfrom .....other.secret import h\n"
     (tmp_path / "it" / "model").mkdir(parents=True)
     (tmp_path / "it" / "model_index.json").write_text(json.dumps(index))
     for name in ("it/pipeline_hfgen_ours.py", "it/model/modeling_ours.py", "it/notes.py", "other/secret.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
+    (tmp_path / "it" / "pipeline_hfgen_ours.py").write_text(code)
+    (tmp_path / "it" / "helper__0123456789ab.py").write_text("from .pipeline_hfgen_ours import Ours\n")
     found = {file.as_posix() for file in pipeline_files(tmp_path / "it")}
-    assert found == {"model_index.json", "pipeline_hfgen_ours.py", "model/modeling_ours.py"}
+    code = {"pipeline_hfgen_ours.py", "helper__0123456789ab.py", "model/modeling_ours.py"}
+    assert found == {"model_index.json", *code}
 
 
 def test_a_space_goes_up_without_its_caches(hub, tmp_path):
@@ -188,8 +192,13 @@ def test_what_cannot_be_pushed_now_can_be_pushed_later(hub, finished):
     assert content(finished) == before
     hub.failures.clear()
     command = shlex.split(result.stderr.partition("Push it later with: ")[2])
+    assert command[:2] == ["hfgen", "push"]
     again = subprocess.run(
-        [sys.executable, *command[1:]], cwd=ROOT, env=os.environ | hub.environment(ADA), capture_output=True, text=True
+        [sys.executable, "scripts/push_to_hub.py", *command[2:]],
+        cwd=ROOT,
+        env=os.environ | hub.environment(ADA),
+        capture_output=True,
+        text=True,
     )
     assert again.returncode == 0, again.stderr
     assert hub["ada/digits"].private and hub["ada/digits"].history("try/1")[0] == options[-1]
@@ -313,7 +322,7 @@ def test_options():
             script.read_options(options)
     result = run("push_to_hub", "--help", env={"PYTHONPROFILEIMPORTTIME": "1"}, launcher=False)
     assert result.returncode == 0 and "--create_pr" in result.stdout and "| torch" not in result.stderr
-    with pytest.raises(UserError, match="--hub_strategy every_save pushes what is saved during training"):
+    with pytest.raises(UserError, match="`hub_strategy` every_save pushes what is saved during training"):
         TrainingConfig(hub_strategy="every_save").validate()
 
 

@@ -91,7 +91,7 @@ def test_a_family_from_outside_needs_two_methods(tmp_path):
     from toy_ar.pipeline import ToyARPipeline
 
     adapter = adapter_of(ToyARPipeline(PixelCNN(sample_size=8)))
-    assert (adapter.kind, adapter.image_shape, adapter.classes) == ("autoregressive", (1, 8, 8), None)
+    assert (adapter.kind, adapter.image_shape, adapter.classes) == ("PixelCNN", (1, 8, 8), None)
     assert {one for one in CAPABILITIES if adapter.obstacle(one) is None} == {Generates, HasDensity}
     assert adapter.sliders() == {} and adapter.details(7) == {"bound": "exact"}
     adapter.pipe.save_pretrained(tmp_path)

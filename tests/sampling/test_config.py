@@ -90,7 +90,7 @@ def test_options_go_to_those_that_have_them():
     with pytest.raises(UserError, match="`num_inference_steps` 0 is out of range"):
         choose_options(ddpm, {"num_inference_steps": 0})
     gan.options = NoOptions
-    with pytest.raises(UserError, match="`truncation` 1.0: it is a NoneType, which has no options of its own. Leave"):
+    with pytest.raises(UserError, match="`truncation` 1.0: it is a GAN, which has no options of its own. Leave"):
         choose_options(gan, {"truncation": 1.0}, "it")
 
 

@@ -86,8 +86,8 @@ def test_the_sampling_of_a_rehearsal_takes_the_fewest_steps(tmp_path):
     )  # fmt: skip
     with run.publisher.pipeline() as pipeline:
         sampler = run.publisher.sampler(pipeline)
-        assert sampler.settings["num_inference_steps"] == 100
-        assert sampler.fastest().settings["num_inference_steps"] <= 2
+        assert sampler.settings["num_inference_steps"] > 50
+        assert sampler.fastest().options.num_inference_steps <= 2
 
 
 def test_a_run_goes_on_by_its_own_record(tmp_path):

@@ -15,7 +15,7 @@ class DDPMConfig(Options):
     block_out_channels: tuple[int, ...] = option((32, 64, 64), "channels of each level of the UNet")
     layers_per_block: int = option(1, "residual blocks per level")
     attention_resolutions: tuple[int, ...] | None = option(
-        None, "heights of the feature maps that get attention (default: the lowest level)"
+        None, "heights of the feature maps that get attention (default: the lowest level)", resolved=True
     )
     attention_head_dim: int = option(32, "channels per attention head")
     norm_num_groups: int = option(8, "groups of the group normalisation")

@@ -25,7 +25,9 @@ class GANConfig(Options):
         "channels times the pixels per side (stylegan2)",
     )  # fmt: skip
     group_width: int | None = option(
-        None, "channels per group of the convolutions of residual; 0 for plain ones (default: 16 on a GPU, 0 on a CPU)"
+        None,
+        "channels per group of the convolutions of residual; 0 for plain ones (default: 16 on a GPU, 0 on a CPU)",
+        resolved=True,
     )
     discriminator_norm: str = option(
         "group", "normalisation in the discriminator of dcgan", choices=("group", "batch", "none")
@@ -53,7 +55,7 @@ class GANConfig(Options):
     )
     truncation: float = option(1.0, "truncation of the sample grids (stylegan2)", resumable=True)
     learning_rate: float = option(1e-3, "peak learning rate of Adam")
-    discriminator_learning_rate: float | None = option(None, "that of the discriminator, if it differs")
+    discriminator_learning_rate: float | None = option(None, "that of the discriminator, if it differs", resolved=True)
     adam_beta1: float = option(0.0, "Adam beta 1")
     adam_beta2: float = option(0.99, "Adam beta 2")
     adam_epsilon: float = option(1e-8, "Adam epsilon")

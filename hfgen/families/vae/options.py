@@ -14,10 +14,12 @@ class VAEConfig(Options):
 
     architecture: str = option("residual", "the network", choices=("conv", "residual", "hierarchical", "vq"))
     latent_channels: int | None = option(
-        None, "latents: all of conv and residual, per place of the others (default: 32; hierarchical 8, vq 16)"
+        None,
+        "latents: all of conv and residual, per place of the others (default: 32; hierarchical 8, vq 16)",
+        resolved=True,
     )
     block_out_channels: tuple[int, ...] | None = option(
-        None, "channels of each level, from the full size down (default: those of the architecture)"
+        None, "channels of each level, from the full size down (default: those of the architecture)", resolved=True
     )
     spatial_latent: bool = option(False, "latents for each place of the smallest feature map (residual)")
     num_vq_embeddings: int = option(256, "size of the codebook (vq)")
@@ -43,7 +45,9 @@ class VAEConfig(Options):
         choices=("denoise", "super_resolve"),
     )
     task_level: float | None = option(
-        None, "standard deviation of the noise, pixels being in [0, 1] (default 0.3), or the factor (default 2)"
+        None,
+        "standard deviation of the noise, pixels being in [0, 1] (default 0.3), or the factor (default 2)",
+        resolved=True,
     )
     prior_components: int = option(
         100,

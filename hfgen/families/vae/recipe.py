@@ -172,7 +172,9 @@ class VAERecipe(Recipe):
     def pipeline(self, modules: dict[str, nn.Module], fitted: Any = None) -> DiffusionPipeline:
         vae: Any = modules["vae"]
         prior = fitted
-        if prior is None and not self.architecture.has_prior:  # which cannot do without: N(0, I), so any code at any place
+        if (
+            prior is None and not self.architecture.has_prior
+        ):  # which cannot do without: N(0, I), so any code at any place
             prior = GaussianMixturePrior(vae.latent_shape, num_class_embeds=vae.config.num_class_embeds)
             prior.to(next(vae.parameters()).device)
         names = dict(enumerate(self.class_names)) if self.class_names else None

@@ -44,7 +44,7 @@ class ToyARRecipe(Recipe):
 
 
 class ToyARAdapter(Generates, HasDensity):
-    kind = "autoregressive"
+    kind = "PixelCNN"
 
     def generate(self, generators: Any, labels: Any, options: Any) -> Any:
         return self.pipe(len(generators), generators, output_type="pt").images

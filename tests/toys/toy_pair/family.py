@@ -1,4 +1,4 @@
-"""Two sets of images, a frozen network with a derived column, a pool of each process's own, phases that share a step."""
+"""Two sets of images, a frozen network with a derived column, a pool for each process, phases that share a step."""
 
 import dataclasses
 from dataclasses import dataclass
