@@ -38,7 +38,7 @@ def one_line_errors() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Given:
-    """What a user gave, by flag or by file.
+    """The options that a user gave, by flag or by file.
 
     Attributes:
         values (`dict`): Options by name; those that were left out are not there.

@@ -3,7 +3,7 @@
 Without arguments it trains all three, and the classifier in whose features they are measured, on the digits that ship
 with the installation. A model that the folder holds already is not trained again, and a training that was
 interrupted goes on. The folder then holds `compare.json`, with what it takes to repeat it, and `compare.png`. With
-`--update_card` the results go into the cards of the checkpoints, which are then ready to be pushed.
+`--update_card` the results go into the cards of the checkpoints, which can then be pushed.
 
     hfgen compare
     hfgen compare --dataset_name ylecun/mnist
@@ -40,7 +40,7 @@ DATA = (  # options of the reference that are those of a training, too
 
 @dataclass(frozen=True)
 class CompareConfig(MeasureOptions):
-    """Comparison: of what, by what, and where it goes."""
+    """Comparison: the models, the metrics, and where it goes."""
 
     model: tuple[str, ...] | None = option(
         None, "folders or Hub ids of checkpoints (default: a GAN, a VAE and a DDPM, trained here)"
@@ -61,7 +61,7 @@ class CompareConfig(MeasureOptions):
     quality: float | None = option(
         None, "Frechet distance while training, the time to which is compared (default: one that all of them reach)"
     )
-    max_train_steps: int | None = option(None, "length of each training in updates (default: that of its preset)")
+    max_train_steps: int | None = option(None, "length of each training, in updates (default: that of its preset)")
 
     def validate(self) -> None:
         super().validate()
@@ -105,7 +105,7 @@ def train_missing(config: CompareConfig, reference: ReferenceConfig, folder: Pat
         model = str(folder / f"{family.name}-{data_name(reference)}")
         models.append(model)
         if (Path(model) / "model_index.json").exists():
-            print(f"{model} is there already", flush=True)
+            print(f"{model} is already trained", flush=True)
             continue
         values = data | {"output_dir": model, "resume_from_checkpoint": "latest"}
         values |= family.compare if reference.dataset_name not in (None, "digits") else {}
@@ -118,7 +118,7 @@ def train_missing(config: CompareConfig, reference: ReferenceConfig, folder: Pat
 
 
 def evaluations(family: Family, values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the options that have a training measure its own quality every now and then."""
+    """Returns the options by which a training measures its own quality at intervals."""
     from hfgen.data.cache import open_images
     from hfgen.training.schedules import Schedule
 
@@ -219,4 +219,4 @@ def main(argv: Sequence[str]) -> None:
     save_png(picture(found, title), output.with_suffix(".png"), origin, composite=True)
     print(f"\n{names}: {title}\n\n{table(found.shown)}\n")
     print(*(f"- {spell(note)}" for note in found.remarks), sep="\n")
-    print(f"\nPicture: {output.with_suffix('.png')}\nReport:  {output}")
+    print(f"\nFigure:  {output.with_suffix('.png')}\nReport:  {output}")

@@ -66,7 +66,7 @@ def build(adapter: Any, name: str, max_images: int, origin: dict[str, Any] | Non
         return [gr.Slider(**slider) for slider in sliders(adapter).values()]
 
     def named(values: Sequence[Any]) -> dict[str, Any]:
-        """The values of a class box and of the settings."""
+        """Returns the values of a class box and of the settings, by name."""
         return dict(zip([*(["label"] if adapter.classes else []), *sliders(adapter)], values, strict=True))
 
     def file_box() -> gr.File:  # not an image box, whose own decoder fails without a word
@@ -77,7 +77,7 @@ def build(adapter: Any, name: str, max_images: int, origin: dict[str, Any] | Non
         return gr.Gallery(columns=columns, format="png", interactive=False, **look)
 
     def on(event: Any, name: str, function: Callable[..., Any], inputs: list[Any], outputs: Any) -> None:
-        """One click at a time in the whole app, and errors that say what to do."""
+        """Connects a click: one at a time in the whole app, and errors that say what to do."""
 
         @functools.wraps(function)
         def call(*values: Any) -> Any:
@@ -175,7 +175,7 @@ def build(adapter: Any, name: str, max_images: int, origin: dict[str, Any] | Non
     tabs |= {"Reconstruct": reconstruct_tab} if codes and restores else {}
     tabs |= {"Inpaint": inpaint_tab} if inpaints else {}
     if not tabs:
-        raise UserError(f"`model` {name} neither makes images nor was trained to keep them: there is nothing to show.")
+        raise UserError(f"`model` {name} neither makes images nor reconstructs any: there is nothing to show.")
     # With analytics, Gradio asks its makers' server for a newer version of itself.
     with gr.Blocks(title=name, analytics_enabled=False, delete_cache=(3600, 3600)) as app:
         gr.Markdown(f"# {html.escape(name)}\n{what}. The same seed makes the same image.")

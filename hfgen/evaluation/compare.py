@@ -49,7 +49,8 @@ def load_samplers(models: Sequence[str], given: Mapping[str, Any], device: Any) 
 
 
 def time_samplers(samplers: Sequence[Sampler], batch_size: int, seed: int) -> list[list[float]]:
-    """Images per second of each model, from seeds to 8-bit images, in turns, so that noise hits all of them alike."""
+    """Measures the images per second of each model, from seeds to 8-bit images, in turns, so that noise hits all of
+    them alike."""
     batch = list(range(batch_size))
 
     def speed(sampler: Sampler) -> float:
@@ -66,7 +67,7 @@ def time_samplers(samplers: Sequence[Sampler], batch_size: int, seed: int) -> li
 
 
 def costs(sampler: Sampler, speeds: list[float], quality_key: str) -> dict[str, Any]:
-    """What a model costs to sample and, if its folder tells, what it cost to train."""
+    """Returns the cost of sampling from a model and, if its folder tells, that of training it."""
     adapter: Any = sampler.adapter
     modules = [module for module in sampler.pipe.components.values() if isinstance(module, nn.Module)]
     record, lines = read_run(Path(sampler.name))
@@ -92,7 +93,7 @@ def costs(sampler: Sampler, speeds: list[float], quality_key: str) -> dict[str, 
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The record of a run and its lines of metrics; empty for a checkpoint that came without."""
+    """Reads the record of a run and its lines of metrics; both are empty for a checkpoint that came without."""
     record_file = folder / "run.json"
     record = json.loads(record_file.read_text(encoding="utf-8")) if record_file.exists() else {}
     log = folder / record.get("config", {}).get("logging_dir", "logs") / "metrics.jsonl"
@@ -114,7 +115,7 @@ def time_to_quality(found: Sequence[dict[str, Any]], wanted: float | None) -> fl
 
 
 def with_costs(report: dict[str, Any], quality: float | None) -> dict[str, Any]:
-    """A report whose results have the costs among them, for the table and the bars."""
+    """Returns a report whose results include the costs, for the table and the bars."""
     cost, reach = report["cost"], report["cost"]["time_to_quality"]
     target = "" if quality is None else f" {quality:.4g}"
     rows: list[tuple[str, str, Any, str | None]] = [
@@ -138,7 +139,7 @@ def with_costs(report: dict[str, Any], quality: float | None) -> dict[str, Any]:
 def own_remarks(
     reports: Sequence[dict[str, Any]], batch_size: int, few: bool, quality: float | None, chosen: bool
 ) -> list[str]:
-    """What a reader of this comparison has to know, beside what holds for each evaluation."""
+    """Returns the remarks on this comparison, beside those that hold for each evaluation."""
     found = [report["cost"] for report in reports]
     turns = f"the median of {TURNS} turns, ± their deviation, in batches of {batch_size}"
     notes = [f"Images/s at sampling: {turns}, from seeds to 8-bit images; in training: the median of the log."]
@@ -158,7 +159,7 @@ def own_remarks(
     if quality is not None:
         origin = "as asked for" if chosen else "the worst of the last values"
         notes.append(
-            f"Time to quality: to a Fréchet distance of {quality:.4g} ({origin}), measured now and then in training, "
+            f"Time to quality: to a Fréchet distance of {quality:.4g} ({origin}), measured at intervals in training, "
             "with another number of images than the one in this table and so with another bias: do not compare them."
         )
     if len(reports) == 1:
@@ -168,7 +169,7 @@ def own_remarks(
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was measured of some models.
+    """The measurements of several models.
 
     Attributes:
         reports (`list` of `dict`): What [`~runner.evaluate`] returned for each, and under `"cost"` what it costs.

@@ -72,7 +72,7 @@ class Result:
         metric (`str`): What was asked for.
         key (`str`): What the number may be called, unmistakably.
         title (`str`): The same for people.
-        value (`float`, *optional*): `None` if there is none, of which the notes tell.
+        value (`float`, *optional*): `None` if there is none; the notes say why.
         better (`str`, *optional*): `"lower"` or `"higher"`.
         error (`float`, *optional*), error_kind (`str`, *optional*): Its uncertainty, and what that is.
         real (`float`, *optional*): The value of held-out real images, as near to perfect as can be told.
@@ -161,7 +161,7 @@ def birthday(images: Images, real: Images, extractor: Extractor) -> list[Result]
 
 
 def confidence(images: Images, real: Images, extractor: Extractor) -> list[Result]:
-    """The share of images that the classifier is confident about, as it may be about noise, too."""
+    """Computes the share of images that the classifier is confident about; it may be confident about noise, too."""
     assert images.logits is not None
     title = f"Images with a top probability of {CONFIDENT} or more"
     value = confident_share(images.logits, CONFIDENT)
@@ -230,14 +230,14 @@ PAIRWISE: list[tuple[tuple[str, ...], Callable[[Images, Images, Extractor], list
 
 
 def slug(extractor: Extractor) -> str:
-    """The part of a number's name that says from whose features it comes."""
+    """Returns the part of a number's name that says from whose features it comes."""
     return metric_prefix(extractor, "kd").removeprefix("kd_")
 
 
 def compare(
     metrics: Sequence[str], images: Images, real: Images, extractor: Extractor, text: str, leave: bool = True
 ) -> list[Result]:
-    """All metrics that compare images with real ones. One that fails has a result without a value."""
+    """Computes all metrics that compare images with real ones. One that fails has a result without a value."""
     chosen = [(names, function) for names, function in PAIRWISE if set(names) & set(metrics)]
     results: list[Result] = []
     with tqdm(
@@ -255,8 +255,8 @@ def compare(
 
 
 def memorised(generated: Images, train: Images, held_out: Images, seed: int) -> list[Result]:
-    """Memorisation, with the numbers of the nearest pairs: of the generated image, and its seed; and of the row in
-    `train`."""
+    """Measures memorisation. The details have the numbers of the nearest pairs: of the generated image, and its seed;
+    and of the row in `train`."""
     try:
         found = memorisation(generated.features, train.features, held_out.features)
     except ValueError as error:

@@ -55,7 +55,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Makes all strings in JSON-like values text that Markdown shows as it is, each in one line.
+    """Escapes all strings in JSON-like values, so that Markdown shows them as they are, each in one line.
 
     Names of classes are whatever the authors of a data set wrote: they must not run, link or look like part of a card.
     """
@@ -70,12 +70,12 @@ def plain(value: Any) -> Any:
 
 
 def code(text: str) -> str:
-    """Makes a text one that does not end the code block or span that it is in."""
+    """Replaces what would end the code block or span that a text is in."""
     return " ".join(text.splitlines()).replace("`", "'")
 
 
 def shown_command(command: str) -> str:
-    """A command without the folders that it lay in: these are nobody's business, and cards are read by all."""
+    """Returns a command without the folders of this machine, since anyone can read a card."""
     shown = []
     for argument in shlex.split(command):
         flag, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
@@ -89,7 +89,7 @@ def shown_command(command: str) -> str:
 
 @functools.cache
 def license_of_data(name: str, token: str | None = None) -> str | None:
-    """The licence that the page of a data set on the Hub names, if it can be had at once."""
+    """Returns the licence that the page of a data set on the Hub names; `None` if it cannot be read at once."""
     try:
         address = huggingface_hub.hf_hub_url(name, "README.md", repo_type="dataset")
         page = get_session().get(address, headers=build_hf_headers(token=token), timeout=PATIENCE)
@@ -166,14 +166,14 @@ class Shown:
 
     @classmethod
     def of(cls, where: str) -> "Shown":
-        """The class at `"package.module:Class"`."""
+        """Describes the class at `"package.module:Class"`."""
         module, _, name = where.partition(":")
         public = module.startswith("hfgen.") and name in hfgen.__all__
         return cls(name, "hfgen" if public else module, module.partition(".")[0] == "diffusers")
 
 
 def find_entry(folder: Path, family: Family) -> Shown:
-    """The pipeline class of a folder; of one without pipeline, the first of its family."""
+    """Returns the pipeline class of a folder; of one without pipeline, the first of its family."""
     try:
         name = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError):
@@ -190,7 +190,7 @@ def write_classifier_card(folder: Path, name: str, report: dict[str, Any], weak:
         folder (`Path`): Where to write.
         name (`str`): What the card calls it.
         report (`dict`): What `eval.json` holds; nothing else is stated.
-        weak (`bool`): Whether its accuracy is too low to judge other images by.
+        weak (`bool`): Whether its accuracy is too low to measure other images by.
     """
     source, test = report["config"]["dataset_name"], report["test_data"]
     on_hub = bool(source) and "/" in source and not Path(source).expanduser().exists()
@@ -224,7 +224,7 @@ def write_classifier_card(folder: Path, name: str, report: dict[str, Any], weak:
 
 
 def write_short_card(folder: Path, pipeline: Any, model_id: str) -> None:
-    """Writes `README.md` for a pipeline of which nothing is known but what it is."""
+    """Writes `README.md` for a pipeline of which only the class is known."""
     kind = type(pipeline)
     family = family_of(kind.__name__)
     task = family.task if family is not None else Family.task
@@ -243,7 +243,7 @@ def write_short_card(folder: Path, pipeline: Any, model_id: str) -> None:
 
 
 def with_location(text: str, location: str, **options: str | None) -> str:
-    """A card of ours whose snippets load the model from another place: that where it is pushed to.
+    """Returns a card of ours whose snippets load the model from another location: that where it is pushed to.
 
     Args:
         text (`str`): The card. The place that it names is what its first snippet loads.
@@ -292,14 +292,14 @@ def add_results(folder: Path, report: dict[str, Any], extractor: dict[str, Any],
 
 
 def eval_results(report: dict[str, Any], extractor: dict[str, Any], task: str = Family.task) -> list[EvalResult]:
-    """One entry for each number; names say whose features they are of and how many images were taken."""
+    """Makes one entry for each number; names say whose features they are of and how many images were taken."""
     data, generation = report["data"], report["generation"]
     network = f"{extractor['id']} {extractor['fingerprint'][:8]}"
     found = []
     for key, result in report["results"].items():
         if result["value"] is None:
             continue
-        of_real = key == "bits_per_dim"  # of real images, and in nobody's features
+        of_real = key == "bits_per_dim"  # measured on real images, without an extractor
         count = result["details"]["num_images"] if of_real else generation["num_images"]
         args = {"num_images": count, "seeds": generation["seeds"]}
         if key.startswith(REAL_IMAGES):
@@ -327,7 +327,7 @@ def eval_results(report: dict[str, Any], extractor: dict[str, Any], task: str = 
 
 
 def differ(first: EvalResult, second: EvalResult) -> bool:
-    """Whether two entries are about different things, whatever their values and seeds."""
+    """Returns whether two entries are about different things, whatever their values and seeds."""
 
     def about(result: EvalResult) -> Any:
         args = {name: value for name, value in (result.metric_args or {}).items() if name != "seeds"}

@@ -1,4 +1,4 @@
-"""Pushing pipelines to the Hub, so that a failure costs nothing but time."""
+"""Pushes to the Hub: a failure costs nothing but time."""
 
 import contextlib
 import filecmp
@@ -112,7 +112,7 @@ def push_folder(
 
 
 def pushed_files(folder: Path, repo_type: str = "model") -> list[Path]:
-    """The files that go up, relative to the folder: those of the pipeline, or all of a Space.
+    """Lists the files that are uploaded, relative to the folder: those of the pipeline, or all of a Space.
 
     Raises:
         UserError: If the folder holds no such thing.
@@ -128,7 +128,8 @@ def pushed_files(folder: Path, repo_type: str = "model") -> list[Path]:
 
 
 def pipeline_files(folder: Path) -> list[Path]:
-    """The files of a pipeline, relative to its folder: neither checkpoints, logs, caches nor other pipelines in it.
+    """Lists the files of a pipeline, relative to its folder: neither checkpoints, logs, caches nor other pipelines in
+    it.
 
     Raises:
         UserError: If there is no pipeline.
@@ -150,7 +151,7 @@ def pipeline_files(folder: Path) -> list[Path]:
 
 
 def code_files(folder: Path, name: str) -> list[Path]:
-    """The file of code of that name and those beside it that it imports."""
+    """Lists the file of code of that name and those beside it that it imports."""
     found, names = [], [name]
     for name in names:  # which grows
         file = folder / f"{name}.py"
@@ -269,7 +270,7 @@ def open_revision(
 ) -> str | None:
     """Makes the branch or the pull request that is pushed to, and returns its name."""
     where: dict[str, Any] = {"repo_type": repo_type, "token": token}
-    if create_pr:  # by itself: if it came about by the commit, each further attempt would open another
+    if create_pr:  # in a call of its own: if the commit opened it, each further attempt would open another
         opened = _ask(lambda: huggingface_hub.create_pull_request(model_id, title, **where), token)
         return str(opened.git_reference)
     if revision and revision != "main" and not revision.startswith("refs/"):
@@ -323,7 +324,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _asked_to_wait(error: Exception) -> float:
-    """Seconds that the Hub asks for in its answer."""
+    """Returns the seconds that the Hub asks to wait for, in its answer."""
     response = _response(error)
     text = response.headers.get("Retry-After", "") if response is not None else ""
     return float(text) if text.isdigit() else 0.0

@@ -15,7 +15,7 @@ from hfgen.pipelines.base import AT_ONCE, Generators, Pipeline, at_least, check_
 
 @dataclass
 class GANProjectionOutput(BaseOutput):
-    """What [`GANPipeline.project`] found.
+    """The result of [`GANPipeline.project`].
 
     Args:
         latents (`torch.Tensor` of shape `(B, latent_dim)`): Latents z; `(B, style_dim)` w for style-based models.
@@ -277,9 +277,9 @@ class GANPipeline(Pipeline):
     @torch.no_grad()
     def directions(self, count: int | None = None) -> torch.Tensor:
         r"""
-        The directions in which latents change the image most: SeFa (https://huggingface.co/papers/2007.06600), the top
-        right-singular vectors of the weights that z, or w for style-based models, meets first. The sign is such that
-        the entry of the largest magnitude is positive.
+        Finds the directions in which latents change the image most: SeFa (https://huggingface.co/papers/2007.06600),
+        the top right-singular vectors of the weights that z, or w for style-based models, meets first. The sign is
+        such that the entry of the largest magnitude is positive.
 
         Args:
             count (`int`, *optional*): How many, the strongest first; by default 10, or as many as there are.
@@ -356,7 +356,8 @@ class GANPipeline(Pipeline):
                 raise ValueError(f"{name} is 'w', but this model is not style-based and has none: use 'z'.")
 
     def _nearest_classes(self, target: torch.Tensor, count: int) -> torch.Tensor:
-        """For each image, the `count` classes whose middle image is nearest, the nearest first: `(B * count,)`."""
+        """Finds, for each image, the `count` classes whose middle image is nearest, the nearest first: `(B *
+        count,)`."""
         classes = torch.arange(len(self.class_names), device=target.device)
         latents = torch.zeros(len(classes), self.model.config.latent_dim, device=target.device)
         points, space = self._place(latents, classes, 0.0 if self.style_based else 1.0)
@@ -387,7 +388,7 @@ class GANPipeline(Pipeline):
     def _place(
         self, latents: torch.Tensor, labels: torch.Tensor | None, truncation: float, space: str = "z"
     ) -> tuple[torch.Tensor, str]:
-        """Truncated w if the model has one, else z; and which of the two it is."""
+        """Maps latents to w with truncation if the model has one, else returns z; also says which of the two it is."""
         if space == "w":
             return torch.lerp(self._mean_w(latents, labels), latents, truncation), "w"
         if not self.style_based:
@@ -395,7 +396,7 @@ class GANPipeline(Pipeline):
         return self.model.map(latents.to(self.model.dtype), class_labels=labels, truncation=truncation).float(), "w"
 
     def _pass(self, points: torch.Tensor, labels: torch.Tensor | None, space: str) -> torch.Tensor:
-        """Images as the model makes them, brought to about [0, 1], float32."""
+        """Makes images, brought to about [0, 1], float32."""
         points = points.to(self.model.dtype)
         images = self.model.synthesize(points) if space == "w" else self.model(points, class_labels=labels).sample
         return images.float() / 2 + 0.5

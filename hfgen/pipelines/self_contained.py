@@ -113,7 +113,7 @@ class SelfContained(portable.SelfContained):
         """See [`DiffusionPipeline.from_pretrained`]. Runs no code of the checkpoint and reads no pickles.
 
         Raises:
-            UserError: For a checkpoint whose parts are none that we load, or whose sizes its weights do not fill.
+            UserError: For a checkpoint with parts that we do not load, or with sizes that its weights do not fill.
         """
         if kwargs.get("use_safetensors") is False:
             raise UserError("use_safetensors is False, but weights are read from safetensors alone: leave it out.")
@@ -154,7 +154,7 @@ class SelfContained(portable.SelfContained):
 
 
 def installed(name: str, value: list) -> tuple[list[str], type]:
-    """The class that an entry of `model_index.json` stands for, without running code of the checkpoint.
+    """Returns the class that an entry of `model_index.json` stands for, without running code of the checkpoint.
 
     Args:
         name (`str`): The component.
@@ -166,7 +166,7 @@ def installed(name: str, value: list) -> tuple[list[str], type]:
         a module that was imported already.
 
     Raises:
-        UserError: If it is none of these.
+        UserError: If it is another class.
     """
     if not name.isidentifier() or len(value) != 2 or not all(isinstance(part, str) for part in value):
         raise UserError(f"model_index.json says that {name} is {value}, which is no module and class.")
@@ -200,7 +200,8 @@ def installed(name: str, value: list) -> tuple[list[str], type]:
 
 
 def importable(module: str) -> bool:
-    """Whether a checkpoint may name a module to be imported: of our networks, or of a package with a family."""
+    """Returns whether a checkpoint may name a module to be imported: one of our networks, or of a package with a
+    family."""
     top = module.partition(".")[0]
     return module.startswith("hfgen.models.") if top == "hfgen" else top in export.packages()
 
@@ -225,7 +226,7 @@ def installed_module(name: str) -> str | None:
 
 
 def _below(package: str, rest: str) -> str | None:
-    """The module `package.rest`, where some of the `_` in `rest` may stand for dots."""
+    """Finds the module `package.rest`, where some of the `_` in `rest` may stand for dots."""
     words = rest.split("_")
     for count in range(len(words), 0, -1):
         module = f"{package}.{'_'.join(words[:count])}"
@@ -243,7 +244,8 @@ def _below(package: str, rest: str) -> str | None:
 
 
 def index_folder(name: str, **options: Any) -> Path:
-    """The folder with the `model_index.json` of a checkpoint, a folder or on the Hub; nothing else is downloaded.
+    """Returns the folder with the `model_index.json` of a checkpoint, a folder or on the Hub; nothing else is
+    downloaded.
 
     Raises:
         UserError: If it is too large to be read.
@@ -329,7 +331,7 @@ def check_foreign(kind: Any, folder: Path) -> None:
 
 
 def foreign_key(value: Any) -> str | None:
-    """The first key of a configuration of transformers by which code from elsewhere may come in."""
+    """Returns the first key of a configuration of transformers by which code from elsewhere may come in."""
     for key, inner in (
         value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     ):

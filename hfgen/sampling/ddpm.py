@@ -1,4 +1,4 @@
-"""What denoising networks can do: the stock `DDPMPipeline`, and ours with classes."""
+"""The adapters of denoising networks: the stock `DDPMPipeline`, and ours with classes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -33,11 +33,11 @@ class DDPMAdapter(Generates):
         return config.out_channels, height, width
 
     def guidance(self, options: DDPMSamplingConfig) -> float | None:
-        """The guidance that the options stand for; `None` for a model without classes."""
+        """Returns the guidance that the options stand for; `None` for a model without classes."""
         return options.guidance_scale
 
     def scheduler(self, options: DDPMSamplingConfig) -> SchedulerMixin:
-        """A scheduler of the options' kind, with its timesteps."""
+        """Makes a scheduler of the options' kind, with its timesteps."""
         scheduler = sampling_scheduler(self.pipe.scheduler, options.sampler or "sde-dpmsolver++")
         set_timesteps(scheduler, options.num_inference_steps)
         return scheduler
