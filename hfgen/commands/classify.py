@@ -56,7 +56,5 @@ def main(argv: Sequence[str]) -> None:
         write_classifier_card(temporary, folder.resolve().name, report, weak)
     say(f"Accuracy: {report['test_accuracy']:.2%} of {report['test_data']['num_images']} test images")
     if weak:
-        say(
-            f"          which is too low to measure other images by ({GOOD_ACCURACY:.0%} is needed): train longer or on more data"
-        )
+        say(f"          which is too low to measure other images by ({GOOD_ACCURACY:.0%} is needed): train longer")
     say(f"Saved:    {folder}")

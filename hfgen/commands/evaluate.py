@@ -101,7 +101,7 @@ def main(argv: Sequence[str]) -> None:
         wrap,
     )
     from hfgen.evaluation.runner import evaluate, nearest_pairs
-    from hfgen.hub.card import add_results, plain, shown_command
+    from hfgen.hub.card import add_results, escape_markdown, shown_command
     from hfgen.runtime.files import write_json
     from hfgen.runtime.launch import describe, make_accelerator
     from hfgen.runtime.png import make_grid, save_png
@@ -141,7 +141,8 @@ def main(argv: Sequence[str]) -> None:
             save_png(grid, picture, origin, composite=True)
             print(f"\n{picture}: the generated images that are nearest to training images, and these below them")
         if config.update_card:
-            section = card_section(plain(report), plain(whole) | {"command": shown_command(whole["command"])})
+            shown = escape_markdown(whole) | {"command": shown_command(whole["command"])}
+            section = card_section(escape_markdown(report), shown)
             add_results(Path(model), report, whole["extractor"], section)
             print(f"\n{Path(model) / 'README.md'}: updated")
 

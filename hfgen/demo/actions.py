@@ -58,9 +58,9 @@ def check(adapter: Any, label: int, settings: dict[str, float], any_class: bool 
     return None if label == ANY else label
 
 
-def note(image: Image.Image, origin: dict[str, Any] | None, composite: bool = False, **how: Any) -> Image.Image:
+def note(image: Image.Image, origin: dict[str, Any] | None, composite: bool = False, **settings: Any) -> Image.Image:
     """Has a downloaded PNG say what made it, as those of `hfgen sample` do."""
-    texts = {} if origin is None else notes(origin | how, composite)
+    texts = {} if origin is None else notes(origin | settings, composite)
     for key, text in texts.items():
         image.info[key] = text
     return image

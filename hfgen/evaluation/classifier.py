@@ -214,12 +214,12 @@ def measure(folder: Path, train_part: Part, test_part: Part) -> dict[str, Any]:
     logits = predict(folder, test_part)
     if not logits.isfinite().all():
         raise UserError("the training diverged: use a smaller `learning_rate`.")
-    found = conditional_accuracy(logits, torch.from_numpy(test_part.classes))
+    accuracy = conditional_accuracy(logits, torch.from_numpy(test_part.classes))
     info = train_part.data.info
     names = info.class_names or ()
     return {
-        "test_accuracy": found.accuracy,
-        "test_accuracy_by_class": {names[number]: share for number, share in found.by_class.items()},
+        "test_accuracy": accuracy.accuracy,
+        "test_accuracy_by_class": {names[number]: share for number, share in accuracy.by_class.items()},
         "held_out": info.split == test_part.data.info.split,
         "train_data": train_part.record(),
         "test_data": test_part.record(),

@@ -101,11 +101,11 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return record, [json.loads(line) for line in lines if line.endswith("\n")]  # one may be cut short
 
 
-def time_to_quality(found: Sequence[dict[str, Any]], wanted: float | None) -> float | None:
+def time_to_quality(all_costs: Sequence[dict[str, Any]], given: float | None) -> float | None:
     """Adds to the costs of each model when it reached a Frechet distance while training; returns that distance."""
-    last = [cost["training_quality"][-1]["value"] for cost in found if cost["training_quality"]]
-    quality = wanted or max(last, default=None)
-    for cost in found:
+    last = [cost["training_quality"][-1]["value"] for cost in all_costs if cost["training_quality"]]
+    quality = given or max(last, default=None)
+    for cost in all_costs:
         measured = cost["training_quality"]
         reached = [point for point in measured if quality is not None and point["value"] <= quality]
         status = "reached" if reached else "not reached" if measured else "not measured"
@@ -140,15 +140,15 @@ def own_remarks(
     reports: Sequence[dict[str, Any]], batch_size: int, few: bool, quality: float | None, chosen: bool
 ) -> list[str]:
     """Returns the remarks on this comparison, beside those that hold for each evaluation."""
-    found = [report["cost"] for report in reports]
+    all_costs = [report["cost"] for report in reports]
     turns = f"the median of {TURNS} turns, ± their deviation, in batches of {batch_size}"
     notes = [f"Images/s at sampling: {turns}, from seeds to 8-bit images; in training: the median of the log."]
     count = reports[0]["generation"]["num_images"]
     if few:
         notes.append(f"{count:,} images were generated of each, as there are no more real ones to compare with.")
-    if any(cost["has_encoder"] for cost in found):
+    if any(cost["has_encoder"] for cost in all_costs):
         notes.append("The parameters of a model with an encoder include the encoder's, which sampling does not need.")
-    machines = sorted({cost["training_machine"] for cost in found if cost["training_machine"]})
+    machines = sorted({cost["training_machine"] for cost in all_costs if cost["training_machine"]})
     if machines:
         notes.append(f"Trained on: {'; '.join(machines)}.")
     if len(machines) > 1:
@@ -219,9 +219,9 @@ def compare_models(
     if accelerator.num_processes > 1:
         raise UserError("speeds are compared in one process: start this without a launcher.")
     reasons = {metric: [lacking(metric, sampler) for sampler in samplers] for metric in metrics}
-    for metric, found in reasons.items():
-        if all(found):
-            raise UserError(f"`metrics` {metric}: {found[0]}.")
+    for metric, obstacles in reasons.items():
+        if all(obstacles):
+            raise UserError(f"`metrics` {metric}: {obstacles[0]}.")
     parts = open_reference(config, samplers[0].image_shape, NUM_IMAGES, NUM_IMAGES)
     count = num_images or min(NUM_IMAGES, len(parts.real.rows), len(parts.held_out.rows))
     reports = []
@@ -257,7 +257,7 @@ def compare_models(
     return Comparison(reports, [with_costs(report, reached) for report in reports], reached, notes, blocks)
 
 
-def picture(comparison: Comparison, title: str) -> Image.Image:
+def draw_comparison(comparison: Comparison, title: str) -> Image.Image:
     """Draws samples side by side; below them, at the left, quality and its course in training, at the right, costs."""
     reports, shown, quality = comparison.reports, comparison.shown, comparison.quality
     names = ["real images", *draw.short_names(reports)]
@@ -278,14 +278,14 @@ def picture(comparison: Comparison, title: str) -> Image.Image:
 
     canvas = Image.new("RGB", (width, top + height + SPACE), "white")
     draw.write(canvas, SPACE, draw.FONT, title)
-    for place, (name, colour, grid) in enumerate(zip(names, colours, grids, strict=True)):
-        x, y = SPACE + place % 4 * wide, 3 * draw.FONT + place // 4 * tall
+    for index, (name, colour, grid) in enumerate(zip(names, colours, grids, strict=True)):
+        x, y = SPACE + index % 4 * wide, 3 * draw.FONT + index // 4 * tall
         canvas.paste(colour, (x, y, x + draw.FONT, y + draw.FONT))
         draw.write(canvas, x + draw.FONT + draw.GAP, y - 2, name[-32:])
         canvas.paste(grid, (x, y + draw.FONT + draw.GAP))
     for keys, x in ((left, SPACE), (right, 2 * SPACE + half)):
-        for place, key in enumerate(keys):
-            draw.bars(canvas, shown, key, x, top + place * panel, half)
+        for index, key in enumerate(keys):
+            draw.bars(canvas, shown, key, x, top + index * panel, half)
     if any(lines) and quality is not None:
         start = len(left) * panel
         title = f"Fréchet distance, by seconds of training; the line is at {quality:.4g}"

@@ -92,9 +92,9 @@ def ndb(
     real_rows, rows = ((features - centre).cpu().numpy() for features in (real, generated))
     with warnings.catch_warnings():  # of too few different images, of which the error below tells
         warnings.filterwarnings("ignore", "Number of distinct clusters")
-        found = KMeans(num_bins, n_init=1, random_state=seed).fit(real_rows)
-    real_counts = torch.from_numpy(found.labels_).long().bincount(minlength=num_bins).double()
-    counts = torch.from_numpy(found.predict(rows)).long().bincount(minlength=num_bins).double()
+        clusters = KMeans(num_bins, n_init=1, random_state=seed).fit(real_rows)
+    real_counts = torch.from_numpy(clusters.labels_).long().bincount(minlength=num_bins).double()
+    counts = torch.from_numpy(clusters.predict(rows)).long().bincount(minlength=num_bins).double()
     if not real_counts.all():
         raise ValueError(
             f"num_bins is {num_bins}, but real has only {int((real_counts > 0).sum())} different images: use fewer "
@@ -102,8 +102,8 @@ def ndb(
         )
     shares, real_shares = counts / len(generated), real_counts / len(real)
     pooled = (counts + real_counts) / (len(generated) + len(real))
-    spread = (pooled * (1 - pooled) * (1 / len(generated) + 1 / len(real))).sqrt()
-    different = (shares - real_shares).abs() > NormalDist().inv_cdf(1 - alpha / 2) * spread
+    deviation = (pooled * (1 - pooled) * (1 / len(generated) + 1 / len(real))).sqrt()
+    different = (shares - real_shares).abs() > NormalDist().inv_cdf(1 - alpha / 2) * deviation
     entropies = [torch.special.entr(each).sum() for each in ((shares + real_shares) / 2, shares, real_shares)]
     jsd = entropies[0] - (entropies[1] + entropies[2]) / 2
     return {"ndb_share": different.double().mean().item(), "jsd": max(0.0, jsd.item())}
@@ -174,8 +174,8 @@ def birthday_support(
     i, j = i.cpu(), j.cpu()
     sizes = []  # of the smallest batch with a pair, when the images come in random order
     for _ in range(TRIALS):
-        places = torch.randperm(images, generator=generator)
-        sizes.append(int(places[i].maximum(places[j]).min()) + 1)
+        ranks = torch.randperm(images, generator=generator)
+        sizes.append(int(ranks[i].maximum(ranks[j]).min()) + 1)
     size = sorted(sizes)[TRIALS // 2]
     # The probability becomes 1/2 somewhere between one image less and this size: halfway, by the number of pairs.
     support = max(1.0, (size - 1) ** 2 / (2 * math.log(2)))

@@ -89,8 +89,8 @@ class Preparation:
     def size_for(self, height: int, width: int) -> tuple[int, int] | None:
         """Returns the height and width that an image of that size is resized to; `None` if it is not resized."""
         if isinstance(self.size, int):
-            short = self.size
-            return (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
+            side = self.size
+            return (side, int(side * width / height)) if height <= width else (int(side * height / width), side)
         return self.size
 
     def middle(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -179,20 +179,20 @@ def run(
 def full_precision(device: torch.device) -> Iterator[None]:
     """Has float32 computed as float32: without TF32 on GPUs, bfloat16 on CPUs, and autocast."""
     backends: Any = torch.backends
-    places = [backends.cuda.matmul, backends.cudnn]
+    switches = [backends.cuda.matmul, backends.cudnn]
     attribute, value = "allow_tf32", False  # type: str, bool | str
     if hasattr(backends, "fp32_precision"):  # the names since PyTorch 2.9, which are not to be mixed with the old ones
-        places = [backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv]
+        switches = [backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv]
         attribute, value = "fp32_precision", "ieee"
-    before = [getattr(place, attribute) for place in places]
+    before = [getattr(switch, attribute) for switch in switches]
     try:
-        for place in places:
-            setattr(place, attribute, value)
+        for switch in switches:
+            setattr(switch, attribute, value)
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        for place, old in zip(places, before, strict=True):
-            setattr(place, attribute, old)
+        for switch, old in zip(switches, before, strict=True):
+            setattr(switch, attribute, old)
 
 
 def load_extractor(
@@ -524,7 +524,7 @@ def load_preparation(source: str, channels: int) -> tuple[Prepare, dict[str, Any
         torch.randint(256, (1, channels, side, side), generator=generator, dtype=torch.uint8) for side in PROBE_SIDES
     ]
     expected = [slow(probe) for probe in probes]
-    if prepare and all(torch.equal(prepare(probe), wanted) for probe, wanted in zip(probes, expected, strict=True)):
+    if prepare and all(torch.equal(prepare(probe), pixels) for probe, pixels in zip(probes, expected, strict=True)):
         return prepare, as_json(asdict(prepare))
     return slow, {"channels": channels, "processor": json.loads(processor.to_json_string())}
 

@@ -71,14 +71,14 @@ class Block(nn.Module):
         self.reduction = nn.MaxPool2d(3, stride=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found: dict[str, torch.Tensor] = {}
+        states: dict[str, torch.Tensor] = {}
         ends = []
         for branch in self.branches:
             state = x
             for name in branch:
-                if name not in found:
-                    found[name] = self.get_submodule(name)(state)
-                state = found[name]
+                if name not in states:
+                    states[name] = self.get_submodule(name)(state)
+                state = states[name]
             ends.append(state)
         return torch.cat(ends, dim=1)
 

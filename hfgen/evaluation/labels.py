@@ -234,8 +234,8 @@ def stacked_modes(
     if labels.ndim != 2 or not labels.numel():
         raise ValueError(f"labels has shape {tuple(labels.shape)}, but must be (images, channels).")
     channels = labels.shape[1]
-    places = torch.tensor([num_classes**place for place in reversed(range(channels))], device=labels.device)
-    counts = label_counts((_check_labels(labels, num_classes) * places).sum(1), num_classes**channels)
+    factors = torch.tensor([num_classes**exponent for exponent in reversed(range(channels))], device=labels.device)
+    counts = label_counts((_check_labels(labels, num_classes) * factors).sum(1), num_classes**channels)
     if reference is None:
         reference = torch.ones_like(counts)
     return int((counts > 0).sum()), label_divergence(counts, reference).kl

@@ -137,10 +137,10 @@ def nearest_neighbours(
     kept = min(k + SPARE, len(references))
     centre = references.mean(0)
     centred = queries - centre
-    fast, found = _search(centred, references, kept, centre, _squared_distances)
+    fast, indices = _search(centred, references, kept, centre, _squared_distances)
     rows = torch.arange(len(queries), device=queries.device).repeat_interleave(kept)
-    distances, order = pair_distances(queries, references, rows, found.flatten()).view(-1, kept).sort(dim=1)
-    distances, found = distances[:, :k], found.gather(1, order[:, :k])
+    distances, order = pair_distances(queries, references, rows, indices.flatten()).view(-1, kept).sort(dim=1)
+    distances, indices = distances[:, :k], indices.gather(1, order[:, :k])
     if kept < len(references):
         last = distances[:, -1]
         # What was not kept is, but for rounding, no nearer than the farthest that was; nothing is nearer than 0.
@@ -148,8 +148,8 @@ def nearest_neighbours(
         doubtful = ((last > 0) & (last.square() > nearer)).nonzero().squeeze(1)
         if len(doubtful):
             again = _search(queries[doubtful].double(), references, k, 0.0, _measured_distances)
-            distances[doubtful], found[doubtful] = again
-    return distances, found
+            distances[doubtful], indices[doubtful] = again
+    return distances, indices
 
 
 def pair_distances(x: torch.Tensor, y: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -248,13 +248,13 @@ def memorisation(
         raise ValueError(f"quantile is {quantile}, but must be between 0 and 1.")
     train, generated = check_pair(train, generated, ("train", "generated"), (2, 1))
     train, held_out = check_pair(train, held_out, ("train", "held_out"), (2, math.ceil(1 / quantile) - 1))
-    distances, indices = (found.squeeze(1) for found in nearest_neighbours(generated, train))
-    real_distances, real_indices = (found.squeeze(1) for found in nearest_neighbours(held_out, train))
+    distances, indices = (result.squeeze(1) for result in nearest_neighbours(generated, train))
+    real_distances, real_indices = (result.squeeze(1) for result in nearest_neighbours(held_out, train))
     threshold = rare_distance(real_distances, quantile)
 
-    needed, places = torch.cat([indices, real_indices]).unique(return_inverse=True)
+    needed, positions = torch.cat([indices, real_indices]).unique(return_inverse=True)
     own = nearest_neighbours(train[needed], train, k=2)[0][:, 1]  # the first is the image itself, or a copy of it
-    authentic = torch.cat([distances, real_distances]) > own[places]
+    authentic = torch.cat([distances, real_distances]) > own[positions]
     return Memorisation(
         near_duplicates=(distances <= threshold).double().mean().item(),
         near_duplicates_held_out=(real_distances <= threshold).double().mean().item(),
@@ -348,12 +348,12 @@ def _search(
     References are centred a block at a time, as there may be many.
     """
     near = queries.new_full((len(queries), k), math.inf)
-    found = torch.zeros((len(queries), k), dtype=torch.int64, device=queries.device)
+    nearest = torch.zeros((len(queries), k), dtype=torch.int64, device=queries.device)
     for columns in _blocks(len(references)):
         block = references[columns] - centre
         for rows in _blocks(len(queries)):
             values, indices = measure(queries[rows], block).topk(min(k, len(block)), largest=False)
             values, order = torch.cat([near[rows], values], dim=1).topk(k, largest=False)
             near[rows] = values
-            found[rows] = torch.cat([found[rows], indices + columns.start], dim=1).gather(1, order)
-    return near, found
+            nearest[rows] = torch.cat([nearest[rows], indices + columns.start], dim=1).gather(1, order)
+    return near, nearest

@@ -87,8 +87,8 @@ def perceptual_path_length(distances: torch.Tensor) -> PathLength:
     low = np.quantile(values, TRIM, method="lower")
     high = np.quantile(values, 1 - TRIM, method="higher")
     kept = values[(values >= low) & (values <= high)]
-    spread = values.clip(low, high).std(ddof=1)
-    return PathLength(float(kept.mean()), float(spread / ((1 - 2 * TRIM) * math.sqrt(len(values)))))
+    deviation = values.clip(low, high).std(ddof=1)
+    return PathLength(float(kept.mean()), float(deviation / ((1 - 2 * TRIM) * math.sqrt(len(values)))))
 
 
 def path_distances(

@@ -97,8 +97,8 @@ def table(reports: Sequence[dict[str, Any]]) -> str:
     same = comparable(reports)
     rows = [["", *short_names(reports), *["real images"] * same]]
     for key, (title, better) in titles(reports).items():
-        found = [report["results"].get(key) for report in reports]
-        cells = [cell(result) if result else "" for result in found]
+        results = [report["results"].get(key) for report in reports]
+        cells = [cell(result) if result else "" for result in results]
         rows.append([f"{title} {ARROWS.get(better or '', '')}".strip(), *cells])
         rows[-1] += [number(find_real(reports, key))] * same
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -122,26 +122,26 @@ def comparable(reports: Sequence[dict[str, Any]]) -> bool:
 
 def find_real(reports: Sequence[dict[str, Any]], key: str) -> float | None:
     """Returns the results of held-out real images, if they are the same ones for all models."""
-    found = [report["results"][key]["real"] for report in reports if key in report["results"] and comparable(reports)]
-    return next((real for real in found if real is not None), None)
+    values = [report["results"][key]["real"] for report in reports if key in report["results"] and comparable(reports)]
+    return next((real for real in values if real is not None), None)
 
 
 def short_names(reports: Sequence[dict[str, Any]]) -> list[str]:
     """Returns the last part of each model's name, or where two have the same, all of it."""
     names = [report["model"]["name"].rstrip("/") for report in reports]
-    short = [name.rpartition("/")[2] for name in names]
-    return short if len(set(short)) == len(short) else names
+    last_parts = [name.rpartition("/")[2] for name in names]
+    return last_parts if len(set(last_parts)) == len(last_parts) else names
 
 
 def remarks(report: dict[str, Any], extractor: dict[str, Any]) -> list[str]:
     """Returns the remarks on one model's numbers, each once."""
-    found = [*extractor["notes"], *report["notes"]]
-    found += [note for result in report["results"].values() for note in result["notes"]]
+    notes = [*extractor["notes"], *report["notes"]]
+    notes += [note for result in report["results"].values() for note in result["notes"]]
     if any(key.startswith(("fd_", "kd_", "cs_")) for key in report["results"]):
-        found.append(
+        notes.append(
             "distances in the features of this extractor can only be compared with each other: they are no FID or KID"
         )
-    return list(dict.fromkeys(note[:1].upper() + note[1:].rstrip(".") + "." for note in found))
+    return list(dict.fromkeys(note[:1].upper() + note[1:].rstrip(".") + "." for note in notes))
 
 
 def heading(report: dict[str, Any], extractor: dict[str, Any]) -> str:
@@ -174,8 +174,8 @@ def card_section(report: dict[str, Any], whole: dict[str, Any]) -> str:
         if name not in ("num_images", "seeds", "batch_size", "classes", "precision") and value is not None
     ]
     seeds = " and ".join(map(str, generation["seeds"]))
-    made = ", ".join([f"Generated from seed {seeds} on", *settings, f"in {PRECISIONS[generation['precision']]}"])
-    lines = [f"### {heading(report, extractor)}", "", table([report]), "", f"{made}."]
+    generated = ", ".join([f"Generated from seed {seeds} on", *settings, f"in {PRECISIONS[generation['precision']]}"])
+    lines = [f"### {heading(report, extractor)}", "", table([report]), "", f"{generated}."]
     if held_out:
         lines[-1] += (
             f" *Real images* are {held_out['num_images']:,} others, of split `{held_out['split']}`, measured in the "
@@ -292,10 +292,10 @@ def curves(
     line([position(0, level), position(end, level)], REAL, 2)
     for index, points in enumerate(lines):
         colour = COLOURS[index % len(COLOURS)]
-        placed = [position(time, value) for time, value in points if value > 0]
-        if placed:
-            line(placed, colour, 2)
-        for a, b in placed:
+        positions = [position(time, value) for time, value in points if value > 0]
+        if positions:
+            line(positions, colour, 2)
+        for a, b in positions:
             draw.circle((a * SMOOTH, b * SMOOTH), 3 * SMOOTH, fill=colour)
     canvas.paste(large.reduce(SMOOTH), (left, top))
     ImageDraw.Draw(canvas).rectangle((left, top, left + wide, top + tall), outline=REAL)

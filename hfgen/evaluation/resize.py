@@ -40,15 +40,15 @@ def as_channels(images: torch.Tensor, channels: int) -> torch.Tensor:
         UserError: If the images have other channels. Nothing is guessed: how transparent images look depends on
             what is behind them, and how colours become gray on a formula.
     """
-    found = images.shape[1]
-    if found == channels:
+    given = images.shape[1]
+    if given == channels:
         return images
-    if found == 1 and channels == 3:
+    if given == 1 and channels == 3:
         return images.expand(-1, 3, -1, -1)
     kinds = {1: "gray", 3: "RGB", 4: "RGBA"}
-    remedy = "composite them onto a background first" if found == 4 else "convert them first"
+    remedy = "composite them onto a background first" if given == 4 else "convert them first"
     raise UserError(
-        f"images have {found} channels ({kinds.get(found, 'of unknown meaning')}), but the network takes {channels} "
+        f"images have {given} channels ({kinds.get(given, 'of unknown meaning')}), but the network takes {channels} "
         f"({kinds.get(channels, 'of unknown meaning')}): {remedy}, or choose another network."
     )
 

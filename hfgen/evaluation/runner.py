@@ -104,7 +104,7 @@ def obstacle(
 
 
 def choose_metrics(
-    wanted: Sequence[str], why_not: Callable[[str], str | None], is_stacked: bool
+    names: Sequence[str], why_not: Callable[[str], str | None], is_stacked: bool
 ) -> tuple[list[str], dict[str, str]]:
     """Returns the metrics to compute, and those that `all` leaves out, with the reason.
 
@@ -112,11 +112,11 @@ def choose_metrics(
         UserError: For one that was asked for by name and cannot be computed.
     """
     chosen, left_out = [], {}
-    for metric in METRICS if "all" in wanted else wanted:
+    for metric in METRICS if "all" in names else names:
         reason = why_not(metric)
-        if reason and metric in wanted:
+        if reason and metric in names:
             raise UserError(f"`metrics` {metric}: {reason}.")
-        if not reason and metric == "stacked_modes" and metric not in wanted and not is_stacked:
+        if not reason and metric == "stacked_modes" and metric not in names and not is_stacked:
             reason = "the data does not have the classes of stacked images"
         if reason:
             left_out[metric] = reason
@@ -408,12 +408,12 @@ def nearest_pairs(sampler: Sampler, config: ReferenceConfig, report: dict[str, A
     Returns:
         Pairs of uint8 arrays `(H, W, C)`; none if memorisation was not measured.
     """
-    found = report["results"].get("near_duplicates")
-    if found is None:
+    result = report["results"].get("near_duplicates")
+    if result is None:
         return []
     train = open_reference(config, sampler.image_shape, 0, 0).train
     pairs = []
-    for pair in found["details"]["pairs"]:
+    for pair in result["details"]["pairs"]:
         both = (sampler([pair["image"]], pair["seed"]), train.images([pair["train"]]))
         first, second = (image[0].permute(1, 2, 0).cpu().numpy() for image in both)
         pairs.append((first, second))

@@ -54,22 +54,22 @@ def render(template: str, **values: Any) -> str:
         raise UserError(f"the model card {template} cannot be filled: {error or type(error).__name__}.") from None
 
 
-def plain(value: Any) -> Any:
+def escape_markdown(value: Any) -> Any:
     """Escapes all strings in JSON-like values, so that Markdown shows them as they are, each in one line.
 
     Names of classes are whatever the authors of a data set wrote: they must not run, link or look like part of a card.
     """
     if isinstance(value, dict):
-        return {plain(key): plain(item) for key, item in value.items()}
+        return {escape_markdown(key): escape_markdown(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [escape_markdown(item) for item in value]
     if not isinstance(value, str):
         return value
     text = " ".join(value.split()).translate(MARKUP)
     return text.replace("://", "&#58;//").replace("www.", "www&#46;")
 
 
-def code(text: str) -> str:
+def escape_code(text: str) -> str:
     """Replaces what would end the code block or span that a text is in."""
     return " ".join(text.splitlines()).replace("`", "'")
 
@@ -84,7 +84,7 @@ def shown_command(command: str) -> str:
             here = Path.cwd()
             value = str(path.relative_to(here) if path.is_relative_to(here) else path.name)
         shown.append(flag + equals + value)
-    return code(shlex.join(shown))
+    return escape_code(shlex.join(shown))
 
 
 @functools.cache
@@ -94,10 +94,10 @@ def license_of_data(name: str, token: str | None = None) -> str | None:
         address = huggingface_hub.hf_hub_url(name, "README.md", repo_type="dataset")
         page = get_session().get(address, headers=build_hf_headers(token=token), timeout=PATIENCE)
         page.raise_for_status()
-        found = huggingface_hub.DatasetCard(page.text).data.to_dict().get("license")
+        licence = huggingface_hub.DatasetCard(page.text).data.to_dict().get("license")
     except Exception:  # without a page, a connection or readable YAML it is not known, which is no reason to stop
         return None
-    return found if isinstance(found, str) else None
+    return licence if isinstance(licence, str) else None
 
 
 def write_card(folder: Path, record: dict[str, Any], location: Path | None = None, token: str | None = None) -> None:
@@ -125,22 +125,22 @@ def write_card(folder: Path, record: dict[str, Any], location: Path | None = Non
         tags=["hfgen", family.name, "class-conditional" if conditional else "unconditional"],
         datasets=[name] if on_hub else None,
     )
-    shown = plain(record) | {"command": shown_command(record["command"])}
+    shown = escape_markdown(record) | {"command": shown_command(record["command"])}
     card = render(
         family.card or "base.md",
         family=family,
         pipeline=entry,
         call="class_labels=[0]" if conditional else "batch_size=4",
         card_data=card_data.to_yaml(),
-        title=plain(Path(model_id).name),
-        model_id=code(str(location or model_id)),
+        title=escape_markdown(Path(model_id).name),
+        model_id=escape_code(str(location or model_id)),
         conditional=conditional,
         groups=groups,
         record=shown,
         config=shown["config"],
         data=shown["data"],
         on_hub=on_hub,
-        data_license=plain(license_of_data(name, token)) if on_hub else None,
+        data_license=escape_markdown(license_of_data(name, token)) if on_hub else None,
         channels=MODES[data["mode"]],
         parameters=sum(record["parameters"].values()) / 1e6,
         has_samples=(folder / "samples.png").exists(),
@@ -214,11 +214,11 @@ def write_classifier_card(folder: Path, name: str, report: dict[str, Any], weak:
         "classifier.md",
         card_data=data.to_yaml(),
         name=name,
-        train=plain(report["train_data"]),
-        test=plain(test),
+        train=escape_markdown(report["train_data"]),
+        test=escape_markdown(test),
         weak=weak,
         percent="{:.2%}".format,
-        **plain(report) | {"command": shown_command(report["command"])},
+        **escape_markdown(report) | {"command": shown_command(report["command"])},
     )
     write_text(folder / "README.md", str(ModelCard(card)))
 
@@ -251,13 +251,13 @@ def with_location(text: str, location: str, **options: str | None) -> str:
         options: `revision` and `variant`, where they are needed to load it.
     """
     load = r'(\w+Pipeline\.from_pretrained\()"([^"\n]+)"'
-    found = re.search(load, text)
-    if not found:
+    first = re.search(load, text)
+    if not first:
         return text
     extra = "".join(f', {name}="{value}"' for name, value in options.items() if value is not None)
-    text = re.sub(load, lambda match: f'{match[1]}"{location}"{extra}' if match[2] == found[2] else match[0], text)
+    text = re.sub(load, lambda match: f'{match[1]}"{location}"{extra}' if match[2] == first[2] else match[0], text)
     for command in ("hfgen sample", "scripts/sample.py"):  # the latter in cards of earlier versions
-        text = text.replace(f"{command} --model {found[2]} ", f"{command} --model {location} ")
+        text = text.replace(f"{command} --model {first[2]} ", f"{command} --model {location} ")
     return text
 
 
@@ -295,7 +295,7 @@ def eval_results(report: dict[str, Any], extractor: dict[str, Any], task: str = 
     """Makes one entry for each number; names say whose features they are of and how many images were taken."""
     data, generation = report["data"], report["generation"]
     network = f"{extractor['id']} {extractor['fingerprint'][:8]}"
-    found = []
+    entries = []
     for key, result in report["results"].items():
         if result["value"] is None:
             continue
@@ -311,7 +311,7 @@ def eval_results(report: dict[str, Any], extractor: dict[str, Any], task: str = 
             }
             args = {name: value for name, value in args.items() if value is not None}
             args["mixed_precision"] = generation["precision"]
-        found.append(
+        entries.append(
             EvalResult(
                 task_type=task,
                 dataset_type=data["name"],
@@ -323,7 +323,7 @@ def eval_results(report: dict[str, Any], extractor: dict[str, Any], task: str = 
                 metric_args=args,
             )
         )
-    return found
+    return entries
 
 
 def differ(first: EvalResult, second: EvalResult) -> bool:
@@ -342,14 +342,14 @@ def insert_section(text: str, section: str) -> str:
     parts = re.split(r"(?m)^(?=## )", text)
     starts = [part.partition("\n")[0].strip() for part in parts]
     if RESULTS not in starts:
-        place = starts.index(AFTER_RESULTS) if AFTER_RESULTS in starts else len(parts)
-        if place == len(parts):
+        index = starts.index(AFTER_RESULTS) if AFTER_RESULTS in starts else len(parts)
+        if index == len(parts):
             parts[-1] = parts[-1].rstrip("\n") + "\n\n"
-        parts.insert(place, f"{RESULTS}\n\n")
-        starts.insert(place, RESULTS)
-    place = starts.index(RESULTS)
-    parts[place] = re.sub(r"(?m)^Nothing was measured yet\. .*\n\n", "", parts[place])  # as any version said it
-    sections = re.split(r"(?m)^(?=### )", parts[place])
+        parts.insert(index, f"{RESULTS}\n\n")
+        starts.insert(index, RESULTS)
+    index = starts.index(RESULTS)
+    parts[index] = re.sub(r"(?m)^Nothing was measured yet\. .*\n\n", "", parts[index])  # as any version said it
+    sections = re.split(r"(?m)^(?=### )", parts[index])
     headings = [part.partition("\n")[0].strip() for part in sections]
     heading = section.partition("\n")[0].strip()
     section = section.rstrip("\n") + "\n\n"
@@ -358,7 +358,7 @@ def insert_section(text: str, section: str) -> str:
     else:
         sections[-1] = sections[-1].rstrip("\n") + "\n\n"
         sections.append(section)
-    parts[place] = "".join(sections)
-    if place == len(parts) - 1:
-        parts[place] = parts[place].rstrip("\n") + "\n"
+    parts[index] = "".join(sections)
+    if index == len(parts) - 1:
+        parts[index] = parts[index].rstrip("\n") + "\n"
     return "".join(parts)

@@ -81,8 +81,8 @@ def start_likelihood_(layer: nn.Conv2d, likelihood: str, channels: int, num_mixt
     if likelihood == "logistic":
         layer.bias[channels:] = -1.5
     else:
-        places = (2 * torch.arange(num_mixtures) + 1) / num_mixtures - 1
-        layer.bias[num_mixtures : (1 + channels) * num_mixtures] = places.repeat(channels)
+        means = (2 * torch.arange(num_mixtures) + 1) / num_mixtures - 1
+        layer.bias[num_mixtures : (1 + channels) * num_mixtures] = means.repeat(channels)
         layer.bias[(1 + channels) * num_mixtures : (1 + 2 * channels) * num_mixtures] = -1.5
 
 

@@ -335,8 +335,8 @@ class VQVAE(ModelMixin, ConfigMixin):
             axes = self.split_axes - (self.split_axes * self.codes).sum(1, keepdim=True) * self.codes
             side = ((vectors * axes[numbers]).sum(1) > 0).long()
             # A product with zeros and ones instead of a scattered addition, which has no fixed order on a GPU.
-            places = torch.arange(2 * len(self.codebook), device=latents.device)
-            chosen = (side * len(self.codebook) + numbers == places[:, None]).to(vectors.dtype)
+            order = torch.arange(2 * len(self.codebook), device=latents.device)
+            chosen = (side * len(self.codebook) + numbers == order[:, None]).to(vectors.dtype)
             self.step_counts += chosen.sum(1).view_as(self.step_counts)
             self.step_sums += (chosen @ vectors).view_as(self.step_sums)
 
@@ -380,8 +380,8 @@ class VQVAE(ModelMixin, ConfigMixin):
         rank = dead.cumsum(0) - 1  # of a dead code among the dead
         revived = dead & (rank < divisible.sum())
         donor = donors[rank.clamp(min=0)]
-        places = torch.arange(number, device=dead.device)
-        divided = torch.zeros_like(dead).scatter(0, donors, places < revived.sum())
+        order = torch.arange(number, device=dead.device)
+        divided = torch.zeros_like(dead).scatter(0, donors, order < revived.sum())
 
         side_counts = self.ema_counts * quotient(self.step_counts, counts)  # (2, K)
         side_means = quotient(self.step_sums, self.step_counts.unsqueeze(2))  # (2, K, D)

@@ -130,10 +130,10 @@ class Pipeline(ClassPipeline):
         must = "the model makes" if shape is None else "must be"
         images = [image] if isinstance(image, Image.Image) else image
         if isinstance(images, (list, tuple)) and images and all(isinstance(one, Image.Image) for one in images):
-            wanted = f"{width}x{height} in mode {PIL_MODES.get(channels, f'with {channels} channels')}"
+            expected = f"{width}x{height} in mode {PIL_MODES.get(channels, f'with {channels} channels')}"
             for given in (f"{one.width}x{one.height} in mode {one.mode}" for one in images):
-                if given != wanted:
-                    raise ValueError(f"{name} is {given}, but {must} {wanted}: resize or convert it first.")
+                if given != expected:
+                    raise ValueError(f"{name} is {given}, but {must} {expected}: resize or convert it first.")
             images = np.stack([np.asarray(one).reshape(height, width, channels) for one in images]) / 255
         if not isinstance(images, (np.ndarray, torch.Tensor)):
             raise ValueError(f"{name} is a {type(image).__name__}: give PIL images, an array or a tensor.")
@@ -197,8 +197,8 @@ class Pipeline(ClassPipeline):
         _check_frames(frames)
         width, height = frames[0].size
         strip = Image.new(frames[0].mode, (width * len(frames), height))
-        for place, frame in enumerate(frames):
-            strip.paste(frame, (width * place, 0))
+        for index, frame in enumerate(frames):
+            strip.paste(frame, (width * index, 0))
         return strip
 
 

@@ -106,9 +106,9 @@ class LatentPipeline(Pipeline):
         with self._running():
             first, _ = self._find(start, None if labels is None else labels[:1], "start")
             last, _ = self._find(end, None if labels is None else labels[1:], "end")
-            for name, found in (("start", first), ("end", last)):
-                if len(found) != 1:
-                    raise ValueError(f"{name} has {len(found)} images: give one.")
+            for name, latent in (("start", first), ("end", last)):
+                if len(latent) != 1:
+                    raise ValueError(f"{name} has {len(latent)} images: give one.")
             fraction = torch.linspace(0, 1, frames, device=first.device)
             a, b = first.flatten(1).expand(frames, -1), last.flatten(1).expand(frames, -1)
             points = torch.lerp(a, b, fraction[:, None]) if self.quantises else slerp(a, b, fraction)

@@ -189,14 +189,14 @@ def installed(name: str, value: list) -> tuple[list[str], type]:
 
         bases = (transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase)
         bases += (transformers.FeatureExtractionMixin, transformers.ImageProcessingMixin)
-    found = getattr(sys.modules.get(module), kind, None)
-    if not (isinstance(found, type) and issubclass(found, bases)):
+    installed_class = getattr(sys.modules.get(module), kind, None)
+    if not (isinstance(installed_class, type) and issubclass(installed_class, bases)):
         raise UserError(
             f"model_index.json says that {name} is {kind} of {module}, which is no network or scheduler of hfgen, "
             "diffusers, a package that declares a family or a module that was imported before, and no model or "
             f"tokenizer of transformers: if it is yours, import {module} first."
         )
-    return [module, kind], found
+    return [module, kind], installed_class
 
 
 def importable(module: str) -> bool:
@@ -211,17 +211,17 @@ def installed_module(name: str) -> str | None:
     `toy_nets_model`; those of hfgen are its networks."""
     top, _, rest = name.partition("_")
     if top == "hfgen":
-        places, last = ["hfgen.models"], [rest]
+        roots, last = ["hfgen.models"], [rest]
     else:
         tops = [top for top in export.packages() if name == top or name.startswith(f"{top}_")]
         if name in tops:
             return name
-        places = sorted(tops)
-        last = [name.removeprefix(f"{top}_") for top in places]
-    for place, rest in zip(places, last, strict=True):
-        found = _below(place, rest)
-        if found:
-            return found
+        roots = sorted(tops)
+        last = [name.removeprefix(f"{top}_") for top in roots]
+    for root, rest in zip(roots, last, strict=True):
+        module = _below(root, rest)
+        if module:
+            return module
     return None
 
 
@@ -237,9 +237,9 @@ def _below(package: str, rest: str) -> str | None:
         if there and count == len(words):
             return module
         if there:
-            found = _below(module, "_".join(words[count:]))
-            if found:
-                return found
+            inner_module = _below(module, "_".join(words[count:]))
+            if inner_module:
+                return inner_module
     return None
 
 
@@ -337,9 +337,9 @@ def foreign_key(value: Any) -> str | None:
     ):
         if key in FOREIGN and inner not in (None, False):
             return str(key)
-        found = foreign_key(inner)
-        if found:
-            return found
+        inner_key = foreign_key(inner)
+        if inner_key:
+            return inner_key
     return None
 
 
@@ -374,12 +374,12 @@ def limited(source: str, size: int) -> Iterator[None]:
     """
     numbers, modules, thread = 0, 0, threading.get_ident()
 
-    def count(module: torch.nn.Module, name: str, made: torch.Tensor | torch.nn.Module | None) -> None:
+    def count(module: torch.nn.Module, name: str, part: torch.Tensor | torch.nn.Module | None) -> None:
         nonlocal numbers, modules
-        if made is None or threading.get_ident() != thread:
+        if part is None or threading.get_ident() != thread:
             return
-        if isinstance(made, torch.Tensor):
-            numbers += made.numel()
+        if isinstance(part, torch.Tensor):
+            numbers += part.numel()
         else:
             modules += 1
         if numbers > size:

@@ -102,8 +102,8 @@ class ClassConditionalDDPMAdapter(DDPMAdapter):
         return super().generate(generators, labels, options)
 
     def sliders(self) -> dict[str, Slider]:
-        found = super().sliders()
+        sliders = super().sliders()
         if self.null_class is not None:
             usual = self.pipe.config.guidance_scale
-            found["guidance_scale"] = Slider("Guidance", 0, max(10, usual), 0.1, usual)
-        return found
+            sliders["guidance_scale"] = Slider("Guidance", 0, max(10, usual), 0.1, usual)
+        return sliders

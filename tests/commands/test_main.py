@@ -119,7 +119,7 @@ def test_a_broken_plugin_that_is_asked_for_says_so(plugin, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["trian"], "hfgen has no verb 'trian': train, sample, evaluate, compare, classify, show, demo, push, list"),
+        (["trian"], "hfgen has no verb 'trian': it has train, sample, evaluate, compare, classify, show, demo"),
         (["trian"], "Did you mean train?"),
         (["train"], "hfgen train needs the name of a family first: ddpm, gan, vae."),
         (["train", "--seed", "1"], "needs the name of a family first"),
