@@ -175,10 +175,8 @@ def diffusers_style(job: Job) -> Step:
     config, size = job.training, job.training.train_batch_size
     decoded = open_images(job.data, config.hub_token)  # for its labels, and groups in their place
     decoded = with_groups(decoded, "label", job.groups) if job.groups else decoded
-    recipe, chosen = (
-        job.recipe(decoded.info),
-        make_accelerator(config.mixed_precision, config.cpu_threads),
-    )  # which sets threads and precision
+    recipe = job.recipe(decoded.info)
+    chosen = make_accelerator(config.mixed_precision, config.cpu_threads)  # which sets threads and precision
     accelerator = Accelerator(cpu=chosen.device.type == "cpu", mixed_precision=chosen.mixed_precision)
     modules = place(job, recipe, accelerator.device)
     averages = {
