@@ -231,7 +231,7 @@ def look_at(job: Job) -> dict[str, Any]:
     from hfgen.data.streams import open_stream
     from hfgen.runtime.launch import describe, make_accelerator
 
-    machine = describe(make_accelerator(job.training), "by setting")
+    machine = describe(make_accelerator(job.training.mixed_precision, job.training.cpu_threads), "by setting")
     info = open_stream(DEFAULT, job.data, job.training.seed, job.training.hub_token, job.groups).info
     size = job.training.train_batch_size
     few = replace(job, training=replace(job.training, train_batch_size=min(size, FLOPS_BATCH)))

@@ -116,7 +116,7 @@ def bare(job: Job) -> Step:
 
     config, size = job.training, job.training.train_batch_size
     batches = open_stream(DEFAULT, job.data, config.seed, config.hub_token, job.groups)
-    recipe, accelerator = job.recipe(batches.info), make_accelerator(config)
+    recipe, accelerator = job.recipe(batches.info), make_accelerator(config.mixed_precision, config.cpu_threads)
     device = accelerator.device
     modules = place(job, recipe, device)
     ema = None
@@ -175,7 +175,10 @@ def diffusers_style(job: Job) -> Step:
     config, size = job.training, job.training.train_batch_size
     decoded = open_images(job.data, config.hub_token)  # for its labels, and groups in their place
     decoded = with_groups(decoded, "label", job.groups) if job.groups else decoded
-    recipe, chosen = job.recipe(decoded.info), make_accelerator(config)  # which sets threads and precision
+    recipe, chosen = (
+        job.recipe(decoded.info),
+        make_accelerator(config.mixed_precision, config.cpu_threads),
+    )  # which sets threads and precision
     accelerator = Accelerator(cpu=chosen.device.type == "cpu", mixed_precision=chosen.mixed_precision)
     modules = place(job, recipe, accelerator.device)
     averages = {
@@ -400,7 +403,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from hfgen.runtime.launch import describe, make_accelerator
 
-    accelerator = make_accelerator(jobs[benchmark.family[0]].training)
+    first = jobs[benchmark.family[0]].training
+    accelerator = make_accelerator(first.mixed_precision, first.cpu_threads)
     on_cpu = accelerator.device.type == "cpu"
     if accelerator.num_processes > 1 or (benchmark.clock == "cpu" and not on_cpu):
         raise UserError("this is for one process, and --clock cpu for a CPU: start it with plain python.")

@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from hfgen.runtime.version import __version__
 
 # Public names and where they are defined. They are imported on first use (PEP 562), so that `import hfgen` costs
 # nothing and `--help` does not wait for torch.

@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     options = collect(family, given.preset, command, **given.values)  # mistakes are told before torch is imported
 
     from hfgen.training.api import run_training
-    from hfgen.training.run import say
+    from hfgen.training.console import say
 
     run = run_training(options, lambda text: say(spell(text)))
     if run.stopped_by:

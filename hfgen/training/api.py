@@ -10,7 +10,7 @@ import torch
 from hfgen.data.columns import DEFAULT, Derived, Sources, kept_columns
 from hfgen.data.derived import derive
 from hfgen.data.streams import open_stream
-from hfgen.hub.push import check_push
+from hfgen.hub.push import check_push, push_folder
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.launch import make_accelerator
 from hfgen.runtime.machine import Machine
@@ -62,8 +62,10 @@ def run_training(options: RunOptions, say: Callable[[str], None] | None = None) 
     finally:  # for the notebook that goes on
         torch.set_num_threads(threads)
         torch.random.set_rng_state(numbers)
-    if run.config.push_to_hub and run.main and not run.stopped_by:
-        run.say(f"Pushed:   {run.push_to_hub()}")
+    config = run.config
+    if config.push_to_hub and run.main and not run.stopped_by:
+        private, token = config.hub_private_repo, config.hub_token
+        run.say(f"Pushed:   {push_folder(run.folder.path, run.folder.model_id, private=private, token=token)}")
     return run
 
 

@@ -1,7 +1,9 @@
 """The folder of a run: what it may be used for, and `run.json`, which says how it came about."""
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,16 @@ class RunFolder:
         """Says which checkpoint a failed run can go on from."""
         good = checkpoint.list_checkpoints(self.path)
         return f"The last good checkpoint is {good[-1]}." if good else "There is no checkpoint yet."
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """For what writes files into the folder: says so if the system refuses."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno is None:  # not the system's, but an error of a library that is called so
+                raise
+            raise UserError(f"`output_dir` {self.path} cannot be written: {error}. {self.last_good()}") from None
 
     def _find_checkpoint(self) -> Path | None:
         """Decides whether to start or to go on, and from where, without touching anything."""

@@ -89,8 +89,9 @@ class Publisher:
             rows = self.recipe.card_images(self.engine.published, self.batches())
             images, columns, composite = [image for row in rows for image in to_uint8(row)], len(rows[0]), True
         if self.main:
-            grid = make_grid(images, columns)
-            save_png(grid, self.folder.grid(images_seen), self.origin(images_seen), composite)
+            with self.folder.writing():
+                grid = make_grid(images, columns)
+                save_png(grid, self.folder.grid(images_seen), self.origin(images_seen), composite)
         self._grid_at = images_seen
 
     def origin(self, images_seen: int) -> dict[str, Any] | None:
@@ -114,7 +115,7 @@ class Publisher:
         if self._grid_at != images_seen:
             self.sample_grid(pipeline, images_seen)
         if self.main:
-            with folder_at_once(target) as folder:
+            with self.folder.writing(), folder_at_once(target) as folder:
                 pipeline.save_pretrained(folder)
                 shutil.copyfile(self.folder.grid(images_seen), folder / "samples.png")
                 if rows:

@@ -1,24 +1,21 @@
 """A training run: what is due between the steps of an engine, from the first to the last."""
 
-import contextlib
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object
-from tqdm.auto import tqdm
 
 from hfgen.hub.background import BackgroundPush
-from hfgen.hub.push import MESSAGE, push_folder
 from hfgen.runtime.distributed import in_first_process
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.files import write_json
 from hfgen.runtime.launch import StopSignal, describe, make_accelerator
 from hfgen.training import checkpoint
 from hfgen.training.checkpoint import Checkpoints
+from hfgen.training.console import progress_bar, say
 from hfgen.training.engine import Engine
 from hfgen.training.folder import RunFolder
 from hfgen.training.metrics import MetricsLog
@@ -84,6 +81,7 @@ class Run:
                 "that all of them share."
             )
         self.publisher = Publisher(self.engine, stream, self.folder)
+        in_first_process(self.accelerator, lambda: self.publisher.rehearse(self.record()))
         self.evaluation = self._make_evaluation() if config.eval_every is not None else None
         in_first_process(self.accelerator, self._open)
         self.accelerator.wait_for_everyone()
@@ -95,23 +93,10 @@ class Run:
             flat = {key: value if isinstance(value, int | float | str) else str(value) for key, value in values}
             self.accelerator.init_trackers("hfgen", config=flat)
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """For what writes files into the run's folder: says so if the system refuses."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno is None:  # not the system's, but an error of a library that is called so
-                raise
-            raise UserError(
-                f"`output_dir` {self.folder.path} cannot be written: {error}. {self.folder.last_good()}"
-            ) from None
-
     def _open(self) -> None:
-        """Rehearses the end of the run, then makes the folder its own."""
+        """Makes the folder the run's own."""
         folder = self.folder
-        with self._writing():
-            self.publisher.rehearse(self.record())
+        with folder.writing():
             folder.clear()
             folder.path.mkdir(parents=True, exist_ok=True)
             checkpoint.prune(folder.path, None)
@@ -134,7 +119,7 @@ class Run:
         try:
             if 0 < self.images_seen < self.schedule.total:  # the run may have been stopped before it came to this
                 self._between_steps()
-            with self._progress_bar() as bar:
+            with progress_bar(self.schedule.total, self.images_seen, self.main) as bar:
                 while self.images_seen < self.schedule.total:
                     start = time.perf_counter()
                     micro = self.schedule.micro_batch
@@ -195,7 +180,7 @@ class Run:
         """Makes the pipeline of what has been learnt by now; shows, measures and saves it, as is due."""
         last = self.images_seen >= self.schedule.total
         complete = (evaluation or model) and (last or not self.options.data.streaming)  # a stream's images come once
-        with self._writing(), self.publisher.pipeline(self.publisher.batches() if complete else None) as pipeline:
+        with self.publisher.pipeline(self.publisher.batches() if complete else None) as pipeline:
             if grid:
                 self.publisher.sample_grid(pipeline, self.images_seen)
             if evaluation and self.evaluation:
@@ -250,7 +235,7 @@ class Run:
             f"lr_{name}" if len(optimizers) > 1 else "lr": optimizer.param_groups[0]["lr"]
             for name, optimizer in optimizers.items()
         }
-        with self._writing():
+        with self.folder.writing():
             self.log.write(self.images_seen, position | means | rates)
         for warning in self.recipe.warnings(means, self.images_seen):
             self.say(f"Warning: {warning}")
@@ -267,7 +252,8 @@ class Run:
         """Measures what would be published, and keeps the best."""
         assert self.evaluation is not None
         values, notes, best = self.evaluation(self.publisher.sampler(pipeline), self.images_seen)
-        self.log.record({"images_seen": self.images_seen, "training_seconds": round(self.seconds, 1), **values})
+        with self.folder.writing():
+            self.log.record({"images_seen": self.images_seen, "training_seconds": round(self.seconds, 1), **values})
         shown = ", ".join(f"{name.removeprefix('eval_')} {value:.4g}" for name, value in values.items())
         self.say(f"At {self.images_seen} images: {shown or 'no metric has a value'}{' (the best)' * bool(best)}")
         for note in notes:
@@ -321,45 +307,7 @@ class Run:
         """Writes `run.json`."""
         write_json(self.folder.file, self.record())
 
-    # Sharing
-
-    def push_to_hub(self, commit_message: str = MESSAGE, revision: str | None = None, create_pr: bool = False) -> str:
-        """Pushes the pipeline that the run has saved: see [`~hub.push.push_folder`]. For one process to call.
-
-        Returns:
-            `str`: The address.
-
-        Raises:
-            UserError: If it cannot be pushed; says how to do so later.
-        """
-        return push_folder(
-            self.folder.path,
-            self.folder.model_id,
-            private=self.config.hub_private_repo,
-            revision=revision,
-            commit_message=commit_message,
-            create_pr=create_pr,
-            token=self.config.hub_token,
-        )
-
     def say(self, text: str) -> None:
         """Tells a person something, in one process."""
         if self.main:
             (self._say or say)(text)
-
-    def _progress_bar(self) -> Any:
-        return tqdm(
-            total=self.schedule.total,
-            initial=self.images_seen,
-            unit="img",
-            unit_scale=True,
-            disable=not self.main,
-            smoothing=0.05,
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 15.0,  # a log file needs no animation
-        )
-
-
-def say(text: str) -> None:
-    """Prints a line beside the progress bar."""
-    tqdm.write(text, file=sys.stdout)

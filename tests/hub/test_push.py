@@ -316,8 +316,7 @@ def test_in_the_background_the_newest_wins(hub, finished, tmp_path):
 
 def test_options():
     script = Command("push")
-    commands = [line.split()[2:] for line in script.__doc__.splitlines() if line.startswith("    python")]
-    assert [script.read_options(command).folder for command in commands][0] == "out/ddpm-digits"
+    assert script.read_options("--folder out/ddpm-digits --hub_model_id user/x".split()).folder == "out/ddpm-digits"
     for options, missing in (([], "--folder"), (["--folder", "out"], "--hub_model_id")):
         with pytest.raises(UserError, match=f"{missing} is missing"):
             script.read_options(options)

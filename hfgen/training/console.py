@@ -1,0 +1,25 @@
+"""What a run shows a person who watches it."""
+
+import sys
+from typing import Any
+
+from tqdm.auto import tqdm
+
+
+def say(text: str) -> None:
+    """Prints a line beside the progress bar."""
+    tqdm.write(text, file=sys.stdout)
+
+
+def progress_bar(total: int, initial: int, shown: bool) -> Any:
+    """Makes a bar that counts images."""
+    return tqdm(
+        total=total,
+        initial=initial,
+        unit="img",
+        unit_scale=True,
+        disable=not shown,
+        smoothing=0.05,
+        dynamic_ncols=True,
+        mininterval=0.5 if sys.stderr.isatty() else 15.0,  # a log file needs no animation
+    )
