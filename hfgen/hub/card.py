@@ -256,8 +256,8 @@ def with_location(text: str, location: str, **options: str | None) -> str:
         return text
     extra = "".join(f', {name}="{value}"' for name, value in options.items() if value is not None)
     text = re.sub(load, lambda match: f'{match[1]}"{location}"{extra}' if match[2] == first[2] else match[0], text)
-    for command in ("hfgen sample", "scripts/sample.py"):  # the latter in cards of earlier versions
-        text = text.replace(f"{command} --model {first[2]} ", f"{command} --model {location} ")
+    for command in ("hfgen sample --model", "scripts/sample.py --model"):  # the latter in cards of earlier versions
+        text = text.replace(f"{command} {first[2]} ", f"{command} {location} ")
     return text
 
 

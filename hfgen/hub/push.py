@@ -99,11 +99,12 @@ def push_folder(
         revision = open_revision(model_id, revision, create_pr, commit_message, token, repo_type)
         return upload(folder, model_id, revision, commit_message, token, repo_type)
     except UserError as error:
-        command = ["hfgen", "push", "--folder", str(folder), "--hub_model_id", model_id]
-        command += ["--repo_type", repo_type] if repo_type != "model" else []
-        command += ["--private"] * private
-        command += ["--revision", revision] if revision else ["--create_pr"] * create_pr
-        command += ["--commit_message", commit_message] if commit_message != MESSAGE else []
+        command = ["hfgen", "push"]
+        options = {"folder": folder, "hub_model_id": model_id, "private": private, "revision": revision}
+        options |= {"create_pr": create_pr and not revision, "repo_type": repo_type != "model" and repo_type}
+        options |= {"commit_message": commit_message != MESSAGE and commit_message}
+        for name, value in options.items():
+            command += [f"--{name}", *[str(value)] * (value is not True)] if value else []
         what = "Space" if repo_type == "space" else "pipeline"
         raise UserError(
             f"the {what} in {folder} is complete, but could not be pushed: {error} Push it later with: "

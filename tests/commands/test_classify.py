@@ -216,6 +216,6 @@ def test_the_job_without_arguments(tmp_path):
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "out" / "classifier-digits" / "eval.json").read_text())
     assert report["test_accuracy"] > 0.98
-    result = run("train_classifier", launcher=False, cwd=tmp_path)
+    result = run("train_classifier", cwd=tmp_path)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "error: --output_dir out/classifier-digits is not empty" in result.stderr

@@ -63,7 +63,7 @@ def as_trained(folder, key, values):
 def test_from_nothing_to_the_picture(place, tmp_path):
     folder = tmp_path / "all"
     arguments = options(place, folder, extractor=None, max_train_steps=3)
-    result = run("compare", *arguments, "--update_card", launcher=False)
+    result = run("compare", *arguments, "--update_card")
     assert result.returncode == 0, result.stderr
     for verb in ("classify", *(f"train {family}" for family in FAMILIES)):
         assert result.stdout.count(f"\nhfgen {verb} ") == 1
@@ -182,7 +182,7 @@ def test_curves():
 
 
 def test_a_signal_is_handed_on(place, tmp_path):
-    process = start("compare", *options(place, tmp_path), "--max_train_steps=100000", launcher=False)
+    process = start("compare", *options(place, tmp_path), "--max_train_steps=100000")
     log = tmp_path / "ddpm-digits" / "logs" / "metrics.jsonl"
     while not (log.exists() and log.read_text()) and process.poll() is None:
         time.sleep(0.1)

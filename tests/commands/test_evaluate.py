@@ -304,7 +304,7 @@ def test_mistakes(place, tmp_path, evaluate, monkeypatch, arguments, message):
 
 
 def test_mistakes_are_one_line(place):
-    result = run("evaluate", *options(place, "gan", metrics="ppl"), launcher=False)
+    result = run("evaluate", *options(place, "gan", metrics="ppl"))
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert result.stderr.strip().splitlines()[-1].startswith("error: --metrics ppl: ")
 

@@ -1,13 +1,11 @@
-"""Runs that are finished, or killed and resumed, and whether two of them computed the same, bit for bit."""
+"""Runs that are killed and resumed, and what they must share with one that was not."""
 
-import os
-import signal
 import time
 
 import torch
+from helpers import metrics, run, start
 from safetensors.torch import load_file
 
-from helpers import metrics, run, start
 from hfgen.training import checkpoint
 
 
@@ -36,21 +34,21 @@ def assert_identical(first, second):
         assert all(torch.equal(weights[name], others[name]) for name in weights)
 
 
-def kill_and_resume(folder, options, rng, script="train_ddpm", **kwargs):
-    """Kills a run with SIGKILL at three random moments, and lets it finish; the command line never changes."""
+def kill_and_resume(folder, options, rng, script="train_ddpm", launcher=None, **kwargs):
+    """Kills a run with SIGKILL at three random moments, and lets it finish, then under a launcher if one is named."""
     options = [*options, "--output_dir", folder, "--resume_from_checkpoint", "latest"]
-    for wanted in (1, 3, 6):
-        process = start(script, *options, start_new_session=True, **kwargs)
+    for times in (1, 3, 6):
+        process = start(script, *options, **kwargs)
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
             done = checkpoint.list_checkpoints(folder)
-            if done and int(done[-1].name.rpartition("-")[2]) >= wanted * 6 * 16:
+            if done and int(done[-1].name.rpartition("-")[2]) >= times * 6 * 16:
                 time.sleep(rng.random() * 0.3)
                 break
             time.sleep(0.002)
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.communicate()
-    result = run(script, *options, **kwargs)
+    result = run(script, *options, launcher=launcher, **kwargs)
     assert result.returncode == 0, result.stderr
     assert "Resuming from" in result.stdout
     return folder

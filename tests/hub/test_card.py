@@ -142,7 +142,7 @@ def test_images_from_the_hub_name_the_commit(hub, cards, tmp_path):
     files = {path.relative_to(cards["gan"]).as_posix(): File(path.read_bytes()) for path in cards["gan"].rglob("*.*")}
     commit = hub.create("ada/gan").add("main", "it", files, "ada")
     options = ["--model", "ada/gan", "--num_images", "1", "--output_dir", tmp_path / "images"]
-    result = run("sample", *options, env=hub.environment(HF_HOME=str(tmp_path)), launcher=False)
+    result = run("sample", *options, env=hub.environment(HF_HOME=str(tmp_path)))
     assert result.returncode == 0, result.stderr
     info = Image.open(tmp_path / "images" / "000000.png").info
     assert info["Source"] == "ada/gan" and json.loads(info["Comment"])["commit"] == commit
@@ -153,7 +153,7 @@ def test_a_pushed_card_says_where_it_is(hub, cards, tmp_path):
     folder = cards["ddpm"]
     before = (folder / "README.md").read_text()
     options = ["--folder", folder, "--hub_model_id", "ada/digits"]
-    result = run("push_to_hub", *options, env=hub.environment(ADA), launcher=False)
+    result = run("push_to_hub", *options, env=hub.environment(ADA))
     assert result.returncode == 0, result.stderr
     after = hub["ada/digits"].files()["README.md"].decode()
     assert (folder / "README.md").read_text() == before

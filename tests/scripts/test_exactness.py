@@ -33,7 +33,8 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path, extra, processes)
     options = [*LONG, *extra.split()]
     whole = finished(tmp_path / "whole", *options, processes=processes)
     assert len(metrics(whole)) == 10
-    killed = kill_and_resume(tmp_path / "killed", options, random.Random(0), processes=processes)
+    launcher = "torchrun" if processes > 1 else "accelerate"
+    killed = kill_and_resume(tmp_path / "killed", options, random.Random(0), processes=processes, launcher=launcher)
     assert_identical(whole, killed)
 
 
@@ -153,7 +154,8 @@ def test_however_the_batch_of_a_gan_is_split_the_same_is_learnt(tmp_path):
 def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, number, processes):
     options = [*TINY, "--output_dir", tmp_path, "--max_train_steps", 100_000, "--logging_steps", 5]
     options += ["--checkpointing_steps", 100_000]
-    process = start("train_ddpm", *options, processes=processes, start_new_session=True)
+    launcher = "torchrun" if processes > 1 else "accelerate"
+    process = start("train_ddpm", *options, processes=processes, launcher=launcher, start_new_session=True)
     deadline = time.monotonic() + 120
     while not (tmp_path / "logs" / "metrics.jsonl").exists() or not metrics(tmp_path):
         assert process.poll() is None and time.monotonic() < deadline
