@@ -3,9 +3,9 @@
 A report `train.json` has its place between the lines `<!-- benchmark: train -->` and `<!-- end -->`; one without a
 place gets a section at the end. What is outside stays as it is. Examples:
 
-    python scripts/write_benchmarks.py
-    python scripts/write_benchmarks.py --check
-    python scripts/write_benchmarks.py --reports out/train.json --document out/BENCHMARKS.md
+    python benchmarks/write.py
+    python benchmarks/write.py --check
+    python benchmarks/write.py --reports out/train.json --document out/BENCHMARKS.md
 """
 
 import json
@@ -49,9 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for report in reports:
         after = insert(after, report.stem, section(report))
     if config.check:
-        print(
-            f"{document} is {'up to date' if before == after else 'not up to date: run scripts/write_benchmarks.py'}."
-        )
+        print(f"{document} is {'up to date' if before == after else 'not up to date: run benchmarks/write.py'}.")
         raise SystemExit(int(before != after))
     document.write_bytes(after.encode())
     print(f"{len(reports)} report(s) are in {document}.")

@@ -168,14 +168,8 @@ def flags(values: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def command_line(verb: str, kinds: Sequence[type], argv: Sequence[str]) -> str:
-    """Returns the command that runs this program, as it may be written down: values of secret flags are stars.
-
-    Args:
-        verb (`str`): `"train gan"`, `"evaluate"`, ...
-        kinds (`Sequence[type]`): The dataclasses of its options.
-        argv (`Sequence[str]`): The arguments behind the verb.
-    """
+def without_secrets(kinds: Sequence[type], argv: Sequence[str]) -> list[str]:
+    """Returns arguments with stars for the values of secret flags."""
     secrets = {f"--{f.name}" for kind in kinds for f in dataclasses.fields(kind) if f.metadata.get("secret")}
     shown = []
     for previous, argument in zip(["", *argv], argv, strict=False):
@@ -185,6 +179,18 @@ def command_line(verb: str, kinds: Sequence[type], argv: Sequence[str]) -> str:
         elif equals and flag in secrets:
             argument = f"{flag}=***"
         shown.append(argument)
+    return shown
+
+
+def command_line(verb: str, kinds: Sequence[type], argv: Sequence[str]) -> str:
+    """Returns the command that runs this program, as it may be written down: values of secret flags are stars.
+
+    Args:
+        verb (`str`): `"train gan"`, `"evaluate"`, ...
+        kinds (`Sequence[type]`): The dataclasses of its options.
+        argv (`Sequence[str]`): The arguments behind the verb.
+    """
+    shown = without_secrets(kinds, argv)
     launcher: list[str] = []
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
         launcher = ["accelerate", "launch"]
