@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, TINY_GAN, metrics
+from helpers import TINY_GAN, metrics
 from hub.server import ADA
 from safetensors.torch import load_file
 

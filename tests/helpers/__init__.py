@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 from helpers.forked import Forked
-
 from hfgen.commands.cli import spell
 from hfgen.commands.main import load
 from hfgen.runtime.errors import UserError
