@@ -100,6 +100,7 @@ def prepare(options: RunOptions, say: Callable[[str], None] | None = None) -> Ru
     options = options.resolve(stream.info, Machine.here(), accelerator.mixed_precision)
     torch.manual_seed(training.seed)  # the initial weights
     recipe = options.family.load("recipe")(options.own, stream.info)
+    recipe.check_batch_size(training.train_batch_size)
     if not options.data.streaming:  # a stream's images come once
         recipe.check_images(stream.read(0, min(FIRST, stream.info.num_images or FIRST)))
     kept = kept_columns(sources)

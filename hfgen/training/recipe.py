@@ -176,6 +176,13 @@ class Recipe:
             UserError: If they cannot be trained on.
         """
 
+    def check_batch_size(self, size: int) -> None:
+        """Called with the number of images in a micro-batch, before anything is written.
+
+        Raises:
+            UserError: If the networks or the loss need another.
+        """
+
     def encode(self, columns: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Derived columns of the others of a batch, without random numbers: see [`~data.columns.Derived`]."""
         raise NotImplementedError

@@ -427,5 +427,5 @@ def test_a_token_that_cannot_push_is_found_before_training(hub, tmp_path):
     result = run("train_ddpm", *options, env=hub.environment())
     assert result.returncode == 2 and result.stderr.startswith("error: --push_to_hub: Invalid user token")
     assert "hf_wrong" not in result.stderr and not (tmp_path / "digits").exists()
-    with pytest.raises(AssertionError, match="--push_to_hub: the token of the Hub may only read"):
+    with pytest.raises(AssertionError, match="`push_to_hub`: the token of the Hub may only read"):
         hub.python("from hfgen.hub.push import check_push; check_push('ada/digits')", token=READER)
