@@ -158,6 +158,7 @@ def test_an_alarm_reaches_the_user(script, tmp_path, capsys, monkeypatch):
         ("--balance_classes", "--balance_classes is about labels, and --num_clusters 100 puts groups in their place"),
         ("--augmentations blur", "--augmentations blur is unknown: choose from flip"),
         ("--train_batch_size 1", "--train_batch_size 1: batch normalisation needs several images"),
+        ("--architecture stylegan2 --train_batch_size 37", "--train_batch_size 37: minibatch statistics need groups"),
         ("--objective hinge --label_smoothing 0.1", "--objective hinge has no target to lower"),
         ("--objectiv hinge", "unknown flag --objectiv. Did you mean --objective?"),
         ("--balance_classes --streaming --dataset_name x", "--balance_classes needs all labels at hand"),

@@ -108,7 +108,7 @@ def test_sampling_script(trained, tmp_path):
     assert np.array_equal(first, second)  # the mean of the prior
     for arguments, message in (
         ("--num_inference_steps 3", "--num_inference_steps 3: .* is a VAE, which has temperature, prior instead"),
-        ("--truncation 0.5", "--truncation 0.5: .* is a VAE, which has temperature"),
+        ("--truncation 0.5", "--truncation 0.5: .* is a VAE, which has temperature, prior instead"),
     ):
         with pytest.raises(UserError, match=message):
             sample(["--model", str(folder), "--output_dir", str(tmp_path / "x"), *arguments.split()])
