@@ -16,7 +16,7 @@ quality:  ## lint, formatting and types, without changing anything
 	mypy
 
 .PHONY: format
-format:  ## mend what the linter and the formatter can
+format:  ## fix what the linter and the formatter can
 	ruff check --fix .
 	ruff format .
 

@@ -1,15 +1,27 @@
-"""Fixtures: no Hub, a cache of their own, this process on a CPU, a Hub of the tests' own."""
+"""Fixtures: no Hub, a cache of their own, this process on one core, a Hub of the tests' own."""
 
 import os
 
 import pytest
 
-# Before any import of the libraries: nothing may reach for the Hub.
+# Before any import of the libraries: nothing may reach for the Hub, and a process computes with the core that it has.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
     os.environ.pop(name, None)
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[name] = "1"
+
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+if hasattr(os, "sched_setaffinity"):  # each worker of pytest-xdist has a core, and all that it starts inherits it
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    os.sched_setaffinity(0, {CORES[worker % len(CORES)]})
+
+
+def pytest_xdist_auto_num_workers(config):
+    """`-n auto`: a worker for each core that this process may use."""
+    return min(len(CORES), 8)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -38,7 +38,7 @@ def one_line_errors() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Given:
-    """What a user gave, by flag or by file.
+    """The options that a user gave, by flag or by file.
 
     Attributes:
         values (`dict`): Options by name; those that were left out are not there.
@@ -129,7 +129,7 @@ def read_file(path: str) -> dict[str, Any]:
 
 def _of_file(path: str, values: Mapping[str, Any], fields: Mapping[str, tuple[type, dataclasses.Field]]) -> dict:
     """Checks the values of a config file."""
-    found = {}
+    checked_values = {}
     for key, value in values.items():
         if key not in fields:
             raise UserError(f"--config {path} has the unknown key {key!r}.{nearest(key, fields, SEE_HELP)}")
@@ -140,10 +140,10 @@ def _of_file(path: str, values: Mapping[str, Any], fields: Mapping[str, tuple[ty
         if one_kind is float:  # which a file may write as 1, and YAML does not see in 1e-3
             value = [_number(one) for one in value] if many and isinstance(value, list) else _number(value)
         try:
-            found[key] = checked(kind, field, value)
+            checked_values[key] = checked(kind, field, value)
         except UserError as error:
             raise UserError(f"--config {path}: {error}") from None
-    return found
+    return checked_values
 
 
 def _number(value: Any) -> Any:

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo, iTXt
 
-from hfgen import __version__
 from hfgen.runtime.files import write_at_once
+from hfgen.runtime.version import __version__  # not the installed one: a Space only holds a copy
 
 # The mark of IPTC for media that a trained model made, or had a part in.
 XMP = (

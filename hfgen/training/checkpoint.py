@@ -209,7 +209,7 @@ class Checkpoints:
                 f"{processes}."
             )
         before, now = state.get("micro_batch", self.schedule.micro_batch), self.schedule.micro_batch
-        statistics = self.engine.recipe.batch_statistics or batch_normalised(self.engine.modules)
+        statistics = self.engine.recipe.batch_statistics or batch_layers(self.engine.modules)
         if before != now and statistics:
             say(
                 f"Warning: the batch was split into parts of {before} images and is now split into parts of {now}. "
@@ -217,7 +217,10 @@ class Checkpoints:
             )
 
 
-def batch_normalised(modules: dict[str, torch.nn.Module]) -> str | None:
-    """Names batch normalisation if a network has it."""
-    kinds = torch.nn.modules.batchnorm._BatchNorm
-    return "batch normalisation" if any(isinstance(m, kinds) for n in modules.values() for m in n.modules()) else None
+def batch_layers(modules: dict[str, torch.nn.Module]) -> str | None:
+    """Names the kind of layer whose result for an image depends on the micro-batch that it is in, if there is one."""
+    layers = [layer for module in modules.values() for layer in module.modules()]
+    if any(isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) for layer in layers):
+        return "batch normalisation"
+    dropout = torch.nn.modules.dropout._DropoutNd
+    return "the mask of dropout" if any(isinstance(layer, dropout) and layer.p > 0 for layer in layers) else None

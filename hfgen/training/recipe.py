@@ -220,7 +220,8 @@ class Recipe:
         raise NotImplementedError
 
     def card_images(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> list[torch.Tensor]:
-        """What becomes of some given images, for the card: rows `(N, C, H, W)` in [0, 1]; by default none."""
+        """Shows what the networks make of training images, for the card: rows `(N, C, H, W)` in [0, 1]; by default
+        none."""
         return []
 
 

@@ -63,7 +63,7 @@ def as_trained(folder, key, values):
 def test_from_nothing_to_the_picture(place, tmp_path):
     folder = tmp_path / "all"
     arguments = options(place, folder, extractor=None, max_train_steps=3)
-    result = run("compare", *arguments, "--update_card", launcher=False)
+    result = run("compare", *arguments, "--update_card")
     assert result.returncode == 0, result.stderr
     for verb in ("classify", *(f"train {family}" for family in FAMILIES)):
         assert result.stdout.count(f"\nhfgen {verb} ") == 1
@@ -87,7 +87,7 @@ def test_what_is_missing_is_trained(place, tmp_path, script, capfd):
     arguments = options(place, tmp_path, extractor=None, max_train_steps=3)
     script.main(arguments)
     shown = capfd.readouterr().out
-    assert shown.count("is there already") == 2 and shown.count("\nhfgen train ") == 2
+    assert shown.count("is already trained") == 2 and shown.count("\nhfgen train ") == 2
     report = json.loads((tmp_path / "compare.json").read_text())
     assert report["extractor"]["id"] == "classifier" and report["config"]["max_train_steps"] == 3
     (cost,) = (model["cost"] for model in report["models"] if model["model"]["family"] == "DDPM")
@@ -98,7 +98,7 @@ def test_what_is_missing_is_trained(place, tmp_path, script, capfd):
     script.main([*arguments, "--overwrite_report", "--metrics", "precision_recall"])
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.json")} == written
     shown = capfd.readouterr().out
-    assert shown.count("is there already") == 3 and "hfgen train" not in shown
+    assert shown.count("is already trained") == 3 and "hfgen train" not in shown
 
 
 def test_what_is_found(place, tmp_path, script, capsys):
@@ -182,7 +182,7 @@ def test_curves():
 
 
 def test_a_signal_is_handed_on(place, tmp_path):
-    process = start("compare", *options(place, tmp_path), "--max_train_steps=100000", launcher=False)
+    process = start("compare", *options(place, tmp_path), "--max_train_steps=100000")
     log = tmp_path / "ddpm-digits" / "logs" / "metrics.jsonl"
     while not (log.exists() and log.read_text()) and process.poll() is None:
         time.sleep(0.1)

@@ -203,7 +203,7 @@ def test_errors_say_what_to_do(demo, models, tmp_path, arguments, message):
 def test_a_port_that_is_taken(models):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        result = run("demo", "--model", models / "vae", "--port", port, launcher=False)
+        result = run("demo", "--model", models / "vae", "--port", port)
     assert result.returncode == 2 and f"--port {port} cannot be listened on" in result.stderr.splitlines()[-1]
 
 
@@ -307,7 +307,7 @@ def test_programs_wait_in_the_queue_and_images_say_what_made_them(models, tmp_pa
     from gradio_client import Client, handle_file
 
     path = save(np.arange(64, dtype=np.uint8).reshape(8, 8), tmp_path / "exact.png")
-    with serving(start("demo", "--model", models / "vae", launcher=False)) as address:
+    with serving(start("demo", "--model", models / "vae", launcher="python")) as address:
         body = json.dumps({"data": [0, 1, 1]}).encode()
         request = urllib.request.Request(f"{address}gradio_api/run/sample", body, {"Content-Type": "application/json"})
         with pytest.raises(urllib.error.HTTPError, match="404"):
@@ -433,7 +433,7 @@ def test_the_page_of_a_vae(browser, models, tmp_path):
     path = save(exact, tmp_path / "exact.png")
     (tmp_path / "broken.png").write_text("no image at all")
     wanted = sampled(models / "vae", tmp_path / "sampled", "--num_images", 8)
-    with serving(start("demo", "--model", models / "vae", launcher=False)) as address:
+    with serving(start("demo", "--model", models / "vae", launcher="python")) as address:
         page = Page(browser, address)
         assert page.tabs == ["Sample", "Interpolate", "Reconstruct", "Inpaint"]
         page.open("Sample")
@@ -474,7 +474,7 @@ def test_the_page_of_a_vae(browser, models, tmp_path):
 
 def test_the_page_of_a_conditional_gan(browser, models, tmp_path):
     wanted = sampled(models / "gan", tmp_path / "sampled", "--num_images", 8, "--class_labels", "dog & co")
-    with serving(start("demo", "--model", models / "gan", launcher=False)) as address:
+    with serving(start("demo", "--model", models / "gan", launcher="python")) as address:
         page = Page(browser, address)
         assert page.tabs == ["Sample", "Interpolate"]
         page.open("Sample")
@@ -487,7 +487,7 @@ def test_the_page_of_a_conditional_gan(browser, models, tmp_path):
 
 def test_the_space_runs_with_the_library_it_holds(browser, models, tmp_path):
     space = tmp_path / "space"
-    assert run("demo", "--model", models / "ddpm", "--space_dir", space, launcher=False).returncode == 0
+    assert run("demo", "--model", models / "ddpm", "--space_dir", space).returncode == 0
     with (space / "hfgen" / "__init__.py").open("a") as file:
         file.write("\nprint('from', __file__, flush=True)\n")
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -10,8 +10,8 @@ import pytest
 import torch
 from evaluation.tiny import save_classifier
 from helpers import TINY, TINY_GAN, TINY_VAE, Command, metrics, verb_of
+from helpers.exactness import assert_identical, finished, kill_and_resume
 from safetensors.torch import load_file
-from test_exactness import assert_identical, finished, kill_and_resume
 
 from hfgen import GANPipeline, VAEPipeline
 from hfgen.runtime.errors import UserError

@@ -28,7 +28,7 @@ def script():
 def trained(tmp_path_factory):
     """A finished tiny run, trained through `accelerate launch`."""
     folder = tmp_path_factory.mktemp("runs") / "ddpm-tiny"
-    result = run("train_ddpm", *TINY, "--output_dir", folder, "--logger", "tensorboard")
+    result = run("train_ddpm", *TINY, "--output_dir", folder, "--logger", "tensorboard", launcher="accelerate")
     assert result.returncode == 0, result.stderr
     return folder, result
 
@@ -259,7 +259,7 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path, script, argumen
 
 def test_scripts_end_with_one_line_and_exit_code_2():
     for command in (["train_ddpm", "--resolutoin", "8"], ["sample", "--model", "absent"], ["evaluate"]):
-        result = run(*command, launcher=False)
+        result = run(*command)
         assert result.returncode == 2
         assert result.stdout == ""
         assert re.fullmatch(r"error: .*\n", result.stderr), result.stderr
@@ -406,7 +406,7 @@ def test_no_disk_space_keeps_the_last_good_checkpoint(tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    result = run("train_ddpm", *command, launcher=False, preexec_fn=limit)
+    result = run("train_ddpm", *command, preexec_fn=limit)
     assert result.returncode == 2
     error = result.stderr.strip().splitlines()[-1]
     last = checkpoint.list_checkpoints(tmp_path)[-1]
@@ -418,12 +418,12 @@ def test_no_disk_space_keeps_the_last_good_checkpoint(tmp_path):
 
 
 def test_accelerate_flags_that_hfgen_cannot_honour(tmp_path):
-    result = run("train_ddpm", *TINY, "--output_dir", tmp_path, env={"WORLD_SIZE": "2"}, launcher=False)
+    result = run("train_ddpm", *TINY, "--output_dir", tmp_path, env={"WORLD_SIZE": "2"})
     assert result.returncode == 2
     assert "error: the processes of this run cannot be started" in result.stderr
     assert "MASTER_ADDR" in result.stderr
     env = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}
-    result = run("train_ddpm", *TINY, "--output_dir", tmp_path, env=env, launcher=False)
+    result = run("train_ddpm", *TINY, "--output_dir", tmp_path, env=env)
     assert result.returncode == 2
     assert "--gradient_accumulation_steps" in result.stderr
 
@@ -435,9 +435,9 @@ def test_the_main_job_as_it_stands(tmp_path):
     from sklearn.datasets import load_digits
     from sklearn.svm import SVC
 
-    result = run("train_ddpm", cwd=tmp_path)
+    result = run("train_ddpm", cwd=tmp_path, launcher="accelerate")
     assert result.returncode == 0, result.stderr
-    result = run("sample", "--model", "out/ddpm-digits", "--num_images", 200, cwd=tmp_path, launcher=False)
+    result = run("sample", "--model", "out/ddpm-digits", "--num_images", 200, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     paths = sorted((tmp_path / "out" / "ddpm-digits" / "images").glob("0*.png"))
     small = [

@@ -157,7 +157,7 @@ def test_an_alarm_reaches_the_user(script, tmp_path, capsys, monkeypatch):
         ("--resolution 7", "--resolution 7 is out of range"),
         ("--balance_classes", "--balance_classes is about labels, and --num_clusters 100 puts groups in their place"),
         ("--augmentations blur", "--augmentations blur is unknown: choose from flip"),
-        ("--train_batch_size 1", "--train_batch_size 1: batch normalisation of one image is nothing"),
+        ("--train_batch_size 1", "--train_batch_size 1: batch normalisation needs several images"),
         ("--objective hinge --label_smoothing 0.1", "--objective hinge has no target to lower"),
         ("--objectiv hinge", "unknown flag --objectiv. Did you mean --objective?"),
         ("--balance_classes --streaming --dataset_name x", "--balance_classes needs all labels at hand"),
@@ -178,7 +178,7 @@ def test_the_main_job_as_it_stands(tmp_path):
     from sklearn.datasets import load_digits
     from sklearn.linear_model import LogisticRegression
 
-    result = run("train_gan", cwd=tmp_path)
+    result = run("train_gan", cwd=tmp_path, launcher="accelerate")
     assert result.returncode == 0, result.stderr
     pipe = GANPipeline.from_pretrained(tmp_path / "out" / "gan-digits")
     images = pipe(500, generator=image_generators(0, range(500)), output_type="pt").images

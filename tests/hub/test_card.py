@@ -19,8 +19,8 @@ from hfgen.hub.card import (
     UNMEASURED,
     Shown,
     add_results,
+    escape_markdown,
     license_of_data,
-    plain,
     render,
     shown_command,
     with_location,
@@ -142,7 +142,7 @@ def test_images_from_the_hub_name_the_commit(hub, cards, tmp_path):
     files = {path.relative_to(cards["gan"]).as_posix(): File(path.read_bytes()) for path in cards["gan"].rglob("*.*")}
     commit = hub.create("ada/gan").add("main", "it", files, "ada")
     options = ["--model", "ada/gan", "--num_images", "1", "--output_dir", tmp_path / "images"]
-    result = run("sample", *options, env=hub.environment(HF_HOME=str(tmp_path)), launcher=False)
+    result = run("sample", *options, env=hub.environment(HF_HOME=str(tmp_path)))
     assert result.returncode == 0, result.stderr
     info = Image.open(tmp_path / "images" / "000000.png").info
     assert info["Source"] == "ada/gan" and json.loads(info["Comment"])["commit"] == commit
@@ -153,7 +153,7 @@ def test_a_pushed_card_says_where_it_is(hub, cards, tmp_path):
     folder = cards["ddpm"]
     before = (folder / "README.md").read_text()
     options = ["--folder", folder, "--hub_model_id", "ada/digits"]
-    result = run("push_to_hub", *options, env=hub.environment(ADA), launcher=False)
+    result = run("push_to_hub", *options, env=hub.environment(ADA))
     assert result.returncode == 0, result.stderr
     after = hub["ada/digits"].files()["README.md"].decode()
     assert (folder / "README.md").read_text() == before
@@ -285,7 +285,7 @@ def test_what_nobody_should_see_or_click(tmp_path, monkeypatch):
         f"python scripts/x.py --model /home/me/out/gan --data_dir=/home/me/x {tmp_path}/y -n 3 --name a=/b '/c d'"
     )
     assert shown_command(command) == "python scripts/x.py --model gan --data_dir=x y -n 3 --name a=/b 'c d'"
-    assert plain({"a|b": ["https://evil.example", "www.evil.example", 3]}) == {
+    assert escape_markdown({"a|b": ["https://evil.example", "www.evil.example", 3]}) == {
         "a&#124;b": ["https&#58;//evil.example", "www&#46;evil.example", 3]
     }
 

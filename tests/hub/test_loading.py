@@ -48,7 +48,7 @@ def folder(tmp_path):
 
 def test_pushed_code_and_weights_are_all_that_is_needed(hub, folder, tmp_path):
     options = ["--folder", folder, "--hub_model_id", "ada/digits", "--private"]
-    result = run("push_to_hub", *options, env=hub.environment(ADA), launcher=False)
+    result = run("push_to_hub", *options, env=hub.environment(ADA))
     assert result.returncode == 0, result.stderr
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert {name: content for name, content in hub["ada/digits"].files().items() if name in files} == files

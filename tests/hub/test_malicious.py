@@ -252,7 +252,7 @@ def test_scripts_say_so_in_one_line(hub, good, tmp_path):
     files = good["dcgan"] | {INDEX: DEEP}
     hub.create("evil/deep").add("main", "deep", {path: File(files[path]) for path in files}, "evil")
     env = hub.environment(HF_HOME=str(tmp_path / "home"))
-    result = run("sample", "--model", "evil/deep", env=env, cwd=tmp_path, launcher=False)
+    result = run("sample", "--model", "evil/deep", env=env, cwd=tmp_path)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert re.search("^error: evil/deep holds no pipeline: .*recursion.*\n$", result.stderr, re.MULTILINE)
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
@@ -398,7 +398,7 @@ def test_names_in_cards_are_names(tmp_path):
     )
     options += " --save_images_epochs 0 --mixed_precision no --eval_batch_size 4 --class_conditional"
     output = tmp_path / "run <b>`[x](y)"
-    result = run("train_gan", *options.split(), "--dataset_name", data, "--output_dir", output, launcher=False)
+    result = run("train_gan", *options.split(), "--dataset_name", data, "--output_dir", output)
     assert result.returncode == 0, result.stderr[-2000:]
     assert json.loads((output / "run.json").read_text())["data"]["class_names"] == NAMES  # the record keeps them
     card = ModelCard.load(output / "README.md")

@@ -68,7 +68,7 @@ def content(folder):
 
 def push(hub, folder, *options, token=ADA, hurry=True, **more):
     options = ["--folder", folder, "--hub_model_id", "ada/digits", *options]
-    return run("push_to_hub", *options, env=hub.environment(token, hurry, **more), launcher=False)
+    return run("push_to_hub", *options, env=hub.environment(token, hurry, **more))
 
 
 def test_only_the_pipeline_goes_up(hub, finished):
@@ -316,12 +316,11 @@ def test_in_the_background_the_newest_wins(hub, finished, tmp_path):
 
 def test_options():
     script = Command("push")
-    commands = [line.split()[2:] for line in script.__doc__.splitlines() if line.startswith("    python")]
-    assert [script.read_options(command).folder for command in commands][0] == "out/ddpm-digits"
+    assert script.read_options("--folder out/ddpm-digits --hub_model_id user/x".split()).folder == "out/ddpm-digits"
     for options, missing in (([], "--folder"), (["--folder", "out"], "--hub_model_id")):
         with pytest.raises(UserError, match=f"{missing} is missing"):
             script.read_options(options)
-    result = run("push_to_hub", "--help", env={"PYTHONPROFILEIMPORTTIME": "1"}, launcher=False)
+    result = run("push_to_hub", "--help", env={"PYTHONPROFILEIMPORTTIME": "1"})
     assert result.returncode == 0 and "--create_pr" in result.stdout and "| torch" not in result.stderr
     with pytest.raises(UserError, match="`hub_strategy` every_save pushes what is saved during training"):
         TrainingConfig(hub_strategy="every_save").validate()
@@ -390,7 +389,7 @@ def test_a_run_pushes_what_it_saves(hub, tmp_path):
     hub.fail("PUT /lfs/", drop="early")
     folder = tmp_path / "digits"
     options = [*TINY, *SAVING, "--output_dir", folder, "--push_to_hub", "--hub_private_repo", "--hub_token", ADA]
-    result = run("train_ddpm", *options, env=hub.environment(hurry=True), launcher=False)
+    result = run("train_ddpm", *options, env=hub.environment(hurry=True))
     assert result.returncode == 0, result.stderr
     assert f"Pushed:   {hub.url}/ada/digits\n" in result.stdout
     repo = hub["ada/digits"]
@@ -410,7 +409,7 @@ def test_a_hub_that_fails_ends_no_run(hub, tmp_path):
     hub.fail("/commit/", status=500, times=999)
     folder = tmp_path / "digits"
     options = [*TINY, *SAVING, "--output_dir", folder, "--push_to_hub"]
-    result = run("train_ddpm", *options, env=hub.environment(ADA, hurry=True), launcher=False)
+    result = run("train_ddpm", *options, env=hub.environment(ADA, hurry=True))
     assert result.returncode == 2
     assert "Warning: the push 'Training in progress: 16 images' failed: Server error '500" in result.stdout
     assert "Done: 96 images" in result.stdout
@@ -425,8 +424,8 @@ def test_a_hub_that_fails_ends_no_run(hub, tmp_path):
 
 def test_a_token_that_cannot_push_is_found_before_training(hub, tmp_path):
     options = [*TINY, "--output_dir", tmp_path / "digits", "--push_to_hub", "--hub_token", "hf_wrong"]
-    result = run("train_ddpm", *options, env=hub.environment(), launcher=False)
+    result = run("train_ddpm", *options, env=hub.environment())
     assert result.returncode == 2 and result.stderr.startswith("error: --push_to_hub: Invalid user token")
     assert "hf_wrong" not in result.stderr and not (tmp_path / "digits").exists()
-    with pytest.raises(AssertionError, match="--push_to_hub: the token of the Hub may only read"):
+    with pytest.raises(AssertionError, match="`push_to_hub`: the token of the Hub may only read"):
         hub.python("from hfgen.hub.push import check_push; check_push('ada/digits')", token=READER)

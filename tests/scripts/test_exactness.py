@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 from helpers import TINY, TINY_GAN, TINY_VAE, metrics, run, start
-from safetensors.torch import load_file
+from helpers.exactness import assert_identical, finished, kill_and_resume, state
 
 from hfgen.training import checkpoint
 
@@ -17,51 +17,6 @@ HARD = (
 )
 STEPS = "--max_train_steps 40 --checkpointing_steps 3 --logging_steps 4".split()
 LONG = [*TINY, *HARD, *STEPS]
-
-
-def finished(folder, *options, script="train_ddpm", **kwargs):
-    result = run(script, *options, "--output_dir", folder, **kwargs)
-    assert result.returncode == 0, result.stderr
-    return folder
-
-
-def state(folder):
-    """Everything that the last checkpoint holds."""
-    tensors, _ = checkpoint.load(checkpoint.list_checkpoints(folder)[-1])
-    return {f"{file}.{name}": value for file, content in tensors.items() for name, value in content.items()}
-
-
-def assert_identical(first, second):
-    a, b = state(first), state(second)
-    assert a.keys() == b.keys()
-    different = [name for name in a if not torch.equal(a[name], b[name])]
-    assert different == []
-    assert metrics(first) == metrics(second)
-    published = list(first.glob("[a-z]*/diffusion_pytorch_model.safetensors"))
-    assert published
-    for path in published:
-        weights, others = load_file(path), load_file(second / path.relative_to(first))
-        assert all(torch.equal(weights[name], others[name]) for name in weights)
-
-
-def kill_and_resume(folder, options, rng, script="train_ddpm", **kwargs):
-    """Kills a run with SIGKILL at three random moments, and lets it finish; the command line never changes."""
-    options = [*options, "--output_dir", folder, "--resume_from_checkpoint", "latest"]
-    for wanted in (1, 3, 6):
-        process = start(script, *options, start_new_session=True, **kwargs)
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            done = checkpoint.list_checkpoints(folder)
-            if done and int(done[-1].name.rpartition("-")[2]) >= wanted * 6 * 16:
-                time.sleep(rng.random() * 0.3)
-                break
-            time.sleep(0.002)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    result = run(script, *options, **kwargs)
-    assert result.returncode == 0, result.stderr
-    assert "Resuming from" in result.stdout
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -78,7 +33,8 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path, extra, processes)
     options = [*LONG, *extra.split()]
     whole = finished(tmp_path / "whole", *options, processes=processes)
     assert len(metrics(whole)) == 10
-    killed = kill_and_resume(tmp_path / "killed", options, random.Random(0), processes=processes)
+    launcher = "torchrun" if processes > 1 else "accelerate"
+    killed = kill_and_resume(tmp_path / "killed", options, random.Random(0), processes=processes, launcher=launcher)
     assert_identical(whole, killed)
 
 
@@ -198,7 +154,8 @@ def test_however_the_batch_of_a_gan_is_split_the_same_is_learnt(tmp_path):
 def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, number, processes):
     options = [*TINY, "--output_dir", tmp_path, "--max_train_steps", 100_000, "--logging_steps", 5]
     options += ["--checkpointing_steps", 100_000]
-    process = start("train_ddpm", *options, processes=processes, start_new_session=True)
+    launcher = "torchrun" if processes > 1 else "accelerate"
+    process = start("train_ddpm", *options, processes=processes, launcher=launcher, start_new_session=True)
     deadline = time.monotonic() + 120
     while not (tmp_path / "logs" / "metrics.jsonl").exists() or not metrics(tmp_path):
         assert process.poll() is None and time.monotonic() < deadline

@@ -129,7 +129,7 @@ class GANConfig(Options):
         if resolution is not None and not 8 <= resolution <= 256:
             raise UserError(f"`resolution` {resolution} is out of range: GANs make images of 8 to 256 pixels.")
         if size == 1 and self.architecture in ("mlp", "dcgan"):
-            raise UserError("`train_batch_size` 1: batch normalisation of one image is nothing. Use 2 or more.")
+            raise UserError("`train_batch_size` 1: batch normalisation needs several images. Use 2 or more.")
         if self.architecture == "stylegan2" and all(size % group for group in range(2, 33)):
             raise UserError(
                 f"`train_batch_size` {size}: minibatch statistics need groups of 2 to 32 images of equal size. Use a "

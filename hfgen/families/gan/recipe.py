@@ -63,6 +63,8 @@ class GANRecipe(Recipe):
             "generator": Network(generator, averaged=True),
             "discriminator": Network(discriminator, eager_reason=eager),
         }
+        if discriminator.mixes_samples:
+            self.batch_statistics = "the deviation within a batch, which the discriminator sees,"
         self.adaptive: AdaptiveProbability | None = None
         if config.ada_target is not None:
             self.adaptive = AdaptiveProbability(config.ada_target, config.augment_probability)
@@ -101,7 +103,7 @@ class GANRecipe(Recipe):
             wanted = (("r1", config.r1_gamma, real), ("r2", config.r2_gamma, fake))
             penalties = {name: (weight, images.requires_grad_()) for name, weight, images in wanted if weight}
         real_seen, fake_seen = self._augment(batch, real), self._augment(batch, fake)
-        if self._mixes_samples:
+        if self.discriminator.mixes_samples:
             real_logits, fake_logits = self._judge(real_seen, labels), self._judge(fake_seen, labels)
         else:
             both = None if labels is None else torch.cat([labels, labels])
@@ -146,10 +148,6 @@ class GANRecipe(Recipe):
         loss = self.objective.generator(real_logits, fake_logits).mean()
         spread = torch.stack([within_class_scatter(images.detach(), labels) for images in (fake, batch["image"])])
         return loss, {"g_loss": loss.detach(), "diversity": spread}
-
-    @property
-    def _mixes_samples(self) -> bool:
-        return bool(self.discriminator.mixes_samples)
 
     def _judge(self, images: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         return self.discriminator(images, labels).logits

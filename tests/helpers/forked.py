@@ -1,0 +1,113 @@
+"""Programs in forks of a process that has imported the libraries: as far apart as started ones, and there at once.
+
+A program reads what it imports in its environment only when it is started for real: what depends on `HF_ENDPOINT` and
+the like has to be.
+"""
+
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    [
+        *("torch.distributed", "accelerate", "datasets", "transformers", "diffusers", "sklearn.datasets"),
+        *("hfgen.training.run", "hfgen.evaluation.runner", "hfgen.hub.push", "hfgen.demo"),
+        *(f"hfgen.families.{name}.recipe" for name in ("ddpm", "gan", "vae")),
+        *(f"hfgen.sampling.{name}" for name in ("ddpm", "gan", "vae")),
+    ]
+)
+
+
+def _program(argv: list[str], env: dict[str, str], cwd: str, out: str, err: str) -> None:
+    """What a fork does: it becomes `python argv...`."""
+    os.setsid()
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    if argv[0] == "-m":
+        sys.argv = argv[1:]
+        runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = argv
+        sys.path.insert(0, str(Path(argv[0]).parent))
+        runpy.run_path(argv[0], run_name="__main__")
+
+
+class Forked:
+    """A program of one or several processes, with the interface of a `subprocess.Popen`.
+
+    Args:
+        argv (`list`): What would stand behind `python`: a script or `-m` and a module, and arguments.
+        processes (`int`, *optional*, defaults to 1): How many that know of each other, as torchrun starts them. When
+            one fails, the others are killed.
+    """
+
+    def __init__(self, argv, processes: int = 1, env: dict[str, str] | None = None, cwd=None):
+        self.args = [str(word) for word in argv]
+        self.returncode = None
+        self._folder = tempfile.TemporaryDirectory()
+        self._files = [Path(self._folder.name) / name for name in ("out", "err")]
+        for file in self._files:
+            file.touch()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self._processes = []
+        for rank in range(processes):
+            more = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank}
+            more |= {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            known = {name: str(value) for name, value in more.items()} if processes > 1 else {}
+            arguments = (self.args, os.environ | known | (env or {}), str(cwd or Path.cwd()), *map(str, self._files))
+            self._processes.append(CONTEXT.Process(target=_program, args=arguments))
+        for process in self._processes:
+            process.start()
+
+    def poll(self) -> int | None:
+        """The exit code; `None` while there is none."""
+        codes = [process.exitcode for process in self._processes]
+        if any(codes):  # the others would wait for it
+            self._signal(signal.SIGKILL)
+        if self.returncode is None and None not in codes:
+            self.returncode = next((code for code in codes if code), 0)
+        return self.returncode
+
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+        """Waits for the end; returns what was printed.
+
+        Raises:
+            subprocess.TimeoutExpired: If it takes longer; it goes on then.
+        """
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            for process in self._processes:
+                process.join(0.02)
+        out, err = (file.read_text() for file in self._files)
+        return out, err
+
+    def _signal(self, number: int) -> None:
+        for process in self._processes:
+            if process.exitcode is None:
+                os.kill(process.pid, number)
+
+    send_signal = _signal
+
+    def kill(self) -> None:
+        """Kills the processes and what they have started."""
+        for process in self._processes:
+            if process.exitcode is None:
+                try:
+                    os.killpg(process.pid, signal.SIGKILL)
+                except ProcessLookupError:  # before it could make a group of its own
+                    process.kill()
