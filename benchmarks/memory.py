@@ -28,7 +28,7 @@ from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import as_dict, option, require_positive
 from hfgen.training.config import TrainingConfig
 
-POINTS, ROWS = 60, 12  # of the curve that is kept, and of the table
+POINTS = 60  # of the curve that is kept
 SETTLING = 0.2  # share of the time that is left out of the slope: imports come first, and allocators fill
 FLAT = 0.02  # growth per hour, as a share of the size, at most
 
@@ -65,21 +65,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         samples = watch(command, folder / "run" / "logs" / "metrics.jsonl", folder / "log", 60 * config.minutes)
         done = progress(folder / "run")
     found = growth(samples)
-    word = "flat" if found["flat"] else "it grows"
+    verdict = "flat" if found["flat"] else "it grows"
     if 2 * found["error"] > FLAT * found["mean"]:
-        word = "too short to tell"
-    verdict = (
-        f"{config.family}: {word}: {found['slope']:+.1f} ± {found['error']:.1f} MB "
-        f"per hour at {found['mean']:.0f} MB, by a line through all but the first {SETTLING:.0%} of the time (flat: "
-        f"at most {FLAT:.0%} per hour). The run has written {done}."
-    )
+        verdict = "too short to tell"
+    slope = f"{found['slope']:+.1f} ± {found['error']:.1f}"
+    rows = [
+        ["", "minutes", "mean MB", "most MB", "MB per hour", f"at most {FLAT:.0%} per hour"],
+        [config.family, f"{config.minutes:g}", f"{found['mean']:.0f}", f"{samples[:, 1].max():.0f}", slope, verdict],
+    ]
+    notes = [f"A line through all but the first {SETTLING:.0%} of the time. The run has written {done}."]
     curve = [part.mean(0).tolist() for part in np.array_split(samples, min(POINTS, len(samples)))]
-    rows = [["minutes", "mean MB", "most MB"]]
-    for part in np.array_split(samples, min(ROWS, len(samples))):
-        rows.append([f"{part[0, 0]:.1f} to {part[-1, 0]:.1f}", f"{part[:, 1].mean():.0f}", f"{part[:, 1].max():.0f}"])
     options, measured = as_dict([config, *training]), found | {"minutes_and_mb": curve}
     shown = command_of(__file__, [MemoryBenchmark, TrainingConfig], argv)
-    publish(config.output, shown, cpu_name(), options, {"Resident size": rows}, [verdict], measured)
+    publish(config.output, shown, cpu_name(), options, {"Resident size": rows}, notes, measured)
 
 
 def growth(samples: Any) -> dict[str, Any]:

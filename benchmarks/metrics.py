@@ -356,9 +356,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from hfgen.runtime.launch import cpu_name
 
     peers = {row["library"]: importlib.metadata.version(row["library"]) for row in results}
+    turns_text = "of one turn" if config.repeats == 1 else f"the fastest of {config.repeats} turns"
     notes = [
         f"Random arrays, the same for all (seed {SEED}). Each measurement has one thread and its own process. CPU "
-        f"seconds: the fastest of {config.repeats} turns; extra MB: the peak of memory above the arrays.",
+        f"seconds: {turns_text}; extra MB: the peak of memory above the arrays.",
         "Differences are relative: from the exact distance for Fréchet, from hfgen for others.",
         f"Libraries: {', '.join(f'{name} {number}' for name, number in peers.items())}.",
         *(f"{name} is left out: {reason}" for name, reason in left_out.items()),

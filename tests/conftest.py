@@ -61,14 +61,9 @@ def hub():
 
 
 @pytest.fixture
-def toys(monkeypatch):
+def toys():
     """Two families of an installed package that hfgen has never heard of: see tests/toys."""
-    from helpers import TOYS
+    from helpers import TOYS, toys_installed
 
-    from hfgen.registry import families
-
-    monkeypatch.syspath_prepend(str(TOYS))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TOYS), os.environ.get("PYTHONPATH", "")]))
-    families.cache_clear()
-    yield TOYS
-    families.cache_clear()
+    with toys_installed():
+        yield TOYS

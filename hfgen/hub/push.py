@@ -100,8 +100,8 @@ def push_folder(
         return upload(folder, model_id, revision, commit_message, token, repo_type)
     except UserError as error:
         command = ["hfgen", "push"]
-        options = {"folder": folder, "hub_model_id": model_id, "private": private, "revision": revision}
-        options |= {"create_pr": create_pr and not revision, "repo_type": repo_type != "model" and repo_type}
+        options = {"folder": folder, "hub_model_id": model_id, "repo_type": repo_type != "model" and repo_type}
+        options |= {"private": private, "revision": revision, "create_pr": create_pr and not revision}
         options |= {"commit_message": commit_message != MESSAGE and commit_message}
         for name, value in options.items():
             command += [f"--{name}", *[str(value)] * (value is not True)] if value else []

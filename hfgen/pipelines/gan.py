@@ -385,7 +385,7 @@ class GANPipeline(Pipeline):
         w_avg = self.model.w_avg.float()
         return w_avg.expand(len(latents), -1) if labels is None else w_avg[labels]
 
-    def _place(
+    def _to_style(
         self, latents: torch.Tensor, labels: torch.Tensor | None, truncation: float, space: str = "z"
     ) -> tuple[torch.Tensor, str]:
         """Maps latents to w with truncation if the model has one, else returns z; also says which of the two it is."""

@@ -1,4 +1,4 @@
-"""BENCHMARKS.md is written from the reports of the benchmarks."""
+"""benchmarks/reports.md is written from the reports of the benchmarks."""
 
 import json
 
@@ -21,7 +21,7 @@ def report(path, speed="12"):
 
 @pytest.fixture
 def document(tmp_path):
-    path = tmp_path / "BENCHMARKS.md"
+    path = tmp_path / "reports.md"
     path.write_bytes(BEFORE.encode())
     return path
 
@@ -85,7 +85,7 @@ def test_mistakes(tmp_path, document):
 
 def test_the_document_agrees_with_the_reports():
     reports = sorted((ROOT / "benchmarks").glob("*.json"))
-    text = after = (ROOT / "BENCHMARKS.md").read_text()
+    text = after = (ROOT / "benchmarks" / "reports.md").read_text()
     for path in reports:
         after = WRITE.insert(after, path.stem, WRITE.section(path))
     assert text == after, "run benchmarks/write.py"

@@ -62,7 +62,7 @@ def test_the_readmes_example(trained):
     namespace = {}
     exec(code.replace("out/gan-mnist", str(folder)).replace("walk.gif", str(folder.parent / "walk.gif")), namespace)
     assert (folder.parent / "walk.gif").exists()
-    assert len(namespace["rows"][0]) == 3
+    assert len(namespace["edited"][0]) == 3
 
 
 def test_a_fresh_process_loads_it(trained, tmp_path):
@@ -109,7 +109,7 @@ def test_sampling_script(script, trained, tmp_path):
     record = json.loads((labelled / "images" / "samples.json").read_text())
     assert [image["class_label"] for image in record["images"]] == [7, 3, 7]
     for arguments, message in (
-        ("--num_inference_steps 3", "--num_inference_steps 3: .* is a GAN, which has none"),
+        ("--num_inference_steps 3", "--num_inference_steps 3: .* is a GAN, which has truncation instead"),
         ("--truncation 0.5", "--truncation 0.5: .* has no mean latent"),
     ):
         with pytest.raises(UserError, match=message):
@@ -121,7 +121,7 @@ def test_compile_leaves_a_penalised_discriminator_alone(script, tmp_path, capsys
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
     script.main([*TINY_GAN, "--compile", "--output_dir", str(tmp_path)])
     assert compiled == ["DCGANGenerator"]
-    assert "--compile leaves the module 'discriminator' alone: its gradient penalty differentiates twice" in (
+    assert "--compile leaves the network 'discriminator' alone: its gradient penalty differentiates twice" in (
         capsys.readouterr().out
     )
 
@@ -139,7 +139,7 @@ def test_balanced_classes(script, tmp_path):
 
 def test_an_alarm_reaches_the_user(script, tmp_path, capsys, monkeypatch):
     """A discriminator that wins: high learning rate, no penalty, a generator that hardly learns."""
-    from hfgen.training import gan
+    from hfgen.families.gan import recipe as gan
 
     monkeypatch.setattr(gan.Alarms.__init__, "__defaults__", (100,))
     options = [*TINY_GAN, *"--max_train_steps 80 --logging_steps 2 --objective nonsaturating".split()]
@@ -158,6 +158,7 @@ def test_an_alarm_reaches_the_user(script, tmp_path, capsys, monkeypatch):
         ("--balance_classes", "--balance_classes is about labels, and --num_clusters 100 puts groups in their place"),
         ("--augmentations blur", "--augmentations blur is unknown: choose from flip"),
         ("--train_batch_size 1", "--train_batch_size 1: batch normalisation needs several images"),
+        ("--architecture stylegan2 --train_batch_size 37", "--train_batch_size 37: minibatch statistics need groups"),
         ("--objective hinge --label_smoothing 0.1", "--objective hinge has no target to lower"),
         ("--objectiv hinge", "unknown flag --objectiv. Did you mean --objective?"),
         ("--balance_classes --streaming --dataset_name x", "--balance_classes needs all labels at hand"),

@@ -107,8 +107,8 @@ def test_sampling_script(trained, tmp_path):
     first, second = (np.asarray(Image.open(tmp_path / "mean" / f"{seed:06d}.png")) for seed in range(2))
     assert np.array_equal(first, second)  # the mean of the prior
     for arguments, message in (
-        ("--num_inference_steps 3", "--num_inference_steps 3: .* is a VAE, which has none"),
-        ("--truncation 0.5", "--truncation 0.5: .* has no mean latent"),
+        ("--num_inference_steps 3", "--num_inference_steps 3: .* is a VAE, which has temperature, prior instead"),
+        ("--truncation 0.5", "--truncation 0.5: .* is a VAE, which has temperature, prior instead"),
     ):
         with pytest.raises(UserError, match=message):
             sample(["--model", str(folder), "--output_dir", str(tmp_path / "x"), *arguments.split()])
@@ -122,7 +122,7 @@ def test_compile(tmp_path):
 
 def test_an_alarm_reaches_the_user(script, tmp_path, capsys, monkeypatch):
     """The classic mistake: a likelihood averaged over pixels beside a summed KL divergence."""
-    from hfgen.training import vae
+    from hfgen.families.vae import recipe as vae
 
     monkeypatch.setattr(vae.CollapseAlarm.__init__, "__defaults__", (100,))
     options = [

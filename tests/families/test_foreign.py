@@ -1,8 +1,6 @@
 """A family from outside: an installed package of three files goes every way that ours go."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -10,14 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY_GAN, metrics
+from helpers import TINY_GAN, metrics, start, toys_installed
 from hub.server import ADA
 from safetensors.torch import load_file
 
 import hfgen
 from hfgen.runtime.errors import UserError
-
-pytestmark = pytest.mark.usefixtures("toys")
 
 TINY = {"dataset_name": "digits", "resolution": 8, "train_batch_size": 16, "max_train_steps": 6, "logging_steps": 2}
 TINY |= {"checkpointing_steps": 2, "eval_batch_size": 4, "save_images_epochs": 0.0, "mixed_precision": "no"}
@@ -26,14 +22,9 @@ AR = ["train", "toy_ar", *(f"--{name}={value}" for name, value in TINY.items())]
 PAIR = ["train", "toy_pair", *AR[2:]]
 
 
-def command(*arguments, launcher=(), env=None, **kwargs):
-    """Starts `hfgen ...`, by itself or under a launcher."""
-    bin_dir = Path(sys.executable).parent
-    front = [str(bin_dir / launcher[0]), *map(str, launcher[1:])] if launcher else [sys.executable]
-    return subprocess.Popen(
-        [*front, "-m", "hfgen", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | (env or {}), **kwargs,
-    )  # fmt: skip
+def command(*arguments, **kwargs):
+    """Starts `hfgen ...`."""
+    return start("-m", "hfgen", *arguments, **kwargs)
 
 
 def run(*arguments, **kwargs):
@@ -42,11 +33,6 @@ def run(*arguments, **kwargs):
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return out
-
-
-ACCELERATE = ("accelerate", "launch", "--num_processes", 1, "--num_machines", 1, "--mixed_precision", "no")
-ACCELERATE += ("--dynamo_backend", "no")
-TWO = ("torchrun", "--standalone", "--nproc_per_node", 2)
 
 
 def weights(folder):
@@ -65,18 +51,20 @@ def assert_same(first, second):
     assert metrics(first) == metrics(second)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def toys():
+    with toys_installed():
+        yield
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run of the autoregressive toy, by command."""
-    from helpers import TOYS
-
     folder = tmp_path_factory.mktemp("foreign") / "ar"
-    env = {"PYTHONPATH": os.pathsep.join([str(TOYS), os.environ.get("PYTHONPATH", "")])}
-    text = run(*AR, "--output_dir", folder, env=env)
-    return folder, text
+    return folder, run(*AR, "--output_dir", folder)
 
 
-def test_a_declaration_imports_no_torch(toys):
+def test_a_declaration_imports_no_torch():
     code = "import sys; from hfgen.registry import families; f = families()['toy_ar']; f.load('options'); "
     code += "f.load('spec'); print(f.origin, 'torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -94,7 +82,7 @@ def test_train_by_command(trained):
 
 
 def test_train_under_a_launcher(trained, tmp_path):
-    run(*AR, "--output_dir", tmp_path / "ar", launcher=ACCELERATE)
+    run(*AR, "--output_dir", tmp_path / "ar", launcher="accelerate")
     assert_same(trained[0], tmp_path / "ar")
 
 
@@ -109,7 +97,7 @@ def test_train_from_python(trained, tmp_path, on_the_cpu):
 
 
 def test_two_processes(trained, tmp_path):
-    run(*AR, "--train_batch_size", 8, "--output_dir", tmp_path / "ar", launcher=TWO)
+    run(*AR, "--train_batch_size", 8, "--output_dir", tmp_path / "ar", processes=2)
     one, two = weights(trained[0]), weights(tmp_path / "ar")
     assert one.keys() == two.keys()
     for name, tensor in one.items():
@@ -124,7 +112,7 @@ def test_killed_and_resumed(tmp_path):
         if list((tmp_path / "killed").glob("checkpoint-*")):
             break
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.communicate()
     resumed = ["train", "toy_ar", "--resume_from_checkpoint", "latest", "--output_dir", tmp_path / "killed"]
     run(*resumed)  # its own record says the rest
@@ -198,8 +186,8 @@ def test_evaluation_while_training(tmp_path):
 
 
 def test_push(trained, hub):
-    run("push", "--folder", trained[0], "--hub_model_id", "user/toy", env=hub.environment(ADA))
-    assert {"model_index.json", "model/config.json", "pipeline_toy_ar_pipeline.py"} <= set(hub["user/toy"].files())
+    run("push", "--folder", trained[0], "--hub_model_id", "ada/toy", env=hub.environment(ADA))
+    assert {"model_index.json", "model/config.json", "pipeline_toy_ar_pipeline.py"} <= set(hub["ada/toy"].files())
 
 
 def test_a_part_that_lacks_is_named(monkeypatch):
@@ -220,35 +208,25 @@ def test_an_unknown_family_suggests_the_nearest():
 # Two sources, a frozen network with a derived column, a pool of each process's own
 
 
-@pytest.mark.parametrize("launcher", [(), TWO], ids=["one", "two"])
+@pytest.mark.parametrize("processes", [1, 2], ids=["one", "two"])
 @pytest.mark.parametrize("live", [False, True], ids=["cached", "live"])
-def test_the_pair_resumes_exactly(tmp_path, launcher, live):
-    flags = [*PAIR, *(["--live"] if live else [])]
-    run(*flags, "--output_dir", tmp_path / "whole", launcher=launcher)
-    run(
-        *flags,
-        "--max_train_steps",
-        4,
-        "--lr_scheduler",
-        "constant",
-        "--output_dir",
-        tmp_path / "half",
-        launcher=launcher,
-    )
-    run(*flags, "--lr_scheduler", "constant", "--output_dir", tmp_path / "constant", launcher=launcher)
+def test_the_pair_resumes_exactly(tmp_path, processes, live):
+    flags = [*PAIR, *["--live"] * live, "--lr_scheduler", "constant"]
+    run(*flags, "--output_dir", tmp_path / "whole", processes=processes)
+    run(*flags, "--max_train_steps", 4, "--output_dir", tmp_path / "half", processes=processes)
     resume = ["--resume_from_checkpoint", "latest", "--max_train_steps", 6]
-    run("train", "toy_pair", *resume, "--output_dir", tmp_path / "half", launcher=launcher)
-    assert_same(tmp_path / "half", tmp_path / "constant")
-    last = tmp_path / "half" / ("checkpoint-000000000192" if launcher else "checkpoint-000000000096")
+    run("train", "toy_pair", *resume, "--output_dir", tmp_path / "half", processes=processes)
+    assert_same(tmp_path / "half", tmp_path / "whole")
+    last = tmp_path / "half" / f"checkpoint-{96 * processes:012d}"
     assert not (last / "features.safetensors").exists()
     record = json.loads((tmp_path / "half" / "run.json").read_text())
     assert record["frozen"]["features"]["origin"] == "toys/features@1"
     assert set(record["parameters"]) == {"translator", "pool"}
-    if launcher:
+    if processes > 1:
         pools = [load_file(last / f"buffers_pool_{process}.safetensors") for process in range(2)]
         assert not torch.equal(pools[0]["past"], pools[1]["past"]) and pools[0]["count"] == 96
-    start = load_file(tmp_path / "whole" / last.name / "translator.safetensors")
-    assert not torch.equal(start["head.weight"], torch.zeros_like(start["head.weight"]))
+    head = load_file(last / "translator.safetensors")["head.weight"]
+    assert not torch.equal(head, torch.zeros_like(head))
 
 
 def test_the_frozen_part_of_a_network_stays(tmp_path, on_the_cpu):
@@ -266,10 +244,8 @@ def test_the_frozen_part_of_a_network_stays(tmp_path, on_the_cpu):
 
 
 def test_compare_beside_a_gan(trained, tmp_path):
-    from helpers import run as run_script
-
     gan = tmp_path / "gan"
-    assert run_script("train_gan", *TINY_GAN, "--output_dir", gan).returncode == 0
+    run("train", "gan", *TINY_GAN, "--output_dir", gan)
     flags = ["--metrics", "bits_per_dim", "--num_images", 20, "--output_dir", tmp_path / "compared"]
     run("compare", "--model", trained[0], gan, *flags)
     assert (tmp_path / "compared" / "compare.png").exists()

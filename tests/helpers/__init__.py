@@ -9,9 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from helpers.forked import Forked
 from hfgen.commands.cli import spell
 from hfgen.commands.main import load
+from hfgen.registry import families
 from hfgen.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +60,17 @@ class Command:
     def read_options(self, argv):
         with spelled():
             return load(self.verb).read_options([*self.words, *argv])
+
+
+@contextlib.contextmanager
+def toys_installed():
+    """Installs two families of a package that hfgen has never heard of: see tests/toys."""
+    families.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(TOYS))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(TOYS), os.environ.get("PYTHONPATH", "")]))
+        yield
+    families.cache_clear()
 
 
 @contextlib.contextmanager

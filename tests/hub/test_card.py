@@ -239,7 +239,8 @@ def test_licence_of_the_data(hub):
 def test_templates_are_in_the_package():
     """They are found beside the code, so that a wheel has them."""
     package = Path(hfgen.hub.card.__file__).parent
-    assert sorted(path.name for path in (package / "templates").iterdir()) == ["base.md", "short.md"]
+    templates = sorted(path.name for path in (package / "templates").iterdir())
+    assert templates == ["base.md", "classifier.md", "short.md"]
     shown = Shown.of("hfgen.pipelines.gan:GANPipeline")
     values = {"card_data": "", "title": "it", "model_id": "user/it", "pipeline": shown, "call": "class_labels=[0]"}
     text = render("short.md", **values)
