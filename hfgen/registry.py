@@ -36,7 +36,7 @@ class PipelineEntry:
 
     @property
     def class_name(self) -> str:
-        """What `model_index.json` calls the pipeline."""
+        """Returns what `model_index.json` calls the pipeline."""
         return self.pipeline.rpartition(":")[2]
 
 
@@ -107,7 +107,7 @@ class Family:
         return None
 
     def preset_values(self, name: str) -> dict[str, Any]:
-        """The values of a preset.
+        """Returns the values of a preset.
 
         Raises:
             UserError: For an unknown name; the nearest one is suggested.
@@ -125,7 +125,7 @@ def load(where: str, what: str) -> Any:
     """Imports `"package.module:name"`.
 
     Raises:
-        UserError: If it cannot be imported; says what lacks it, and where it was looked for.
+        UserError: If it cannot be imported; says what it is for, and where it should be.
     """
     module, _, name = where.partition(":")
     try:
@@ -145,7 +145,7 @@ def _declared() -> tuple[dict[str, Family], dict[str, UserError]]:
             family = load(point.value, f"the family {point.name!r} that {origin} declares")
             if not isinstance(family, Family):
                 raise UserError(
-                    f"{point.value} of {origin} is a {type(family).__name__}, and no hfgen.registry.Family."
+                    f"{point.value} of {origin} is of type {type(family).__name__}, not hfgen.registry.Family."
                 )
             if family.name in working:
                 raise UserError(
@@ -188,12 +188,12 @@ def find_family(name: str) -> Family:
 
 
 def pipeline_entries() -> dict[str, PipelineEntry]:
-    """What is known of each pipeline class, by the name that `model_index.json` has for it."""
+    """Returns what is known of each pipeline class, by the name that `model_index.json` has for it."""
     return {entry.class_name: entry for family in families().values() for entry in family.pipelines}
 
 
 def family_of(class_name: str) -> Family | None:
-    """The family whose checkpoints hold that pipeline class."""
+    """Returns the family whose checkpoints hold that pipeline class; `None` for one that no family declares."""
     return next(
         (f for f in families().values() for entry in f.pipelines if entry.class_name == class_name),
         None,

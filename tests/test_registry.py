@@ -83,7 +83,7 @@ def test_a_plug_in_is_found(install):
     [
         ("import no_such_module", "'plugin_bad' that plugin_bad-dist declares is not at plugin_bad:FAMILY.*no_such"),
         ("OTHER = 1", "'plugin_bad' that plugin_bad-dist declares is not at plugin_bad:FAMILY"),
-        ("FAMILY = 3", "plugin_bad:FAMILY of plugin_bad-dist is a int"),
+        ("FAMILY = 3", "plugin_bad:FAMILY of plugin_bad-dist is of type int, not"),
         ("raise RuntimeError('no licence')", "plugin_bad:FAMILY of plugin_bad-dist.*RuntimeError: no licence"),
         ("def", "plugin_bad:FAMILY of plugin_bad-dist.*SyntaxError"),
         (WORKING.format(name="gan"), "plugin_bad-dist declares a family 'gan', which hfgen has already: uninstall"),

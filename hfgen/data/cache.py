@@ -86,20 +86,20 @@ class SourceData:
 
     @property
     def images(self) -> np.ndarray:
-        """The first column of images: `(N, C, R, L)`, uint8."""
+        """Returns the first column of images: `(N, C, R, L)`, uint8."""
         column = self._first(ImageInfo)
         assert column is not None
         return column.arrays[0] if column.index is None else column.arrays[0][column.index]
 
     @property
     def labels(self) -> np.ndarray | None:
-        """The first column of classes: `(N,)`, int64."""
+        """Returns the first column of classes: `(N,)`, int64."""
         column = self._first(LabelInfo)
         return column.arrays[0] if column else None
 
     @property
     def layout(self) -> np.ndarray | None:
-        """The layout of the first column of images: see [`Column`]."""
+        """Returns the layout of the first column of images: see [`Column`]."""
         column = self._first(ImageInfo)
         assert column is not None
         return column.layout if column.layout is None or column.index is None else column.layout[column.index]
@@ -156,14 +156,14 @@ def open_source(
 
 
 def cache_root(config: DataConfig) -> Path:
-    """Where columns are kept."""
+    """Returns the folder where columns are kept."""
     from datasets import config as datasets_config
 
     return Path(config.cache_dir or Path(datasets_config.HF_CACHE_HOME) / "hfgen").expanduser()
 
 
 def cache_key(**parts: Any) -> str:
-    """A name for what all these values, JSON-ready, say together."""
+    """Returns a digest of all these values, which must be JSON-ready."""
     text = json.dumps({"format": CACHE_FORMAT, **parts}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -200,7 +200,7 @@ def build_once(path: Path, build: Callable[[Path], None]) -> Path:
 
 
 def _fingerprint(columns: Mapping[str, Column]) -> str:
-    """The digest of the first images with the first classes behind them, and then of all other columns."""
+    """Computes the digest of the first images followed by the first classes, and then of all other columns."""
     images = next((column for column in columns.values() if isinstance(column.info, ImageInfo)), None)
     labels = next((column for column in columns.values() if isinstance(column.info, LabelInfo)), None)
     first, parts = images.digest if images else "", []
@@ -228,7 +228,7 @@ def _fingerprint(columns: Mapping[str, Column]) -> str:
 
 
 def _images(root: Path, dataset: Any, column: str, config: DataConfig, source: str) -> tuple[Column, np.ndarray]:
-    """A column of images, and the rows whose image is corrupt."""
+    """Opens a column of images; also returns the rows whose image is corrupt."""
     from datasets import is_progress_bar_enabled
 
     quiet = not is_progress_bar_enabled()
@@ -321,7 +321,7 @@ def _decode(
 
 
 def _scan(path: Path, dataset: Any, column: str, config: DataConfig, quiet: bool) -> None:
-    """Learns the channels and sizes of all images from their heads."""
+    """Reads the channels and sizes of all images from the headers of their files."""
     from tqdm.auto import tqdm
 
     modes: Counter[str] = Counter()
@@ -376,7 +376,7 @@ def _refuse(corrupt: list[Any], config: DataConfig) -> None:
 
 
 def _labels(root: Path, dataset: Any, column: str, rows: np.ndarray, source: str) -> Column:
-    """A column of classes: -1 for rows that have none.
+    """Opens a column of classes: -1 for rows that have none.
 
     A `ClassLabel` column brings its names; whole numbers from 0 on are taken as they are; strings are sorted and
     numbered.
@@ -405,7 +405,7 @@ def _key_of_rows(dataset: Any, column: str, rows: np.ndarray, **more: Any) -> st
 
 
 def _number(values: list[Any], column: str, known: tuple[str, ...] | None) -> tuple[np.ndarray, list[str]]:
-    """The class of each value, and the names of the classes."""
+    """Returns the class of each value, and the names of the classes."""
     present = [value for value in values if value is not None]
     if known is not None:
         names = list(known)
@@ -425,7 +425,7 @@ def _number(values: list[Any], column: str, known: tuple[str, ...] | None) -> tu
 
 
 def _texts(root: Path, dataset: Any, column: str, rows: np.ndarray, source: str) -> Column:
-    """A column of texts."""
+    """Opens a column of texts."""
 
     def build(folder: Path) -> None:
         folder.mkdir()

@@ -111,12 +111,12 @@ class Classes:
 
     @property
     def groups(self) -> bool:
-        """Whether they are groups of similar images, whose numbers mean nothing."""
+        """Says whether they are groups of similar images, whose numbers mean nothing."""
         return self.kind == "groups"
 
 
 def by_source(spec: Spec) -> dict[str, dict[str, SourceColumn]]:
-    """The columns that data sets hold, for each source in the order in which they name it."""
+    """Groups the columns that data sets hold by their source; sources are in the order in which columns name them."""
     sources: dict[str, dict[str, SourceColumn]] = {}
     for name, column in spec.items():
         if not isinstance(column, Derived):
@@ -125,7 +125,7 @@ def by_source(spec: Spec) -> dict[str, dict[str, SourceColumn]]:
 
 
 def kept_columns(spec: Spec | Sources) -> dict[str, Derived]:
-    """The derived columns that are made once for each row."""
+    """Returns the derived columns that are computed once for each row and kept."""
     columns = spec.columns if isinstance(spec, Sources) else spec
     return {name: column for name, column in columns.items() if isinstance(column, Derived) and not column.live}
 

@@ -103,7 +103,7 @@ class ImagesConfig(Options):
     cache_dir: str | None = option(None, "where decoded images are kept (default: hfgen/ in the HF cache)")
 
     def data(self, image_shape: tuple[int, int, int], split: str) -> DataConfig:
-        """A split of them as images of a model's shape (channels, height, width), cropped in the centre."""
+        """Returns options for a split of them, cropped in the centre to a model's (channels, height, width)."""
         return DataConfig(
             dataset_name=self.dataset_name,
             dataset_config_name=self.dataset_config_name,

@@ -43,7 +43,7 @@ def decode(value: dict[str, Any] | None) -> Image.Image:
 
 
 def image_mode(image: Image.Image) -> str:
-    """The mode that keeps all that the image has: `L`, `RGB` or `RGBA`."""
+    """Returns the mode that keeps all that the image has: `L`, `RGB` or `RGBA`."""
     if image.mode in GRAY_MODES:
         return "L"
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or (image.mode == "P" and "transparency" in image.info):
@@ -90,7 +90,7 @@ def fit(image: Image.Image, resolution: int, center_crop: bool) -> tuple[np.ndar
 
 
 def read_header(value: dict[str, Any] | None) -> tuple[str, tuple[int, int]] | OSError:
-    """Reads mode and upright size from the head of a file, without decoding the pixels."""
+    """Reads mode and upright size from the header of a file, without decoding the pixels."""
     try:
         with open_image(value) as image:
             sideways = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
@@ -100,11 +100,11 @@ def read_header(value: dict[str, Any] | None) -> tuple[str, tuple[int, int]] | O
 
 
 def richest_mode(modes: Iterable[str]) -> str:
-    """The mode that loses nothing of any image."""
+    """Returns the mode that loses nothing of any image."""
     return max(modes, key=list(IMAGE_MODES).index)
 
 
 def common_resolution(sizes: np.ndarray) -> int:
-    """The size that all images share if they are square and at most 64 pixels wide, else 64."""
+    """Returns the size that all images share if they are square and at most 64 pixels wide, else 64."""
     side = int(sizes[0, 0])
     return side if side <= 64 and (sizes == side).all() else 64

@@ -24,14 +24,14 @@ DIMENSIONS = 20  # of the space that the links are laid out in
 
 
 def with_groups(data: SourceData, label: str, count: int) -> SourceData:
-    """Puts the number of its group in the place of the class of each image.
+    """Replaces the class of each image by the number of its group.
 
     The groups are found once (see [`cluster`]) and kept beside the cached images, so that every
     process and every resumed run sees the same ones.
 
     Args:
         data ([`~data.cache.SourceData`]): Columns in their cache; the first one of images counts.
-        label (`str`): The column that the groups take the place of.
+        label (`str`): The column that the groups replace.
         count (`int`): Number of groups, at least 2.
 
     Raises:
@@ -61,7 +61,7 @@ def with_groups(data: SourceData, label: str, count: int) -> SourceData:
 
 
 def cluster(images: np.ndarray, count: int) -> np.ndarray:
-    """The group of each image, by spectral clustering (Ng, Jordan and Weiss, NIPS 2001).
+    """Returns the group of each image, by spectral clustering (Ng, Jordan and Weiss, NIPS 2001).
 
     Images are linked to those that look most alike, and groups are regions with many links inside. On MNIST, 94 % of
     the images have the digit that is most frequent in their group of 100; by plain k-means it is 87 %.
@@ -90,7 +90,7 @@ def cluster(images: np.ndarray, count: int) -> np.ndarray:
         n_init=1,
         random_state=0,
     )
-    with warnings.catch_warnings():  # images that no chain of links joins are no trouble: they are other groups
+    with warnings.catch_warnings():  # images that no chain of links joins are in different groups, which is fine
         warnings.filterwarnings("ignore", "Graph is not fully connected")
         groups = spectral.fit_predict(sample)
     nearest = KNeighborsClassifier(min(5, len(sample)), weights="distance").fit(sample, groups)

@@ -120,7 +120,7 @@ class DataInfo:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the data of all sources."""
+        """Returns a digest of the data of all sources."""
         prints = [source.fingerprint for source in self.sources.values()]
         return prints[0] if len(prints) == 1 else hashlib.sha256(repr(prints).encode()).hexdigest()[:32]
 
@@ -145,7 +145,7 @@ class DataInfo:
         return self.classes.names if self.classes else None
 
     def as_record(self) -> dict[str, Any]:
-        """What `run.json` holds: plain values, flat for the first source; all of it if there is more than that."""
+        """Returns what `run.json` holds: plain values, flat for the first source; all if there are more."""
         classes = self.classes
         record: dict[str, Any] = {
             "name": self.name,

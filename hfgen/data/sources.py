@@ -64,7 +64,7 @@ def load_source(config: DataConfig, token: str | None = None) -> tuple[Any, str]
 
 
 def _digits() -> Any:
-    """The 1797 handwritten digits of UCI (8x8, 16 gray levels) that scikit-learn ships."""
+    """Makes a data set of the 1797 handwritten digits of UCI (8x8, 16 gray levels) that scikit-learn ships."""
     from datasets import ClassLabel, Dataset, Features
     from datasets import Image as ImageFeature
     from sklearn.datasets import load_digits
@@ -80,7 +80,7 @@ def _is_image_file(path: Path) -> bool:
 
 
 def _is_image_folder(folder: Path, config: DataConfig) -> bool:
-    """Whether `datasets` would read a folder as one of image files, with no options of its own."""
+    """Says whether `datasets` would read a folder as one of image files, with no options of its own."""
     from datasets import load_dataset_builder
 
     if config.streaming or config.dataset_config_name or not folder.is_dir() or (folder / "README.md").exists():
@@ -168,7 +168,7 @@ def _is_text(feature: Any) -> bool:
 
 
 def class_names(feature: Any) -> tuple[str, ...] | None:
-    """The names of the classes of a column, which a `ClassLabel` knows beforehand."""
+    """Returns the names of the classes of a column, if it is a `ClassLabel`, which knows them beforehand."""
     return tuple(feature.names) if _is_classes(feature) else None
 
 

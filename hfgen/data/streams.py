@@ -71,7 +71,7 @@ class RawBatch(Mapping[str, Any]):
         return len(self.columns)
 
     def to(self, device: torch.device) -> "RawBatch":
-        """The same batch on a device; texts stay what they are."""
+        """Returns the same batch on a device; texts stay what they are."""
 
         def moved(values: Mapping[str, Any]) -> dict[str, Any]:
             return {
@@ -91,10 +91,10 @@ class Stream(Protocol):
         """Chooses the device that batches come on."""
 
     def read(self, start: int, count: int) -> RawBatch:
-        """The rows at positions `start` to `start + count` of the endless stream, on the device."""
+        """Returns the rows at positions `start` to `start + count` of the endless stream, on the device."""
 
     def state(self) -> Any:
-        """What this process needs, beside the position, to go on: JSON-ready; `None` for nothing."""
+        """Returns what this process needs, beside the position, to go on: JSON-ready; `None` for nothing."""
 
     def restore(self, state: Any) -> None:
         """Goes on from `state`."""
@@ -138,7 +138,7 @@ def open_stream(
 
 
 def _grouped_column(config: DataConfig, columns: Mapping[str, SourceColumn], count: int) -> str:
-    """The column of classes that groups of similar images take the place of."""
+    """Returns the column of classes that groups of similar images replace."""
     if config.streaming:
         raise UserError(f"`num_clusters` {count} needs all images, and `streaming` keeps none: use `num_clusters` 0.")
     if config.balance_classes:
@@ -153,12 +153,12 @@ def _grouped_column(config: DataConfig, columns: Mapping[str, SourceColumn], cou
 
 
 def order(seed: int, epoch: int, size: int) -> torch.Tensor:
-    """The permutation of `size` images in one epoch: a pure function of its arguments."""
+    """Returns the permutation of `size` images in one epoch: a pure function of its arguments."""
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed_from(seed, "order", epoch)))
 
 
 def balanced_order(seed: int, epoch: int, labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """As [`order`], with every class equally often; images without a class are left out.
+    """Returns an order as [`order`], with every class equally often; images without a class are left out.
 
     Args:
         labels (`torch.Tensor` of shape `(N,)`): Classes, negative for none.
@@ -242,7 +242,7 @@ class CachedStream:
                 self._arrays[name] = tuple(torch.from_numpy(np.array(array)).to(device) for array in column.arrays)
 
     def read(self, start: int, count: int) -> RawBatch:
-        """The rows at positions `start` to `start + count` of the endless stream, on the device."""
+        """Returns the rows at positions `start` to `start + count` of the endless stream, on the device."""
         if self._pool is None:
             return self._read(start, count)
         if self._ahead is not None and self._ahead[:2] == (start, count):
@@ -251,14 +251,14 @@ class CachedStream:
             if self._ahead is not None:
                 self._ahead[2].result()  # one reader at a time
             batch = self._read(start, count)
-        # Processes take turns in the stream, so a process's own batches stand a stride apart.
+        # Processes take turns in the stream, so the batches of one process are a stride apart.
         stride = start - self._last if self._last is not None and start > self._last else count
         self._last = start
         self._ahead = (start + stride, count, self._pool.submit(self._read, start + stride, count))
         return batch
 
     def rows(self, start: int, count: int, source: str | None = None) -> torch.Tensor:
-        """Which rows of a source, by default the first, stand at these positions."""
+        """Returns the rows of a source, by default the first, at these positions."""
         first = next(iter(self.data))
         source = source or first
         size = self.info.sources[source].num_images
@@ -282,7 +282,7 @@ class CachedStream:
         return self.take({source: self.rows(start, count, source) for source in self.data})
 
     def take(self, rows: Mapping[str, torch.Tensor]) -> RawBatch:
-        """Some rows of each source, on the device."""
+        """Returns some rows of each source, on the device."""
         on_device = {source: index.to(self.device, non_blocking=True) for source, index in rows.items()}
         columns: dict[str, Any] = {}
         layouts: dict[str, torch.Tensor] = {}
@@ -308,7 +308,7 @@ class CachedStream:
         return picked.to(self.device, non_blocking=True)
 
     def state(self) -> None:
-        """Nothing: the position says all."""
+        """Returns nothing: the position is enough."""
         return None
 
     def restore(self, state: None) -> None:
@@ -419,7 +419,7 @@ class StreamedStream:
         return hashlib.sha256(repr((source, self._dataset.features)).encode()).hexdigest()[:32]
 
     def read(self, start: int, count: int) -> RawBatch:
-        """The next rows, on the device; streams know no positions."""
+        """Returns the next rows, on the device; streams know no positions."""
         rows: list[dict[str, Any]] = []
         while len(rows) < count:
             rows.append(self._readers[self._turn].next())
@@ -434,7 +434,7 @@ class StreamedStream:
         return RawBatch(columns, {}, {name: info.source for name, info in self.info.columns.items()}).to(self.device)
 
     def state(self) -> dict[str, Any]:
-        """The reader whose turn it is, and where each of them is."""
+        """Returns the reader whose turn it is, and the position of each of them."""
         return {"turn": self._turn, "readers": [reader.state for reader in self._readers]}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -485,7 +485,7 @@ class _Reader:
             self._queue.put(error)
 
     def _stop(self) -> None:
-        """A thread that is still inside of a library when Python ends makes the program hang, or abort."""
+        """Stops the thread: one that is still inside a library when Python ends makes the program hang, or abort."""
         self._stopped = True
         with contextlib.suppress(queue.Empty):
             while True:
@@ -509,7 +509,7 @@ class _Reader:
             state = following
 
     def _decode(self, number: int, row: dict[str, Any], crop: float) -> dict[str, Any] | None:
-        """The values of a row, its images cropped alike; `None` if one of them is corrupt and may be skipped."""
+        """Decodes a row and crops its images alike; returns `None` if one of them is corrupt and may be skipped."""
         config, decoded, shapes = self.stream.config, {}, set()
         for name, column in self.stream.columns.items():
             info, value = self.stream.info.columns[name], row[column]
@@ -568,9 +568,9 @@ class _Reader:
         return block, following | {"block": state["block"] + 1, "offset": 0}
 
     def _rows(self, shard: int, state: Any) -> tuple[Any, Iterator]:
-        """A shard and its rows from `state` on, which is where the last block ended, or where a run is resumed.
+        """Returns a shard and its rows from `state` on: where the last block ended, or where a run is resumed.
 
-        Only the latter has to search: `datasets` comes to a state by reading all that stands before.
+        Only the latter is slow: `datasets` comes to a state by reading all rows before it.
         """
         if self._open is not None and self._open[0] is state:
             return self._open[1:]

@@ -86,7 +86,7 @@ def augment(
 
 
 def draw(random: Random, probability: torch.Tensor | float, operations: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """What happens to each image: for every operation strengths of shape `(B, 2)`, 0 where it is not applied.
+    """Draws the strengths `(B, 2)` of every operation for each image: 0 where it is not applied.
 
     "rotate" needs both numbers, and so does whatever has an x and a y; the others use the first one.
     """
@@ -114,7 +114,7 @@ def move(images: torch.Tensor, strengths: dict[str, torch.Tensor]) -> torch.Tens
 
     flip, quarters, scale, wider = (strengths[n][:, 0] for n in ("flip", "rotate90", "scale", "anisotropic"))
     before, after = strengths["rotate"].unbind(1)
-    # From a place in the result to one in the source, so the inverse of the last operation comes first: rightmost.
+    # From a position in the result to one in the source, so the inverse of the last operation comes first: rightmost.
     linear = diagonal(1 - 2 * flip, torch.ones_like(flip))
     linear = product(linear, rotation(quarters * (math.pi / 2)).round())
     shift = -product(linear, pixels(strengths["translate_integer"]).round())
@@ -126,23 +126,23 @@ def move(images: torch.Tensor, strengths: dict[str, torch.Tensor]) -> torch.Tens
 
 
 def rotation(angle: torch.Tensor) -> torch.Tensor:
-    """Look-up matrices `(B, 2, 2)` that turn images anticlockwise by `angle` in radians."""
+    """Returns look-up matrices `(B, 2, 2)` that turn images anticlockwise by `angle` in radians."""
     cos, sin = angle.cos(), angle.sin()
     return torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2)
 
 
 def diagonal(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Matrices `(B, 2, 2)` that multiply the first coordinate by `x` and the second by `y`."""
+    """Returns matrices `(B, 2, 2)` that multiply the first coordinate by `x` and the second by `y`."""
     return torch.diag_embed(torch.stack([x, y], 1))
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The matrix product of `(B, 2, 2)` and `(B, 2, N)`, but autocast and TF32 do not make it less precise."""
+    """Multiplies matrices `(B, 2, 2)` and `(B, 2, N)`; autocast and TF32 do not make it less precise."""
     return (a.unsqueeze(-1) * b.unsqueeze(1)).sum(2)
 
 
 def resample(images: torch.Tensor, linear: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Looks each pixel of the result up at another place of the image, bilinearly.
+    """Samples each pixel of the result from another position of the image, bilinearly.
 
     It is `grid_sample` with `align_corners=False` and `padding_mode="reflection"`: the image ends at the outer edges
     of its pixels, which no size in pixels moves, and goes on behind them as its mirror image. It is written out
@@ -150,8 +150,8 @@ def resample(images: torch.Tensor, linear: torch.Tensor, shift: torch.Tensor) ->
 
     Args:
         images (`torch.Tensor` of shape `(B, C, H, W)`): The sources. A matrix of 1 and a shift of 0 keep them exactly.
-        linear (`torch.Tensor` of shape `(B, 2, 2)`): From a place in the result to one in the source. Places are pairs
-            (x, y) in pixels, counted from the middle of the image.
+        linear (`torch.Tensor` of shape `(B, 2, 2)`): From a position in the result to one in the source. Positions are
+            pairs (x, y) in pixels, counted from the middle of the image.
         shift (`torch.Tensor` of shape `(B, 2)`): Added to that, in pixels.
     """
     batch, channels, height, width = images.shape
@@ -175,7 +175,7 @@ def resample(images: torch.Tensor, linear: torch.Tensor, shift: torch.Tensor) ->
 
 
 def reflect(index: torch.Tensor, size: int) -> torch.Tensor:
-    """Whole numbers from anywhere, reflected into [0, size): -1 becomes 0, and `size` becomes `size - 1`."""
+    """Reflects whole numbers into [0, size): -1 becomes 0, and `size` becomes `size - 1`."""
     index = index.remainder(2 * size)
     return torch.minimum(index, 2 * size - 1 - index)
 
@@ -254,7 +254,7 @@ class AdaptiveProbability(nn.Module):
 
     @torch.no_grad()
     def update(self, images_per_step: int) -> None:
-        """Once per step: moves the probability when `interval` steps have passed with something observed to go by.
+        """Moves the probability, if due: call it once per step; it acts after `interval` steps with observations.
 
         The move makes up for all the images of these steps. Before the first observation nothing changes.
 

@@ -41,7 +41,7 @@ def logistic_discriminator(real: torch.Tensor, fake: torch.Tensor, smoothing: fl
 
 
 def saturating_generator(real: torch.Tensor | None, fake: torch.Tensor) -> torch.Tensor:
-    """`log(1 - D(G(z)))` (GAN, equation 1): its gradient vanishes where the discriminator is sure."""
+    """`log(1 - D(G(z)))` (GAN, equation 1): its gradient vanishes where the discriminator is confident."""
     return -softplus(fake)
 
 
@@ -112,14 +112,14 @@ def squared_gradients(logits: torch.Tensor, *images: torch.Tensor) -> list[torch
     return [gradient.float().square().flatten(1).sum(1) for gradient in gradients]
 
 
-def interpolate(real: torch.Tensor, fake: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """Points between real and generated images, for [`lipschitz_penalty`] (WGAN-GP, algorithm 1).
+def interpolate(real: torch.Tensor, fake: torch.Tensor, fraction: torch.Tensor) -> torch.Tensor:
+    """Returns points between real and generated images, for [`lipschitz_penalty`] (WGAN-GP, algorithm 1).
 
     Args:
         real, fake (`torch.Tensor` of shape `(B, C, H, W)`): Images.
-        place (`torch.Tensor` of shape `(B,)`): Where between them, uniform in [0, 1).
+        fraction (`torch.Tensor` of shape `(B,)`): The weight of the real image, uniform in [0, 1).
     """
-    return fake + place.view(-1, 1, 1, 1) * (real - fake)
+    return fake + fraction.view(-1, 1, 1, 1) * (real - fake)
 
 
 def lipschitz_penalty(logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 def add_noise(clean: torch.Tensor, noise: torch.Tensor, alpha_cumprod: torch.Tensor) -> torch.Tensor:
-    """The noisy image `x_t` (DDPM, equation 4).
+    """Returns the noisy image `x_t` (DDPM, equation 4).
 
     Args:
         clean (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1].
@@ -23,7 +23,7 @@ def add_noise(clean: torch.Tensor, noise: torch.Tensor, alpha_cumprod: torch.Ten
 def target(
     prediction_type: str, clean: torch.Tensor, noise: torch.Tensor, alpha_cumprod: torch.Tensor
 ) -> torch.Tensor:
-    """What the network has to predict.
+    """Returns what the network has to predict.
 
     Args:
         prediction_type (`str`): `"epsilon"` (the noise), `"sample"` (the clean image) or `"v_prediction"`
@@ -45,7 +45,7 @@ def target(
 
 
 def loss_weight(prediction_type: str, alpha_cumprod: torch.Tensor, snr_gamma: float | None = None) -> torch.Tensor:
-    """The weight of each image's squared error.
+    """Returns the weight of each image's squared error.
 
     Without `snr_gamma` every weight is 1. With it the weight is min-SNR-γ (https://huggingface.co/papers/2303.09556),
     `min(snr, γ)` on the error of the clean image, whichever of the three the network predicts.
@@ -69,9 +69,9 @@ def loss_weight(prediction_type: str, alpha_cumprod: torch.Tensor, snr_gamma: fl
     return (a / b.clamp_min(1e-20)).clamp_max(snr_gamma)
 
 
-def squared_error(prediction: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of each image, in float32: shape `(B,)`."""
-    return (prediction.float() - wanted.float()).square().flatten(1).mean(1)
+def squared_error(prediction: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Returns the mean squared error of each image, in float32: shape `(B,)`."""
+    return (prediction.float() - expected.float()).square().flatten(1).mean(1)
 
 
 def noise_error(prediction_type: str, error: torch.Tensor, alpha_cumprod: torch.Tensor) -> torch.Tensor:

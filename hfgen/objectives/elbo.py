@@ -25,7 +25,7 @@ Number = TypeVar("Number", float, torch.Tensor)
 
 
 def precise(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The tensors in float32, or as they are if in float64."""
+    """Returns the tensors in float32, or as they are if in float64."""
     return tuple(x if x.dtype == torch.float64 else x.float() for x in tensors)
 
 
@@ -182,7 +182,7 @@ def log_likelihood(
             - `"bernoulli"`: probabilities of black (-1) and white (1); P = C logits of white.
             - `"logistic"`: probabilities of 8-bit levels; P = 2C, means then log-scales.
             - `"logistic_mixture"`: probabilities of 8-bit levels; see [`mixture_log_likelihood`].
-        variance (`float` or `torch.Tensor` of shape `()`, *optional*): Of the Gaussian, which needs it.
+        variance (`float` or `torch.Tensor` of shape `()`, *optional*): The variance of the Gaussian, which needs it.
         num_mixtures (`int`, *optional*, defaults to 5): Components of the mixture.
 
     Returns:
@@ -197,8 +197,8 @@ def log_likelihood(
 def discretised_gaussian(images: torch.Tensor, means: torch.Tensor, variance: float | torch.Tensor) -> torch.Tensor:
     """Log-probability of 8-bit images under a Gaussian decoder: its integral over the bins, the outer ones open.
 
-    This is what a Gaussian VAE's bits per dimension are to be stated with: its density can be raised without limit on
-    data that takes 256 values, and is comparable with nothing.
+    Use this to state bits per dimension of a Gaussian VAE: its density can be raised without limit on data that takes
+    256 values, so that it cannot be compared with anything.
 
     Args:
         images (`torch.Tensor` of shape `(B, C, H, W)`): On the levels of 8 bit.
@@ -215,7 +215,7 @@ def discretised_gaussian(images: torch.Tensor, means: torch.Tensor, variance: fl
 
 
 def optimal_variance(squared_error: torch.Tensor, count: int | torch.Tensor) -> torch.Tensor:
-    """The variance that maximises a Gaussian likelihood (σ-VAE, https://huggingface.co/papers/2006.13202, equation 4).
+    """Returns the most likely variance of a Gaussian (σ-VAE, https://huggingface.co/papers/2006.13202, equation 4).
 
     It is the mean squared error. The standard deviation has `exp(-6)` added, a third of an 8-bit step, which is the
     authors' soft clamp `log σ = softplus(log sqrt(mse) + 6) - 6` written out: no likelihood without bound.
@@ -261,10 +261,10 @@ def free_bits(kl_per_latent: torch.Tensor, floor: float) -> torch.Tensor:
 
 
 def kl_weight(fraction: float, warmup: float) -> float:
-    """Linear warm-up of the KL from 0 to 1 (https://huggingface.co/papers/1602.02282, section 2.3).
+    """Raises the weight of the KL linearly from 0 to 1 (https://huggingface.co/papers/1602.02282, section 2.3).
 
     Args:
-        fraction (`float`): How much of the training is done, in [0, 1].
+        fraction (`float`): The share of the training that is done, in [0, 1].
         warmup (`float`): The part of the training that warms up, in [0, 1].
     """
     if not 0 <= warmup <= 1:
@@ -325,7 +325,7 @@ def importance_bound(
 
 
 def active_units(means: torch.Tensor, threshold: float = 0.01) -> torch.Tensor:
-    """Number of latents whose posterior mean varies over the data (IWAE, section 5.2).
+    """Counts the latents whose posterior mean varies over the data (IWAE, section 5.2).
 
     Args:
         means (`torch.Tensor` of shape `(N, ...)`): Posterior means of N images: thousands rather than tens.

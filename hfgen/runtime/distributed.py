@@ -13,7 +13,7 @@ Table = dict[str, torch.Tensor]  # columns by name, one row for each image
 
 
 def batches_of_process(count: int, size: int, rank: int = 0, world_size: int = 1) -> list[list[int]]:
-    """The image numbers of each batch of one process: batches of `size` are dealt to the processes in turn."""
+    """Returns the image numbers of each batch of one process; batches of `size` are dealt to the processes in turn."""
     batches = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
     return batches[rank::world_size]
 
@@ -43,7 +43,7 @@ def map_over_processes(
     batches += every[-1:] * (-(-len(every) // world) - len(batches))
     collected: dict[str, list[torch.Tensor]] = {}
     main = accelerator.is_main_process
-    disable = True if not main else False if leave else None  # None: where nobody looks
+    disable = True if not main else False if leave else None  # None: if no terminal shows it
     with tqdm(total=count, desc=text, unit="img", disable=disable, leave=leave, dynamic_ncols=True) as bar:
         for batch in batches:
             for name, rows in make(batch).items():

@@ -16,10 +16,10 @@ class UserError(ValueError):
 
     @property
     def field(self) -> str | None:
-        """The option that the message is about: the first that it names."""
+        """Returns the option that the message is about: the first that it names."""
         match = OPTION.search(str(self))
         return match[1] if match else None
 
     def renamed(self, names: Mapping[str, str]) -> "UserError":
-        """The same error for a user to whom some options have other names."""
+        """Returns the same error for a user to whom some options have other names."""
         return UserError(OPTION.sub(lambda match: f"`{names.get(match[1], match[1])}`", str(self)))

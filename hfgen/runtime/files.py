@@ -20,7 +20,7 @@ def write_at_once(path: Path) -> Iterator[Path]:
     temporary is gone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The ending stays, as several writers look at it; the name is one that no other process takes.
+    # The suffix stays, as several writers need it; no other process uses the same name.
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         yield temporary

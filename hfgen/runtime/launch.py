@@ -22,32 +22,33 @@ from hfgen.runtime.errors import UserError
 
 
 def on_cpu() -> bool:
-    """Whether this run will train on the CPU."""
+    """Says whether this run will train on the CPU."""
     accelerated = torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
     return not accelerated or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
 
 
-def resolve_precision(wanted: str) -> str:
-    """`no`, `bf16` or `fp16` for what `mixed_precision` says.
+def resolve_precision(precision: str) -> str:
+    """Returns `no`, `bf16` or `fp16` for what `mixed_precision` says.
 
     Raises:
         UserError: For fp16 on a CPU, which accelerate would silently ignore.
     """
     cpu = on_cpu()
-    if wanted == "auto":
+    if precision == "auto":
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         if launched in ("bf16", "fp16"):  # asked for with `accelerate launch` or `accelerate config`
-            wanted = launched
+            precision = launched
         elif cpu:
             # Without these instructions bf16 is emulated and slower than float32.
-            wanted = "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "no"
+            fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+            precision = "bf16" if fast else "no"
         elif torch.cuda.is_available():
-            wanted = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+            precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
         else:
-            wanted = "no"
-    if wanted == "fp16" and cpu:
+            precision = "no"
+    if precision == "fp16" and cpu:
         raise UserError("`mixed_precision` fp16 does not exist on a CPU: use bf16 or no.")
-    return wanted
+    return precision
 
 
 def make_accelerator(
@@ -56,7 +57,7 @@ def make_accelerator(
     tracker: str | None = None,
     output_dir: str | None = None,
 ) -> Accelerator:
-    """The one place that configures Accelerate.
+    """Configures Accelerate; nothing else does.
 
     Args:
         mixed_precision (`str`, *optional*, defaults to `"no"`): `"no"`, `"bf16"`, `"fp16"` or `"auto"`.
@@ -65,7 +66,7 @@ def make_accelerator(
         output_dir (`str`, *optional*): The folder of the tracker's files.
 
     Raises:
-        UserError: If the launcher's idea of this run and Accelerate's differ, or a tracker is not installed.
+        UserError: If the launcher and Accelerate disagree on the processes, or a tracker is not installed.
     """
     cpu = on_cpu()
     precision = resolve_precision(mixed_precision)
@@ -76,7 +77,7 @@ def make_accelerator(
         if tracker not in [kind.value for kind in get_available_trackers()]:  # accelerate would drop it silently
             raise UserError(f"`logger` {tracker} is not installed: pip install {tracker}, or use another.")
     AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
-    # Without this hint torchrun on a machine without a GPU starts runs that each believe to be alone.
+    # Without this hint torchrun on a machine without a GPU starts runs that do not know of each other.
     try:
         accelerator = Accelerator(
             cpu=cpu,
@@ -115,19 +116,19 @@ def make_accelerator(
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Returns the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_name() -> str:
-    """What the processor calls itself."""
+    """Returns the name of the processor."""
     with contextlib.suppress(OSError, IndexError):  # on Linux alone
         return re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())[0]
     return platform.processor() or platform.machine()
 
 
 def describe(accelerator: Accelerator, precision: str) -> str:
-    """The machine, in words, for the first line of a run."""
+    """Describes the machine in words, for the first line of a run."""
     many = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
     if accelerator.device.type == "cpu":
         count = torch.get_num_threads()

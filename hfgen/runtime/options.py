@@ -60,8 +60,8 @@ def checked(kind: type, field: dataclasses.Field, value: Any) -> Any:
         return None
     values = value if many and isinstance(value, tuple) else (value,)
     if (many and not isinstance(value, tuple)) or not all(_fits(one, one_kind) for one in values):
-        wanted = f"{'a list of ' * many}{one_kind.__name__}{' or None' * optional}"
-        raise UserError(f"`{field.name}` is {value!r}, but must be {wanted}.")
+        expected = f"{'a list of ' * many}{one_kind.__name__}{' or None' * optional}"
+        raise UserError(f"`{field.name}` is {value!r}, but must be {expected}.")
     choices = field.metadata.get("choices") or ()
     for one in values if choices else ():
         if one not in choices:
@@ -72,14 +72,14 @@ def checked(kind: type, field: dataclasses.Field, value: Any) -> Any:
 @functools.cache
 def hints(kind: type) -> dict[str, tuple[type, bool, bool]]:
     """Returns, for each field: the type of its value or values, whether it may be None, and whether it has many."""
-    found = {}
+    kinds = {}
     for name, hint in typing.get_type_hints(kind).items():
         optional = isinstance(hint, types.UnionType)
         if optional:
             hint = next(part for part in typing.get_args(hint) if part is not type(None))
         many = typing.get_origin(hint) is tuple
-        found[name] = (typing.get_args(hint)[0] if many else hint, optional, many)
-    return found
+        kinds[name] = (typing.get_args(hint)[0] if many else hint, optional, many)
+    return kinds
 
 
 def _fits(value: Any, kind: type) -> bool:
@@ -89,7 +89,7 @@ def _fits(value: Any, kind: type) -> bool:
 
 
 def as_dict(configs: Iterable[Any]) -> dict[str, Any]:
-    """All values of some dataclasses in one flat, JSON-ready dict; secrets are left out."""
+    """Returns all values of some dataclasses in one flat, JSON-ready dict; secrets are left out."""
     return {
         field.name: list(value) if isinstance(value := getattr(config, field.name), tuple) else value
         for config in configs
@@ -115,7 +115,7 @@ def make(kinds: Sequence[type], values: Mapping[str, Any]) -> list[Any]:
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """A sentence that suggests the known name that is most like an unknown one."""
+    """Returns a sentence that suggests the known name that is most like an unknown one."""
     import difflib
 
     match = difflib.get_close_matches(name, list(known), n=1)

@@ -1,4 +1,4 @@
-"""Grids of images, who makes which of them, and PNG files that say what made them."""
+"""Grids of images, and PNG files that say what made them."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo, iTXt
 from hfgen.runtime.files import write_at_once
 from hfgen.runtime.version import __version__  # not the installed one: a Space only holds a copy
 
-# The mark of IPTC for media that a trained model made, or had a part in.
+# IPTC's mark for media that a trained model made entirely or in part.
 XMP = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
     '<rdf:Description xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" Iptc4xmpExt:DigitalSourceType='
@@ -22,17 +22,17 @@ XMP = (
 
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:
-    """`(B, C, H, W)` in [0, 1] to `(B, H, W, C)` in uint8."""
+    """Converts `(B, C, H, W)` in [0, 1] to `(B, H, W, C)` in uint8."""
     return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def to_pil(image: np.ndarray) -> Image.Image:
-    """`(H, W, C)` in uint8 to an image with 1, 3 or 4 channels."""
+    """Converts `(H, W, C)` in uint8 to an image with 1, 3 or 4 channels."""
     return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
 
 
 def make_grid(images: Sequence[np.ndarray], columns: int | None = None, cell: int = 64, gap: int = 4) -> Image.Image:
-    """A near-square grid of images of shape `(H, W, C)`, row by row.
+    """Makes a near-square grid of images of shape `(H, W, C)`, row by row.
 
     Small images are enlarged by a whole factor, without smoothing, to at most `cell` pixels; `gap` gray pixels part
     them.
@@ -49,7 +49,7 @@ def make_grid(images: Sequence[np.ndarray], columns: int | None = None, cell: in
 
 
 def notes(origin: dict[str, Any], composite: bool = False) -> dict[str, str]:
-    """What a PNG file says of its origin, by the key of the text: see [`save_png`]."""
+    """Returns what a PNG file says of its origin, by the key of the text: see [`save_png`]."""
     kind = "compositeWithTrainedAlgorithmicMedia" if composite else "trainedAlgorithmicMedia"
     return {
         "Source": str(origin["model"]),

@@ -1,9 +1,9 @@
-"""Seeds."""
+"""Seeds that are made of other values."""
 
 import hashlib
 from typing import Any
 
 
 def seed_from(*parts: Any) -> int:
-    """A seed that depends on all of `parts` and on nothing else."""
+    """Returns a seed that depends on all of `parts` and on nothing else."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "little")

@@ -20,7 +20,7 @@ from hfgen.training.options import RunOptions, collect
 from hfgen.training.recipe import FROZEN, Recipe
 from hfgen.training.run import Run
 
-FIRST = 256  # rows that a recipe looks at beforehand
+FIRST = 256  # rows that a recipe checks beforehand
 
 
 def train(
@@ -49,7 +49,7 @@ def train(
         [`Run`]: At its end; `run.folder.path` is the folder of the pipeline.
 
     Raises:
-        UserError: For whatever a user can put right.
+        UserError: For whatever a user can fix.
     """
     return run_training(collect(family, preset, command or call(family, preset, options), **options), say)
 
@@ -70,7 +70,7 @@ def run_training(options: RunOptions, say: Callable[[str], None] | None = None) 
 
 
 def call(family: str, preset: str | None, options: dict[str, Any]) -> str:
-    """The call of [`train`] as text, without secrets."""
+    """Returns the call of [`train`] as text, without secrets."""
     secret = ("hub_token",)
     preset_text = [f"preset={preset!r}"] if preset else []
     values = [f"{name}={'***' if name in secret else repr(value)}" for name, value in options.items()]
@@ -81,7 +81,7 @@ def prepare(options: RunOptions, say: Callable[[str], None] | None = None) -> Ru
     """Opens the data, makes the recipe and the run, and rehearses its end; nothing is trained yet.
 
     Raises:
-        UserError: For whatever a user can put right.
+        UserError: For whatever a user can fix.
     """
     training = options.training
     if training.push_to_hub:

@@ -22,13 +22,13 @@ class Evaluation:
 
     Args:
         config ([`TrainingConfig`]), data ([`DataConfig`]): The options.
-        sampler ([`~evaluation.sampling.Sampler`]): Of the networks as they are now: mistakes are to be seen before
-            training begins.
+        sampler ([`~evaluation.sampling.Sampler`]): Makes images with the networks as they are now, so that mistakes
+            are seen before training begins.
         accelerator (`Accelerator`): The processes.
         best (`Path`): The `run.json` of the best pipeline so far.
 
     Raises:
-        UserError: For metrics that do not fit, features that are not to be had, or data that cannot be read.
+        UserError: For metrics that do not fit, features that cannot be loaded, or data that cannot be read.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class Evaluation:
                 baseline=False,
                 leave_bars=False,
             )
-        except UserError as error:  # which speaks of the flags of evaluate.py
+        except UserError as error:  # whose options have the names of the verb `evaluate`
             names = {name: f"eval_{name}" for name in ("extractor", "extractor_weights", "metrics", "num_images")}
             raise error.renamed(names) from None
 
     def __call__(
         self, sampler: Sampler, images_seen: int
     ) -> tuple[dict[str, float], list[str], dict[str, Any] | None]:
-        """Measures.
+        """Measures what would be published now.
 
         Returns:
             The values to log and what a reader of them has to know, once, in the first process; and, in all of them,
@@ -89,19 +89,19 @@ class Evaluation:
                     "extractor": self.evaluator.extractor.fingerprint,
                     "num_images": self.config.eval_num_images,
                 }
-                found = measure | {"value": result.value, "images_seen": images_seen}
+                measured = measure | {"value": result.value, "images_seen": images_seen}
                 before = self._before(measure)
                 sign = 1 if result.better == "higher" else -1
                 if before is None or sign * (result.value or 0) > sign * before:
-                    best = [found]
+                    best = [measured]
                 break
         broadcast_object_list(best)
         return values, notes, best[0]
 
     def _before(self, measure: dict[str, Any]) -> float | None:
-        """The value of the best pipeline so far, if there is one that was measured in the same way."""
+        """Returns the value of the best pipeline so far, if there is one that was measured in the same way."""
         try:
-            found = json.loads(self.best.read_text())["evaluation"]
-            return found["value"] if measure.items() <= found.items() else None
+            evaluation = json.loads(self.best.read_text())["evaluation"]
+            return evaluation["value"] if measure.items() <= evaluation.items() else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None

@@ -34,11 +34,11 @@ class RunFolder:
 
     @property
     def model_id(self) -> str:
-        """The repository of the run on the Hub."""
+        """Returns the repository of the run on the Hub."""
         return self.options.training.hub_model_id or self.path.resolve().name
 
     def grid(self, images_seen: int) -> Path:
-        """The file of a sample grid."""
+        """Returns the file of a sample grid."""
         return self.path / "samples" / f"{images_seen:012d}.png"
 
     def last_good(self) -> str:
@@ -48,7 +48,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """For what writes files into the folder: says so if the system refuses."""
+        """Turns an error of the system, while files are written into the folder, into one line."""
         try:
             yield
         except OSError as error:
@@ -57,9 +57,9 @@ class RunFolder:
             raise UserError(f"`output_dir` {self.path} cannot be written: {error}. {self.last_good()}") from None
 
     def _find_checkpoint(self) -> Path | None:
-        """Decides whether to start or to go on, and from where, without touching anything."""
+        """Decides whether to start or to go on, and from which checkpoint; changes nothing."""
         training = self.options.training
-        wanted = training.resume_from_checkpoint
+        resumed = training.resume_from_checkpoint
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"`output_dir` {self.path} is a file: give a folder.")
         if self.path.resolve() not in self.logs.resolve().parents:
@@ -72,28 +72,28 @@ class RunFolder:
                 "another folder."
             )
         if training.overwrite_output_dir:
-            if wanted:
+            if resumed:
                 raise UserError(
-                    f"`overwrite_output_dir` and `resume_from_checkpoint` {wanted} exclude each other: give only one."
+                    f"`overwrite_output_dir` and `resume_from_checkpoint` {resumed} exclude each other: give only one."
                 )
             return None
         existing = checkpoint.list_checkpoints(self.path)
-        if wanted is None:
+        if resumed is None:
             if existing or self.file.exists():
                 raise UserError(
                     f"`output_dir` {self.path} already holds a run{self._difference()}. Go on with it (add "
                     "`resume_from_checkpoint` latest), delete it (`overwrite_output_dir`) or give another folder."
                 )
             return None
-        if wanted != "latest":
-            path = Path(wanted)
-            if not path.is_dir() and (self.path / wanted).is_dir():  # diffusers takes the bare name
-                path = self.path / wanted
+        if resumed != "latest":
+            path = Path(resumed)
+            if not path.is_dir() and (self.path / resumed).is_dir():  # diffusers takes the bare name
+                path = self.path / resumed
             if not (path / "state.json").is_file():
-                raise UserError(f"`resume_from_checkpoint` {wanted} is no checkpoint: give `latest` or its folder.")
+                raise UserError(f"`resume_from_checkpoint` {resumed} is no checkpoint: give `latest` or its folder.")
             if self.file.exists() and path.resolve().parent != self.path.resolve():
                 raise UserError(
-                    f"`resume_from_checkpoint` {wanted} belongs to another folder than `output_dir` {self.path}, "
+                    f"`resume_from_checkpoint` {resumed} belongs to another folder than `output_dir` {self.path}, "
                     "which holds a run of its own: give another `output_dir`."
                 )
             return path
@@ -112,7 +112,7 @@ class RunFolder:
         return self.difference(before)
 
     def difference(self, before: dict[str, Any]) -> str:
-        """Which of the options that must not change are not what they were: empty if all are."""
+        """Names the options that must not change and are not what they were; empty if all are."""
         changed = [
             f"`{name}` {before[name]} there, {value} here"
             for name, value in self.options.fixed.items()
@@ -139,5 +139,5 @@ class RunFolder:
                 path.unlink()
 
     def record(self, **progress: Any) -> dict[str, Any]:
-        """What `run.json` holds."""
+        """Returns what `run.json` holds."""
         return record(self.options.command, family=self.options.family.name, config=self.options.values, **progress)

@@ -42,23 +42,23 @@ class RunOptions:
 
     @property
     def values(self) -> dict[str, Any]:
-        """Every option by name, JSON-ready, but for secrets."""
+        """Returns every option by name, JSON-ready, but for secrets."""
         return as_dict(self.parts)
 
     @property
     def fixed(self) -> dict[str, Any]:
-        """Those that a resumed run cannot change."""
+        """Returns the options that a resumed run cannot change."""
         fields = [field for part in self.parts for field in dataclasses.fields(part)]
         resumable = {field.name for field in fields if field.metadata.get("resumable")}
         return {name: value for name, value in self.values.items() if name not in resumable}
 
     def left_open(self, name: str, *values: Any) -> bool:
-        """Whether one of some values of an option leaves it to data or machine."""
+        """Says whether one of some values of an option leaves it to data or machine."""
         fields = {field.name: field for part in self.parts for field in dataclasses.fields(part)}
         return bool(fields[name].metadata.get("resolved")) and any(value in (None, "auto") for value in values)
 
     def resolve(self, info: Any, machine: Machine, precision: str) -> "RunOptions":
-        """The options with numbers in place of what was left to the data and the machine.
+        """Returns the options with numbers in place of what was left to the data and the machine.
 
         Args:
             info ([`~data.info.DataInfo`]): What is known of the data.
@@ -86,7 +86,7 @@ def check_together(own: Any, data: DataConfig, training: TrainingConfig) -> None
 
 
 def option_kinds(family: Family) -> tuple[type, type, type]:
-    """The dataclasses that hold the options of a run."""
+    """Returns the dataclasses that hold the options of a run."""
     return DataConfig, TrainingConfig, family.load("options")
 
 
@@ -117,7 +117,7 @@ def collect(family: str | Family, preset: str | None = None, command: str = "", 
     values = read_record(family, values | given) or values
     data, training, own = make(option_kinds(family), values | given)
     if data.dataset_name in (None, DIGITS) and data.train_data_dir is None and data.resolution is None:
-        data = dataclasses.replace(data, resolution=16)  # 8x8 as they come are too few pixels to please the eye
+        data = dataclasses.replace(data, resolution=16)  # 8x8, their own size, are too few pixels to look at
     check_together(own, data, training)
     if data.streaming and training.max_train_steps is None:
         raise UserError("`streaming` has no epochs: give the length with `max_train_steps`.")
@@ -126,22 +126,23 @@ def collect(family: str | Family, preset: str | None = None, command: str = "", 
 
 
 def default_folder(family: Family, values: Mapping[str, Any]) -> str:
-    """The folder of a run that is given none."""
+    """Returns the folder of a run whose options name none."""
     source = values.get("train_data_dir") or values.get("dataset_name") or DIGITS
     return f"out/{family.name}-{Path(source).resolve().name}"
 
 
 def read_record(family: Family, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that the run had which is to be resumed, so that it goes on by its own, and not by new defaults.
+    """Reads the options of the run that is to be resumed, so that it goes on by its own, and not by new defaults.
 
     Raises:
         UserError: If it is a run of another family.
     """
-    wanted = values.get("resume_from_checkpoint")
-    if wanted is None or values.get("overwrite_output_dir"):
+    resumed = values.get("resume_from_checkpoint")
+    if resumed is None or values.get("overwrite_output_dir"):
         return {}
     folder = Path(values.get("output_dir") or default_folder(family, values))
-    file = folder / "run.json" if wanted == "latest" or not Path(wanted).is_dir() else Path(wanted).parent / "run.json"
+    beside = resumed != "latest" and Path(resumed).is_dir()  # a checkpoint's record lies beside it
+    file = (Path(resumed).parent if beside else folder) / "run.json"
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         config, before = dict(record["config"]), record["family"]
@@ -151,6 +152,6 @@ def read_record(family: Family, values: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"`output_dir` {folder} holds a run of {before}, not of {family.name}: give another folder.")
     known = {field.name for kind in option_kinds(family) for field in dataclasses.fields(kind)}
     kept = {name: value for name, value in config.items() if name in known}
-    for name in ("output_dir", "resume_from_checkpoint", "overwrite_output_dir"):  # where and how, not what
+    for name in ("output_dir", "resume_from_checkpoint", "overwrite_output_dir"):  # not what is trained
         kept.pop(name, None)
     return kept

@@ -48,7 +48,7 @@ class Publisher:
 
     @contextlib.contextmanager
     def pipeline(self, batches: Iterator[Batch] | None = None) -> Iterator[Any]:
-        """The pipeline of what has been learnt by now; with `batches`, what is fitted to it afterwards, too."""
+        """Makes the pipeline of what has been learnt by now; with `batches`, with what is fitted after training."""
         published = self.engine.published
         training = [module for module in published.values() if module.training]
         for module in training:
@@ -61,7 +61,7 @@ class Publisher:
                 module.train()
 
     def batches(self) -> Iterator[Batch]:
-        """The training images from the beginning of the run, without end, the same ones in every process."""
+        """Yields training images from the beginning of the run, without end, the same ones in every process."""
         engine, size = self.engine, self.engine.schedule.micro_batch
 
         def read(start: int) -> Batch:
@@ -71,7 +71,7 @@ class Publisher:
         return map(read, itertools.count(step=size))
 
     def sampler(self, pipeline: Any) -> Sampler:
-        """What makes the images of sample grids and evaluations, from seeds."""
+        """Returns what makes the images of sample grids and evaluations, from seeds."""
         return Sampler(pipeline, self.recipe.sampling, name=str(self.folder.path), autocast=self.accelerator.autocast)
 
     def sample_grid(self, pipeline: Any, images_seen: int) -> None:
@@ -95,7 +95,7 @@ class Publisher:
         self._grid_at = images_seen
 
     def origin(self, images_seen: int) -> dict[str, Any] | None:
-        """What PNG files say of the model that made them."""
+        """Returns what PNG files say of the model that made them."""
         if not self.config.provenance:
             return None
         return {"model": self.folder.model_id, "images_seen": images_seen, "seed": self.config.seed}
@@ -110,7 +110,7 @@ class Publisher:
             last (`bool`): Whether the run is at its end, which has a push of its own.
         """
         images_seen = record["images_seen"]
-        # In the midst of a stream its images cannot be had once more.
+        # During a stream its images cannot be read again.
         rows = self.recipe.card_images(self.engine.published, self.batches()) if last or not self.streaming else []
         if self._grid_at != images_seen:
             self.sample_grid(pipeline, images_seen)
@@ -137,9 +137,9 @@ class Publisher:
     # The rehearsal
 
     def rehearse(self, record: dict[str, Any]) -> None:
-        """Does in small, before the hours, what the run will do at its end: samples an image in the fewest steps,
+        """Tries out, before hours of training, what the run will do at its end: samples an image in the fewest steps,
         writes all of the pipeline but its weights into a temporary folder, and compares its files with what the run's
-        folder holds and its bytes with the room on the disk. Random numbers are as if it had not happened.
+        folder holds and its bytes with the room on the disk. The state of random numbers is restored afterwards.
 
         For the first process.
 
@@ -175,7 +175,7 @@ class Publisher:
             )
 
     def _check_disk(self, weights: int) -> None:
-        """Compares what the run will write with the room that there is."""
+        """Compares what the run will write with the room on the disk."""
         live = [self.engine.modules[name] for name, n in self.engine.networks.items() if n.role != "frozen"]
         averaged = list(self.engine.ema.modules.values()) if self.engine.ema else []
         moments = 2 * sum(size(p) for part in self.engine.parameters.values() for p in part.values())
@@ -221,7 +221,7 @@ def save_all_but_weights(pipeline: Any, folder: Path) -> int:
 
 
 def module_size(module: nn.Module) -> int:
-    """The bytes of a module's weights and buffers."""
+    """Returns the bytes of a module's weights and buffers."""
     return sum(map(size, module.state_dict().values()))
 
 

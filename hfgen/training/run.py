@@ -161,7 +161,7 @@ class Run:
         return self.schedule.due(interval, self.images_seen)
 
     def _between_steps(self) -> None:
-        """Does what is due. Repeated at the same position, it changes nothing."""
+        """Does what is due. Repeated at the same position, it gives the same files."""
         if self.publisher.pushes:
             self.publisher.pushes.poll()
         schedule = self.schedule
@@ -205,7 +205,7 @@ class Run:
             self.publisher.pushes.finish()
 
     def _stop_asked(self, signals: StopSignal) -> bool:
-        """Whether any process was told to stop. On GPUs the processes ask each other only when they log, for speed."""
+        """Says whether any process was told to stop. On GPUs they ask each other only when they log, for speed."""
         if self.accelerator.num_processes == 1:
             self.stopped_by = signals.number or 0
         elif self.device.type == "cpu" or self._due(self.schedule.logging):
@@ -276,7 +276,7 @@ class Run:
         return bool(state["has_metrics"])
 
     def _parameters(self) -> dict[str, int]:
-        """How many parameters each network that is not frozen has."""
+        """Counts the parameters of each network that is not frozen."""
         return {
             name: sum(parameter.numel() for parameter in network.module.parameters())
             for name, network in self.engine.networks.items()
@@ -300,7 +300,7 @@ class Run:
         }
 
     def record(self, **more: Any) -> dict[str, Any]:
-        """What `run.json` holds now."""
+        """Returns what `run.json` holds now."""
         return self.folder.record(**self._progress(), **more)
 
     def write_record(self) -> None:

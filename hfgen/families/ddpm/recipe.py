@@ -6,7 +6,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 from torch import nn
 
-from hfgen.data.cache import DataInfo
+from hfgen.data.info import DataInfo
 from hfgen.families.ddpm.options import DDPMConfig
 from hfgen.models.unet2d import build_unet, level_sizes, use_plain_attention_, zero_init_
 from hfgen.objectives import denoising
@@ -31,7 +31,7 @@ class DDPMRecipe(Recipe):
 
     Args:
         config ([`DDPMConfig`]): The options.
-        info ([`~data.images.DataInfo`]): Size, channels and classes of the images.
+        info ([`~data.info.DataInfo`]): Size, channels and classes of the images.
 
     Raises:
         UserError: If network and data do not fit.
@@ -68,12 +68,12 @@ class DDPMRecipe(Recipe):
 
     @property
     def null_class(self) -> int | None:
-        """The class that stands for "no class"; `None` without classes or without label dropout."""
+        """Returns the class that stands for "no class"; `None` without classes or without label dropout."""
         return len(self.class_names) if self.class_names and self.config.label_dropout else None
 
     @property
     def guidance_scale(self) -> float:
-        """Guidance by default; none without a class for "no class"."""
+        """Returns the default guidance of the pipeline; 1, which is none, without a class for "no class"."""
         return self.config.guidance_scale if self.null_class is not None else 1.0
 
     def _unet(self, info: DataInfo) -> UNet2DModel:
@@ -95,10 +95,11 @@ class DDPMRecipe(Recipe):
                     classes,
                 )
             except ValueError as error:
-                given = " ".join(map(str, config.block_out_channels))
-                flag = "attention_resolutions" if "attention" in str(error) else "resolution"
+                channels = " ".join(map(str, config.block_out_channels))
+                name = "attention_resolutions" if "attention" in str(error) else "resolution"
                 raise UserError(
-                    f"`{flag}` does not fit `resolution` {info.resolution} and `block_out_channels` {given}: {error}"
+                    f"`{name}` does not fit `resolution` {info.resolution} and `block_out_channels` {channels}: "
+                    f"{error}"
                 ) from None
         path = config.model_config_name_or_path
         try:
@@ -110,9 +111,9 @@ class DDPMRecipe(Recipe):
             ) from None
         embeds = loaded.get("num_class_embeds")
         if (embeds or 0) != (classes or 0):
-            wanted = f"{classes}, 'no class' included," if config.label_dropout and classes else str(classes or 0)
+            needed = f"{classes}, 'no class' included," if config.label_dropout and classes else str(classes or 0)
             raise UserError(
-                f"`model_config_name_or_path` {path} has num_class_embeds {embeds or 0}, but this run has {wanted} "
+                f"`model_config_name_or_path` {path} has num_class_embeds {embeds or 0}, but this run has {needed} "
                 "classes: change the file, `class_conditional` or `label_dropout`."
             )
         for key in ("in_channels", "out_channels"):

@@ -36,7 +36,7 @@ class GANConfig(Options):
     class_conditional: bool = option(False, "train on the labels, for sampling by class")
     objective: str = option(
         "relativistic",
-        "what the two networks play for",
+        "what the two networks minimise",
         choices=("relativistic", "nonsaturating", "saturating", "least_squares", "hinge", "wasserstein"),
     )
     label_smoothing: float = option(0.0, "lowers the target of real images from 1 by this much")
@@ -62,7 +62,7 @@ class GANConfig(Options):
 
     @property
     def penalised(self) -> bool:
-        """Whether the discriminator's loss contains a derivative of the discriminator."""
+        """Says whether the discriminator's loss contains a derivative of the discriminator."""
         return bool(self.r1_gamma or self.r2_gamma or self.lipschitz_weight)
 
     def validate(self) -> None:
@@ -112,8 +112,8 @@ class GANConfig(Options):
             )
         if self.truncation != 1 and self.architecture != "stylegan2":
             raise UserError(
-                f"`truncation` {self.truncation}: {self.architecture} has no mean latent to draw near to. Leave it "
-                "out, or use stylegan2."
+                f"`truncation` {self.truncation}: {self.architecture} has no mean latent to move towards. Leave "
+                "it out, or use stylegan2."
             )
         if self.spectral_norm and self.architecture not in ("mlp", "dcgan"):
             raise UserError(

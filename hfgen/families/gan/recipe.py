@@ -7,7 +7,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from hfgen.data.cache import DataInfo
+from hfgen.data.info import DataInfo
 from hfgen.families.gan.networks import make_networks
 from hfgen.families.gan.options import GANConfig
 from hfgen.objectives.adaptive_augmentation import AdaptiveProbability, augment
@@ -34,7 +34,7 @@ class GANRecipe(Recipe):
 
     Args:
         config ([`GANConfig`]): The options.
-        info ([`~data.images.DataInfo`]): Size, channels and classes of the images.
+        info ([`~data.info.DataInfo`]): Size, channels and classes of the images.
 
     Raises:
         UserError: If networks and data do not fit.
@@ -100,8 +100,8 @@ class GANRecipe(Recipe):
         config = self.config
         real, penalties = batch["image"].detach(), {}
         if progress.step % config.penalty_interval == 0:
-            wanted = (("r1", config.r1_gamma, real), ("r2", config.r2_gamma, fake))
-            penalties = {name: (weight, images.requires_grad_()) for name, weight, images in wanted if weight}
+            penalised = (("r1", config.r1_gamma, real), ("r2", config.r2_gamma, fake))
+            penalties = {name: (weight, images.requires_grad_()) for name, weight, images in penalised if weight}
         real_seen, fake_seen = self._augment(batch, real), self._augment(batch, fake)
         if self.discriminator.mixes_samples:
             real_logits, fake_logits = self._judge(real_seen, labels), self._judge(fake_seen, labels)
@@ -124,8 +124,8 @@ class GANRecipe(Recipe):
         }
         if penalties:  # both from one backward pass: no logit depends on an image of the other kind
             logits = torch.cat([real_logits, fake_logits])
-            found = squared_gradients(logits, *(images for _, images in penalties.values()))
-            for (name, (weight, _)), penalty in zip(penalties.items(), found, strict=True):
+            values = squared_gradients(logits, *(images for _, images in penalties.values()))
+            for (name, (weight, _)), penalty in zip(penalties.items(), values, strict=True):
                 loss = loss + config.penalty_interval * weight / 2 * penalty.mean()
                 metrics[name] = penalty.mean().detach()
         if config.lipschitz_weight:
@@ -153,7 +153,7 @@ class GANRecipe(Recipe):
         return self.discriminator(images, labels).logits
 
     def _augment(self, batch: Batch, images: torch.Tensor) -> torch.Tensor:
-        """What the discriminator sees: penalties are taken with respect to the image before."""
+        """Augments what the discriminator sees; penalties are taken with respect to the image before that."""
         probability = self.adaptive.probability if self.adaptive is not None else self.config.augment_probability
         if self.adaptive is None and not self.config.augment_probability:
             return images
@@ -172,7 +172,7 @@ class GANRecipe(Recipe):
 
 
 def within_class_scatter(images: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-    """How much the images of a batch differ: their squared distance from their mean, or from that of their class.
+    """Measures how the images of a batch differ: their squared distance from their mean, or from that of their class.
 
     The mean squared distance of two images is twice their variance. Between classes there is always some, whatever a
     generator makes of its latents; so only what differs within a class counts.
@@ -195,7 +195,7 @@ class Alarms:
     """Says in plain words when a GAN goes wrong, once for each time that it does.
 
     Args:
-        config ([`GANConfig`]): What is in use already, and need not be advised.
+        config ([`GANConfig`]): What is in use already is not advised.
         patience (`int`, *optional*, defaults to 50000): Images over which a sign must last.
     """
 
@@ -205,7 +205,7 @@ class Alarms:
         self._told: set[str] = set()
 
     def __call__(self, means: dict[str, float], images_seen: int) -> list[str]:
-        """Looks at the means of an interval of steps that ended at `images_seen`."""
+        """Returns warnings about the means of an interval of steps that ended at `images_seen`."""
         ranked, diversity = means.get("ranked_right", math.nan), means.get("diversity", math.nan)
         saturated = (
             f"the discriminator is saturated: it tells {ranked:.1%} of the pairs apart, and the generator learns "

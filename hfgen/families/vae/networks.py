@@ -34,12 +34,12 @@ class Flat:
         return self.network(**shared, **{name: getattr(config, option) for name, option in self.options.items()})
 
     def latents(self, vae: Any, encoded: Any, random: Any) -> torch.Tensor:
-        """Latents of a batch, drawn with its random numbers."""
+        """Draws latents of a batch, with its random numbers."""
         posterior = encoded.latent_dist
         return posterior.mean + posterior.std * random.normal(*vae.latent_shape)
 
     def divergence(self, posterior: Any, latents: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The KL divergence `(B, parts)` of each part of the latents in nats, and metrics."""
+        """Computes the KL divergence `(B, parts)` of each part of the latents in nats, and metrics."""
         divergence = elbo.gaussian_kl(posterior.mean, posterior.logvar).flatten(1)
         means, logvars = posterior.mean.detach().flatten(1), posterior.logvar.detach().flatten(1)
         return divergence, {
@@ -50,13 +50,13 @@ class Flat:
     def cost(
         self, vae: Any, encoded: Any, random: Any, config: VAEConfig, fraction: float
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Latents of a batch, their weighted cost in nats per image, and metrics.
+        """Computes latents of a batch, their weighted cost in nats per image, and metrics.
 
         Args:
             vae, encoded: The network, and what its encoder made of the batch.
             random ([`~training.random.StepRandom`]): The random numbers of the batch.
             config ([`VAEConfig`]): The options.
-            fraction (`float`): How much of the run is done.
+            fraction (`float`): The share of the run that is done.
         """
         latents = self.latents(vae, encoded, random)
         divergence, metrics = self.divergence(encoded.latent_dist, latents)
@@ -68,7 +68,7 @@ class Flat:
         return latents, weight * elbo.free_bits(divergence, config.free_bits), metrics
 
     def decode(self, vae: Any, encoded: Any, latents: torch.Tensor, labels: torch.Tensor | None) -> Any:
-        """Images of the latents that `cost` returned last."""
+        """Decodes the latents that `cost` returned last."""
         return vae.decode(latents, labels)
 
     def after_step(self, vae: Any) -> None:
@@ -104,8 +104,8 @@ class Quantised(Flat):
         latents = encoded.latents
         quantised = vae.quantize(latents)
         vae.observe(latents.detach(), quantised.indices)
-        codes = quantised.indices[0].numel()
-        rate = torch.tensor(codes * math.log(config.num_vq_embeddings), device=latents.device)  # any is as likely
+        codes = quantised.indices[0].numel()  # each of them equally likely
+        rate = torch.tensor(codes * math.log(config.num_vq_embeddings), device=latents.device)
         metrics = {"rate": rate, "perplexity": vae.perplexity, "dead_codes": vae.dead_codes.clone()}
         return quantised.latents, config.commitment_weight * quantised.commitment.mean(), metrics
 

@@ -15,13 +15,13 @@ class VAEConfig(Options):
     architecture: str = option("residual", "the network", choices=("conv", "residual", "hierarchical", "vq"))
     latent_channels: int | None = option(
         None,
-        "latents: all of conv and residual, per place of the others (default: 32; hierarchical 8, vq 16)",
+        "latents: all of conv and residual, per position of the others (default: 32; hierarchical 8, vq 16)",
         resolved=True,
     )
     block_out_channels: tuple[int, ...] | None = option(
         None, "channels of each level, from the full size down (default: those of the architecture)", resolved=True
     )
-    spatial_latent: bool = option(False, "latents for each place of the smallest feature map (residual)")
+    spatial_latent: bool = option(False, "latents for each position of the smallest feature map (residual)")
     num_vq_embeddings: int = option(256, "size of the codebook (vq)")
     class_conditional: bool = option(False, "train on the labels, for sampling by class")
     likelihood: str = option(
@@ -62,7 +62,7 @@ class VAEConfig(Options):
 
     @property
     def level(self) -> float | None:
-        """How strongly the images of the task are degraded."""
+        """Returns how strongly the images of the task are degraded."""
         return self.task_level or {None: None, "denoise": 0.3, "super_resolve": 2.0}[self.task]
 
     def validate(self) -> None:
@@ -91,11 +91,11 @@ class VAEConfig(Options):
             raise UserError(f"`spatial_latent` is for residual, not for {self.architecture}: leave it out.")
         if self.architecture == "vq" and (self.beta != 1 or self.kl_warmup or self.free_bits):
             raise UserError(
-                "`beta`, `kl_warmup` and `free_bits` weigh a KL divergence, which vq has none of: leave them out, and "
+                "`beta`, `kl_warmup` and `free_bits` weigh a KL divergence, and vq has none: leave them out, and "
                 "see `commitment_weight`."
             )
         if self.task_level is not None and self.task is None:
-            raise UserError(f"`task_level` {self.task_level} is the level of no task: give `task`.")
+            raise UserError(f"`task_level` {self.task_level} has no task to be the level of: give `task`.")
         if self.task == "super_resolve" and (self.level in (None, 1) or self.level != int(self.level or 0)):
             raise UserError(f"`task_level` {self.task_level}: the factor must be a whole number from 2 on.")
 

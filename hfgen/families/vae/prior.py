@@ -35,7 +35,7 @@ def fit_mixture(
         num_classes (`int`, *optional*):
             Number of classes; by default as many as the labels show.
         seed (`int`, *optional*, defaults to 0):
-            Of the k-means.
+            The seed of the k-means.
 
     Returns:
         [`GaussianMixturePrior`], on the CPU.
@@ -65,15 +65,15 @@ def fit_mixture(
     classes = None if labels is None else labels.cpu().numpy()
     number = 1 if classes is None else num_classes or int(classes.max()) + 1
     groups = [inside] if classes is None else [inside[classes == label] for label in range(number)]
-    found = [
+    fits = [
         _fit(group, max(1, num_components // number), 1e-3 * flat.var(), seed) if len(group) else None
         for group in groups
     ]
-    mixtures = [mixture for mixture in found if mixture is not None]
+    mixtures = [mixture for mixture in fits if mixture is not None]
     weights = np.zeros((number, sum(len(mixture.weights_) for mixture in mixtures)))
-    overall = np.concatenate([len(g) / len(flat) * m.weights_ for g, m in zip(groups, found, strict=True) if m])
+    overall = np.concatenate([len(g) / len(flat) * m.weights_ for g, m in zip(groups, fits, strict=True) if m])
     start = 0
-    for row, mixture in zip(weights, found, strict=True):
+    for row, mixture in zip(weights, fits, strict=True):
         if mixture is None:  # a class that is not among the labels is drawn as all together are
             row[:] = overall
         else:
@@ -98,11 +98,11 @@ def fit_mixture(
 
 
 def _fit(points: np.ndarray, num_components: int, regularisation: float, seed: int) -> Any:
-    """A fitted `sklearn.mixture.GaussianMixture` of points `(B, N)`."""
+    """Fits a `sklearn.mixture.GaussianMixture` to points `(B, N)`."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
-    if len(points) == 1:  # scikit-learn wants two
+    if len(points) == 1:  # scikit-learn needs two
         points = np.repeat(points, 2, axis=0)
     mixture = GaussianMixture(min(num_components, len(points)), reg_covar=regularisation, random_state=seed)
     with warnings.catch_warnings():

@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 from torch.nn import functional as F
 
-from hfgen.data.cache import DataInfo
+from hfgen.data.info import DataInfo
 from hfgen.families.vae.networks import ARCHITECTURES
 from hfgen.families.vae.options import VAEConfig
 from hfgen.families.vae.prior import fit_mixture
@@ -59,9 +59,9 @@ class RunningVariance(nn.Module):
 
     @torch.no_grad()
     def update_(self, variance: torch.Tensor) -> None:
-        """Once per step: moves `variance` towards what was observed; the first observation replaces it."""
-        found = elbo.optimal_variance(self.error_sum, self.error_count)
-        variance.lerp_(found, torch.where(self.observed > 0, MOMENTUM, 1.0))
+        """Moves `variance`, once per step, towards what was observed; the first observation replaces it."""
+        optimum = elbo.optimal_variance(self.error_sum, self.error_count)
+        variance.lerp_(optimum, torch.where(self.observed > 0, MOMENTUM, 1.0))
         self.observed.fill_(1.0)
         self.error_sum.zero_()
         self.error_count.zero_()
@@ -72,7 +72,7 @@ class VAERecipe(Recipe):
 
     Args:
         config ([`VAEConfig`]): The options.
-        info ([`~data.images.DataInfo`]): Size, channels and classes of the images.
+        info ([`~data.info.DataInfo`]): Size, channels and classes of the images.
 
     Raises:
         UserError: If network and data do not fit.
@@ -166,15 +166,13 @@ class VAERecipe(Recipe):
         return self._alarm(means, images_seen)
 
     def fit(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> GaussianMixturePrior | None:
-        """A prior, fitted to the latents of training images."""
+        """Fits a prior to the latents of training images."""
         return self._fit_prior(modules["vae"], batches) if self.config.prior_components else None
 
     def pipeline(self, modules: dict[str, nn.Module], fitted: Any = None) -> DiffusionPipeline:
         vae: Any = modules["vae"]
         prior = fitted
-        if (
-            prior is None and not self.architecture.has_prior
-        ):  # which cannot do without: N(0, I), so any code at any place
+        if prior is None and not self.architecture.has_prior:  # N(0, I), which draws any code at any position
             prior = GaussianMixturePrior(vae.latent_shape, num_class_embeds=vae.config.num_class_embeds)
             prior.to(next(vae.parameters()).device)
         names = dict(enumerate(self.class_names)) if self.class_names else None
@@ -182,20 +180,20 @@ class VAERecipe(Recipe):
 
     @torch.no_grad()
     def card_images(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> list[torch.Tensor]:
-        """Training images and their reconstructions; for a task, what was given, the answer, and the images."""
+        """Returns training images and their reconstructions; for a task, degraded, restored and real ones."""
         batch = next(batches)
         shown, labels = slice(0, RECONSTRUCTED), batch["label"] if self.class_names else None
-        given = degrade(batch, self.config.task, self.config.level)
-        again = modules["vae"](given, labels).sample
-        rows = [given, again] if self.config.task is None else [given, again, batch["image"]]
+        degraded = degrade(batch, self.config.task, self.config.level)
+        restored = modules["vae"](degraded, labels).sample
+        rows = [degraded, restored] if self.config.task is None else [degraded, restored, batch["image"]]
         return [(row[shown].float() / 2 + 0.5).clamp(0, 1) for row in rows]
 
     @torch.no_grad()
     def _fit_prior(self, vae: Any, batches: Iterator[Batch]) -> GaussianMixturePrior:
         latents: list[torch.Tensor] = []
         labels: list[torch.Tensor] = []
-        wanted = min(PRIOR_SAMPLE, 4 * (self.num_images or PRIOR_SAMPLE))
-        while sum(map(len, latents)) < wanted:
+        needed = min(PRIOR_SAMPLE, 4 * (self.num_images or PRIOR_SAMPLE))
+        while sum(map(len, latents)) < needed:
             batch = next(batches)
             classes = batch["label"] if self.class_names else None
             encoded = vae.encode(degrade(batch, self.config.task, self.config.level), classes)
@@ -210,7 +208,7 @@ class VAERecipe(Recipe):
 
 
 def degrade(batch: Batch, task: str | None, level: float | None) -> torch.Tensor:
-    """What the encoder sees: the images, or, for a task, noisy or coarse ones of the same size."""
+    """Returns what the encoder sees: the images, or, for a task, noisy or coarse ones of the same size."""
     images = batch["image"]
     if task == "denoise":
         noise = batch.random.normal(*images.shape[1:])
@@ -233,7 +231,7 @@ class CollapseAlarm:
     """Says in plain words, once, when the latents carry nothing.
 
     Args:
-        config ([`VAEConfig`]): What is in use already, and need not be advised.
+        config ([`VAEConfig`]): What is in use already is not advised.
         patience (`int`, *optional*, defaults to 20000): Images over which the sign must last.
     """
 
@@ -243,7 +241,7 @@ class CollapseAlarm:
         self._told = False
 
     def __call__(self, means: dict[str, float], images_seen: int) -> list[str]:
-        """Looks at the means of an interval of steps that ended at `images_seen`."""
+        """Returns warnings about the means of an interval of steps that ended at `images_seen`."""
         if self.config.architecture == "vq":
             collapsed = means.get("perplexity", math.inf) < 2
             text = (
@@ -261,7 +259,7 @@ class CollapseAlarm:
             ]
             text = (
                 f"the posterior has collapsed: the latents carry {rate:.2f} nats per image, so every sample is the "
-                "mean image. The KL divergence weighs too much beside the likelihood: see that neither is averaged "
+                "mean image. The KL divergence weighs too much beside the likelihood: check that neither is averaged "
                 f"over what the other sums. Try {', '.join(remedies) or 'another `seed`'}."
             )
         if not collapsed:
