@@ -107,7 +107,7 @@ class Family:
         return None
 
     def preset_values(self, name: str) -> dict[str, Any]:
-        """The values of a preset.
+        """Returns the values of a preset.
 
         Raises:
             UserError: For an unknown name; the nearest one is suggested.
@@ -186,12 +186,12 @@ def find_family(name: str) -> Family:
 
 
 def pipeline_entries() -> dict[str, PipelineEntry]:
-    """What is known of each pipeline class, by the name that `model_index.json` has for it."""
+    """Returns the declared entry of each pipeline class, by the name that `model_index.json` has for it."""
     return {entry.class_name: entry for family in families().values() for entry in family.pipelines}
 
 
 def family_of(class_name: str) -> Family | None:
-    """The family whose checkpoints hold that pipeline class."""
+    """Returns the family whose checkpoints hold that pipeline class."""
     return next(
         (f for f in families().values() for entry in f.pipelines if entry.class_name == class_name),
         None,

@@ -58,7 +58,7 @@ class RunOptions:
         return bool(fields[name].metadata.get("resolved")) and any(value in (None, "auto") for value in values)
 
     def resolve(self, info: Any, machine: Machine, precision: str) -> "RunOptions":
-        """The options with numbers in place of what was left to the data and the machine.
+        """Returns the options with numbers in place of what was left to the data and the machine.
 
         Args:
             info ([`~data.info.DataInfo`]): What is known of the data.
@@ -86,7 +86,7 @@ def check_together(own: Any, data: DataConfig, training: TrainingConfig) -> None
 
 
 def option_kinds(family: Family) -> tuple[type, type, type]:
-    """The dataclasses that hold the options of a run."""
+    """Returns the dataclasses that hold the options of a run."""
     return DataConfig, TrainingConfig, family.load("options")
 
 
@@ -125,13 +125,13 @@ def collect(family: str | Family, preset: str | None = None, command: str = "", 
 
 
 def default_folder(family: Family, values: Mapping[str, Any]) -> str:
-    """The folder of a run that is given none."""
+    """Returns the folder of a run for which none was given."""
     source = values.get("train_data_dir") or values.get("dataset_name") or DIGITS
     return f"out/{family.name}-{Path(source).resolve().name}"
 
 
 def read_record(family: Family, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that the run had which is to be resumed, so that it goes on by its own, and not by new defaults.
+    """Reads the options of the run that is to be resumed, so that it goes on by its own, and not by new defaults.
 
     Raises:
         UserError: If it is a run of another family.
