@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.forked import Forked
 
+from helpers.forked import Forked
 from hfgen.commands.cli import spell
 from hfgen.commands.main import load
 from hfgen.registry import families

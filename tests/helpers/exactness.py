@@ -3,9 +3,9 @@
 import time
 
 import torch
-from helpers import metrics, run, start
 from safetensors.torch import load_file
 
+from helpers import metrics, run, start
 from hfgen.training import checkpoint
 
 

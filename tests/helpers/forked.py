@@ -1,4 +1,4 @@
-"""Programs in forks of a process that has imported the libraries already: as far apart as started ones, and there at once.
+"""Programs in forks of a process that has imported the libraries: as far apart as started ones, and there at once.
 
 A program reads what it imports in its environment only when it is started for real: what depends on `HF_ENDPOINT` and
 the like has to be.
