@@ -16,7 +16,7 @@ quality:  ## lint, formatting and types, without changing anything
 	mypy
 
 .PHONY: format
-format:  ## mend what the linter and the formatter can
+format:  ## fix what the linter and the formatter can
 	ruff check --fix .
 	ruff format .
 
@@ -37,21 +37,21 @@ test-end-to-end:  ## train, kill, resume and sample through the launchers
 	$(PYTHON) -m pytest tests/scripts
 
 .PHONY: benchmark
-benchmark:  ## measure training, data, metrics, sampling and an hour of memory of each family; write BENCHMARKS.md
-	$(PYTHON) scripts/benchmark_train.py --output benchmarks/train.json
-	$(PYTHON) scripts/benchmark_data.py --output benchmarks/data.json
-	$(PYTHON) scripts/benchmark_metrics.py --output benchmarks/metrics.json
-	for family in ddpm gan vae; do $(PYTHON) scripts/train_$$family.py --resume_from_checkpoint latest || exit; done
-	test -e out/classifier-digits || $(PYTHON) scripts/train_classifier.py
-	$(PYTHON) scripts/benchmark_sample.py --model out/gan-digits out/vae-digits out/ddpm-digits \
+benchmark:  ## measure training, data, metrics, sampling and an hour of memory of each family; write benchmarks/reports.md
+	$(PYTHON) benchmarks/train.py --output benchmarks/train.json
+	$(PYTHON) benchmarks/data.py --output benchmarks/data.json
+	$(PYTHON) benchmarks/metrics.py --output benchmarks/metrics.json
+	for family in ddpm gan vae; do $(PYTHON) -m hfgen train $$family --resume_from_checkpoint latest || exit; done
+	test -e out/classifier-digits || $(PYTHON) -m hfgen classify
+	$(PYTHON) benchmarks/sample.py --model out/gan-digits out/vae-digits out/ddpm-digits \
 		--extractor out/classifier-digits --output benchmarks/sample.json
 	for family in ddpm gan vae; do \
-		$(PYTHON) scripts/benchmark_memory.py --family $$family --output benchmarks/memory_$$family.json || exit; done
-	$(PYTHON) scripts/write_benchmarks.py
+		$(PYTHON) benchmarks/memory.py --family $$family --output benchmarks/memory_$$family.json || exit; done
+	$(PYTHON) benchmarks/write.py
 
 .PHONY: benchmark-gpu
 benchmark-gpu:  ## on a GPU, CIFAR-10: the loops, and how fast networks train; with commands for ten minutes of each
-	$(PYTHON) scripts/benchmark_train.py --dataset_name uoft-cs/cifar10 --mixed_precision bf16 --compile \
+	$(PYTHON) benchmarks/train.py --dataset_name uoft-cs/cifar10 --mixed_precision bf16 --compile \
 		--output benchmarks/train_gpu.json
-	$(PYTHON) scripts/benchmark_throughput.py --output benchmarks/throughput_gpu.json
-	$(PYTHON) scripts/write_benchmarks.py
+	$(PYTHON) benchmarks/throughput.py --output benchmarks/throughput_gpu.json
+	$(PYTHON) benchmarks/write.py

@@ -1,13 +1,67 @@
-"""What the benchmark scripts share: reports as JSON, and the tables that BENCHMARKS.md shows."""
+"""What the benchmarks share: options, reports as JSON, and tables in Markdown."""
 
 import contextlib
 import re
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hfgen.commands.cli import parse, without_secrets
+from hfgen.runtime.errors import UserError
 from hfgen.runtime.files import write_json
+from hfgen.runtime.options import Options, option
 from hfgen.runtime.provenance import record
+
+ROOT = Path(__file__).parent.parent
+Tables = Mapping[str, Sequence[Sequence[str]]]  # rows of cells by title; the first row is the head
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions(Options):
+    """Benchmark: where its figures go."""
+
+    output: str | None = option(None, "JSON file for the figures")
+
+    def validate(self) -> None:
+        if self.output and Path(self.output).is_dir():
+            raise UserError(f"`output` {self.output} is a folder: give a file.")
+
+
+def require_least(config: Options, least: int, *names: str) -> None:
+    """Raises [`UserError`] for the first of the named options that is below `least`, or has a number below it."""
+    for name in names:
+        values = getattr(config, name)
+        for value in values if isinstance(values, tuple) else (values,):
+            if value is not None and value < least:
+                raise UserError(f"`{name}` {value} is out of range: use {least} or more.")
+
+
+def arguments_of(argv: Sequence[str] | None) -> list[str]:
+    return list(sys.argv[1:] if argv is None else argv)
+
+
+def separate(kind: type, argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The flags of a dataclass (and `--help`), and all others, each with its values."""
+    names = {"-h", "--help", *(f"--{name}" for name in kind.__dataclass_fields__)}  # type: ignore[attr-defined]
+    mine: list[str] = []
+    others: list[str] = []
+    taken = False
+    for argument in argv:
+        if argument.startswith("-") and not argument[1:2].isdigit():
+            taken = argument.partition("=")[0] in names
+        (mine if taken else others).append(argument)
+    return mine, others
+
+
+def read_beside_training(kind: type, argv: Sequence[str] | None, doc: str | None) -> tuple[Any, list[str]]:
+    """Reads a benchmark's own options, and leaves the flags of `hfgen train` as they are."""
+    mine, others = separate(kind, arguments_of(argv))
+    description = f"{str(doc).partition(chr(10))[0]} All other flags are those of `hfgen train`."
+    (config,) = parse((kind,), mine, description=description)
+    return config, others
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -16,28 +70,37 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
-def save_report(
-    path: Path,
+def publish(
+    path: str | None,
     command: str,
     machine: str,
     config: dict[str, Any],
-    tables: Mapping[str, Sequence[Sequence[str]]],
+    tables: Tables,
     notes: Sequence[str],
     measured: Any,
 ) -> None:
-    """Writes what a benchmark found.
+    """Prints what a benchmark measured, and writes it to a JSON file.
 
     Args:
-        path (`Path`): The JSON file.
-        command, machine (`str`): In words.
+        path (`str`, *optional*): The file, if one was asked for.
+        command (`str`): See [`command_of`].
+        machine (`str`): In words.
         config (`dict`): All options.
-        tables (`dict`): Rows of cells for people, by title; the first row is the head.
-        notes (`Sequence[str]`): What a reader of the tables has to know.
+        tables (`Tables`), notes (`Sequence[str]`): For people.
         measured: Every figure.
     """
-    tables = {title: [list(row) for row in rows] for title, rows in tables.items()}
-    report = record(command, machine=machine, config=config, tables=tables, notes=list(notes), measured=measured)
-    write_json(path, report)
+    for title, rows in tables.items():
+        print(f"\n{title}\n\n{markdown(rows)}")
+    print("", *(f"- {note}" for note in notes), sep="\n")
+    if path:
+        lists = {title: [list(row) for row in rows] for title, rows in tables.items()}
+        report = record(command, machine=machine, config=config, tables=lists, notes=list(notes), measured=measured)
+        write_json(Path(path), report)
+
+
+def command_of(file: str, kinds: Sequence[type], argv: Sequence[str] | None) -> str:
+    """The command that measures the same again, without secrets."""
+    return shlex.join(["python", f"benchmarks/{Path(file).name}", *without_secrets(kinds, arguments_of(argv))])
 
 
 def peak_memory(reset: bool = False) -> float | None:

@@ -3,9 +3,9 @@
 The images are synthetic, gray PNG files in parquet, in a temporary folder; a million of them take about 1 GiB there.
 Each measurement has fresh processes, and the numbers of images take turns. Examples:
 
-    python scripts/benchmark_data.py --output data.json
-    python scripts/benchmark_data.py --sizes 1000 10000 --repeats 5
-    python scripts/benchmark_data.py --sizes 1000 100000 --resolution 64 --processes 1
+    python benchmarks/data.py --output data.json
+    python benchmarks/data.py --sizes 1000 10000 --repeats 5
+    python benchmarks/data.py --sizes 1000 100000 --resolution 64 --processes 1
 """
 
 import contextlib
@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import markdown, save_report
+from common import BenchmarkOptions, command_of, publish, require_least
 
-from hfgen.commands.cli import command_line, one_line_errors, parse
+from hfgen.commands.cli import one_line_errors, parse
 from hfgen.data.config import DataConfig
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import as_dict, option
@@ -46,7 +46,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
+class DataBenchmark(BenchmarkOptions):
     """Benchmark: on how many images, how often."""
 
     sizes: tuple[int, ...] = option((1_000, 10_000, 100_000, 1_000_000), "numbers of images")
@@ -56,24 +56,18 @@ class BenchmarkConfig:
     num_read: int = option(2_000_000, "images that each process reads from a cache")
     num_streamed: int = option(20_000, "images that each process reads from a stream")
     repeats: int = option(3, f"how often to measure; caches of {BUILT_ONCE:,} images and more are built once")
-    output: str | None = option(None, "JSON file for the figures")
 
     def validate(self) -> None:
+        super().validate()
         for name in ("sizes", "processes"):
             if not getattr(self, name):
-                raise UserError(f"--{name} has no numbers: give some, or leave it out.")
-        for name in ("sizes", "resolution", "processes", "batch_size", "num_read", "num_streamed", "repeats"):
-            values, least = getattr(self, name), 4 if name == "resolution" else 1
-            for value in values if isinstance(values, tuple) else (values,):
-                if value < least:
-                    raise UserError(f"--{name} {value} is out of range: use {least} or more.")
-        if self.output and Path(self.output).is_dir():
-            raise UserError(f"--output {self.output} is a folder: give a file.")
+                raise UserError(f"`{name}` has no numbers: give some, or leave it out.")
+        require_least(self, 4, "resolution")
+        require_least(self, 1, "sizes", "processes", "batch_size", "num_read", "num_streamed", "repeats")
 
 
-def read_options(argv: Sequence[str] | None = None) -> BenchmarkConfig:
-    (config,) = parse((BenchmarkConfig,), argv, description=str(__doc__).partition("\n")[0])
-    config.validate()
+def read_options(argv: Sequence[str] | None = None) -> DataBenchmark:
+    (config,) = parse((DataBenchmark,), argv, description=str(__doc__).partition("\n")[0])
     return config
 
 
@@ -204,7 +198,7 @@ def in_processes(world: int, function: Callable[..., Row], *arguments: Any) -> l
         return [job.result() for job in [pool.submit(function, *arguments, rank, world) for rank in range(world)]]
 
 
-def measure(config: BenchmarkConfig, folder: Path) -> list[Row]:
+def measure(config: DataBenchmark, folder: Path) -> list[Row]:
     """All rows: one for each kind, size and number of processes."""
     turns: dict[tuple[str, int, int], list[list[Row]]] = {}
     sources = {size: folder / str(size) for size in config.sizes}
@@ -305,7 +299,7 @@ def growth_table(rows: Sequence[Row]) -> list[list[str]]:
     return lines
 
 
-def notes_for(config: BenchmarkConfig) -> list[str]:
+def notes_for(config: DataBenchmark) -> list[str]:
     return [
         f"Images: {config.resolution}x{config.resolution}, gray, PNG in parquet, {DISTINCT:,} different ones over and "
         "over; all processes on one machine, one thread each.",
@@ -329,18 +323,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(config, Path(folder))
     grown = growth(rows)
-    tables: dict[str, Sequence[Sequence[str]]] = {title: table(rows, kind) for kind, title in TITLES.items()}
+    tables = {title: table(rows, kind) for kind, title in TITLES.items()}
     tables["Cost per image and memory"] = growth_table(grown)
-    notes = notes_for(config)
-    for title, lines in tables.items():
-        print(f"\n{title}\n\n{markdown(lines)}")
-    print("", *(f"- {note}" for note in notes), sep="\n")
-    if config.output:
-        measured = {"rows": rows, "growth": grown}
-        command = command_line([BenchmarkConfig], argv)
-        from hfgen.runtime.launch import cpu_name
 
-        save_report(Path(config.output), command, cpu_name(), as_dict([config]), tables, notes, measured)
+    from hfgen.runtime.launch import cpu_name
+
+    command, measured = command_of(__file__, [DataBenchmark], argv), {"rows": rows, "growth": grown}
+    publish(config.output, command, cpu_name(), as_dict([config]), tables, notes_for(config), measured)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""Measures whether memory grows while a training script runs: its resident size, over and over.
+"""Measures whether memory grows during a training: the resident size of its process, over and over.
 
-The script runs as a user would run it, with metrics, checkpoints and sample grids, until the time is over. All flags
-besides the benchmark's own are those of the training script. Examples:
+The training runs as a user would run it, with metrics, checkpoints and sample grids, until the time is over. All flags
+besides the benchmark's own are those of `hfgen train`. Examples:
 
-    python scripts/benchmark_memory.py --minutes 60 --output benchmarks/memory.json
-    python scripts/benchmark_memory.py --minutes 10 --family gan --dataset_name ylecun/mnist
+    python benchmarks/memory.py --minutes 60 --output memory.json
+    python benchmarks/memory.py --minutes 10 --family gan --dataset_name ylecun/mnist
 """
 
-import importlib
 import json
 import re
 import signal
@@ -20,71 +19,65 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+from common import BenchmarkOptions, command_of, publish, read_beside_training
 
-from benchmark_train import FAMILIES, SCRIPTS, separate
-
-from hfgen.commands.cli import command_line, one_line_errors, parse
+from hfgen.commands.cli import one_line_errors
+from hfgen.commands.train import read_options as read_training
+from hfgen.registry import families
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import as_dict, option, require_positive
 from hfgen.training.config import TrainingConfig
 
-POINTS, ROWS = 60, 12  # of the curve that is kept, and of the table
+POINTS = 60  # of the curve that is kept
 SETTLING = 0.2  # share of the time that is left out of the slope: imports come first, and allocators fill
 FLAT = 0.02  # growth per hour, as a share of the size, at most
 
 
 @dataclass(frozen=True)
-class MemoryConfig:
+class MemoryBenchmark(BenchmarkOptions):
     """Benchmark: what to run, and how long."""
 
-    family: str = option("ddpm", "whose training script to run", choices=FAMILIES)
+    family: str = option("ddpm", "what to train", choices=tuple(families()))
     minutes: float = option(60.0, "length of the run")
-    output: str | None = option(None, "JSON file for the figures")
+
+    def validate(self) -> None:
+        super().validate()
+        require_positive(self, "minutes")
 
 
-def read_options(argv: Sequence[str] | None = None) -> tuple[MemoryConfig, Any, list[str]]:
+def read_options(argv: Sequence[str] | None = None) -> tuple[MemoryBenchmark, Any, list[str]]:
     """The benchmark's own options, those of training, and the flags of the latter."""
-    mine, others = separate(MemoryConfig, sys.argv[1:] if argv is None else argv)
-    description = f"{str(__doc__).partition(chr(10))[0]} All other flags are those of the training script."
-    (config,) = parse((MemoryConfig,), mine, description=description)
-    require_positive(config, "minutes")
-    return config, importlib.import_module(f"train_{config.family}").read_options(others), others
+    config, others = read_beside_training(MemoryBenchmark, argv, __doc__)
+    return config, read_training([config.family, *others]), others
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, training, others = read_options(argv)
 
     import numpy as np
-    from common import markdown, save_report
 
     from hfgen.runtime.launch import cpu_name
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        command = [sys.executable, str(SCRIPTS / f"train_{config.family}.py"), *others]
+        command = [sys.executable, "-m", "hfgen", "train", config.family, *others]
         command += ["--output_dir", f"{folder}/run", "--max_train_steps", f"{10**9}"]  # who stops it is `watch`
         samples = watch(command, folder / "run" / "logs" / "metrics.jsonl", folder / "log", 60 * config.minutes)
         done = progress(folder / "run")
     found = growth(samples)
-    word = "flat" if found["flat"] else "it grows"
+    verdict = "flat" if found["flat"] else "it grows"
     if 2 * found["error"] > FLAT * found["mean"]:
-        word = "too short to tell"
-    verdict = (
-        f"{config.family}: {word}: {found['slope']:+.1f} ± {found['error']:.1f} MB "
-        f"per hour at {found['mean']:.0f} MB, by a line through all but the first {SETTLING:.0%} of the time (flat: "
-        f"at most {FLAT:.0%} per hour). The run has written {done}."
-    )
+        verdict = "too short to tell"
+    slope = f"{found['slope']:+.1f} ± {found['error']:.1f}"
+    rows = [
+        ["", "minutes", "mean MB", "most MB", "MB per hour", f"at most {FLAT:.0%} per hour"],
+        [config.family, f"{config.minutes:g}", f"{found['mean']:.0f}", f"{samples[:, 1].max():.0f}", slope, verdict],
+    ]
+    notes = [f"A line through all but the first {SETTLING:.0%} of the time. The run has written {done}."]
     curve = [part.mean(0).tolist() for part in np.array_split(samples, min(POINTS, len(samples)))]
-    rows = [["minutes", "mean MB", "most MB"]]
-    for part in np.array_split(samples, min(ROWS, len(samples))):
-        rows.append([f"{part[0, 0]:.1f} to {part[-1, 0]:.1f}", f"{part[:, 1].mean():.0f}", f"{part[:, 1].max():.0f}"])
-    print(f"{markdown(rows)}\n\n{verdict}")
-    if config.output:
-        written = command_line([MemoryConfig, TrainingConfig], argv)
-        options, measured = as_dict([config, *training]), found | {"minutes_and_mb": curve}
-        tables: dict[str, Sequence[Sequence[str]]] = {"Resident size": rows}
-        save_report(Path(config.output), written, cpu_name(), options, tables, [verdict], measured)
+    options, measured = as_dict([config, *training]), found | {"minutes_and_mb": curve}
+    shown = command_of(__file__, [MemoryBenchmark, TrainingConfig], argv)
+    publish(config.output, shown, cpu_name(), options, {"Resident size": rows}, notes, measured)
 
 
 def growth(samples: Any) -> dict[str, Any]:

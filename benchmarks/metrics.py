@@ -4,9 +4,9 @@ The peers that are installed take part, where they compute the same. Each measur
 thread, and the libraries take turns. Seconds are the CPU's, of the fastest turn; memory is the peak above the arrays
 that are given. The sizes are those of published evaluations: all of it takes about ten minutes. Examples:
 
-    python scripts/benchmark_metrics.py --output benchmarks/metrics.json
-    python scripts/benchmark_metrics.py --metrics frechet neighbours --repeats 5
-    python scripts/benchmark_metrics.py --num_images 1000 --dim 512
+    python benchmarks/metrics.py --output benchmarks/metrics.json
+    python benchmarks/metrics.py --metrics frechet neighbours --repeats 5
+    python benchmarks/metrics.py --num_images 1000 --dim 512
 """
 
 import contextlib
@@ -21,15 +21,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import MagicMock, patch
 
 import numpy as np
-from common import markdown, peak_memory, save_report
+from common import BenchmarkOptions, command_of, peak_memory, publish, require_least
 
-from hfgen.commands.cli import command_line, one_line_errors, parse
-from hfgen.runtime.errors import UserError
+from hfgen.commands.cli import one_line_errors, parse
 from hfgen.runtime.options import as_dict, option
 
 if TYPE_CHECKING:
@@ -93,14 +91,14 @@ def one_set(images: int, dim: int) -> Inputs:
 
 
 def class_logits(images: int, dim: int) -> Inputs:
-    """Of a classifier that is sure of some images."""
+    """Logits of a classifier that is confident of some images."""
     rng = np.random.default_rng(SEED)
     logits = rng.standard_normal((images, 1008), dtype=np.float32)
     logits[np.arange(images), rng.integers(0, 100, images)] += rng.uniform(0, 12, images)
     return [logits], None
 
 
-def pictures(images: int, dim: int) -> Inputs:
+def random_images(images: int, dim: int) -> Inputs:
     return [np.random.default_rng(SEED).integers(0, 256, (images, 3, 32, 32), dtype=np.uint8)], None
 
 
@@ -117,7 +115,7 @@ METRICS = {
         f"Kernel distance, {SUBSETS} subsets of 2 x {{images:,}} x {{dim:,}}", "kernel", 10_000, two_sets
     ),
     "score": Metric("Inception Score, {images:,} x 1,008", "score", 50_000, class_logits),
-    "inception": Metric("Inception features, {images:,} images of 32 x 32", "inception", 128, pictures),
+    "inception": Metric("Inception features, {images:,} images of 32 x 32", "inception", 128, random_images),
 }
 
 
@@ -306,24 +304,23 @@ PEERS = {  # by their names on PyPI
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
+class MetricsBenchmark(BenchmarkOptions):
     """Benchmark: which metrics, on how much, how often."""
 
     metrics: tuple[str, ...] = option(tuple(METRICS), "what to measure", choices=tuple(METRICS))
     num_images: int | None = option(None, "images for all metrics (default: 10,000 or 50,000; 128 for the network)")
     dim: int = option(2048, "features of an image")
     repeats: int = option(1, "how often each library gets its turn")
-    output: str | None = option(None, "JSON file for the figures")
+
+    def validate(self) -> None:
+        super().validate()
+        require_least(self, 10, "num_images")
+        require_least(self, 4, "dim")
+        require_least(self, 1, "repeats")
 
 
-def read_options(argv: Sequence[str] | None = None) -> BenchmarkConfig:
-    (config,) = parse((BenchmarkConfig,), argv, description=str(__doc__).partition("\n")[0])
-    for name, least in (("num_images", 10), ("dim", 4), ("repeats", 1)):
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} {value} is out of range: use {least} or more.")
-    if config.output and Path(config.output).is_dir():
-        raise UserError(f"--output {config.output} is a folder: give a file.")
+def read_options(argv: Sequence[str] | None = None) -> MetricsBenchmark:
+    (config,) = parse((MetricsBenchmark,), argv, description=str(__doc__).partition("\n")[0])
     return config
 
 
@@ -359,18 +356,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     from hfgen.runtime.launch import cpu_name
 
     peers = {row["library"]: importlib.metadata.version(row["library"]) for row in results}
+    turns_text = "of one turn" if config.repeats == 1 else f"the fastest of {config.repeats} turns"
     notes = [
         f"Random arrays, the same for all (seed {SEED}). Each measurement has one thread and its own process. CPU "
-        f"seconds: the fastest of {config.repeats} turns; extra MB: the peak of memory above the arrays.",
+        f"seconds: {turns_text}; extra MB: the peak of memory above the arrays.",
         "Differences are relative: from the exact distance for Fréchet, from hfgen for others.",
         f"Libraries: {', '.join(f'{name} {number}' for name, number in peers.items())}.",
         *(f"{name} is left out: {reason}" for name, reason in left_out.items()),
     ]
-    print(f"\n{markdown(table)}", "", *notes, sep="\n")
-    if config.output:
-        measured = {"results": results, "left_out": left_out, "libraries": peers}
-        command, machine = command_line([BenchmarkConfig], argv), f"{cpu_name()}, one thread"
-        save_report(Path(config.output), command, machine, as_dict([config]), {"Metrics": table}, notes, measured)
+    measured = {"results": results, "left_out": left_out, "libraries": peers}
+    command, machine = command_of(__file__, [MetricsBenchmark], argv), f"{cpu_name()}, one thread"
+    publish(config.output, command, machine, as_dict([config]), {"Metrics": table}, notes, measured)
 
 
 def load(name: str) -> Library:
@@ -404,7 +400,9 @@ def measure(metric: str, name: str, num_images: int | None, dim: int) -> dict[st
     return {"values": values, "exact": exact, "seconds": seconds, "megabytes": megabytes}
 
 
-def summary(config: BenchmarkConfig, metric: str, name: str, turns: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def summary(
+    config: MetricsBenchmark, metric: str, name: str, turns: dict[str, list[dict[str, Any]]]
+) -> dict[str, Any]:
     """What all turns of a library say."""
     chosen, found = METRICS[metric], turns[name]
     values, reference = found[0]["values"], found[0]["exact"] or turns["hfgen"][0]["values"]

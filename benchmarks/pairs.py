@@ -8,7 +8,6 @@ random order and fresh processes. What counts is the ratio within a pair. Exampl
     python benchmarks/pairs.py --before . --after . --pairs 5    # what the measurement itself is good for: 1 is within
 """
 
-import argparse
 import json
 import os
 import random
@@ -19,8 +18,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from common import BenchmarkOptions, command_of, publish, require_least
+
+from hfgen.commands.cli import one_line_errors, parse
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.options import as_dict, option
 
 STEPS = {"ddpm": 150, "gan": 350, "vae": 350}  # ten to twenty seconds on one core
 RESAMPLES = 10_000
@@ -29,6 +35,27 @@ THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THRE
 QUIET = "--save_images_epochs 0 --eval_batch_size 1 --checkpointing_steps 1000000000 --cpu_threads 1"
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PairsBenchmark(BenchmarkOptions):
+    """Benchmark: of which checkouts, on what."""
+
+    before: str | None = option(None, "folder of the checkout to compare with")
+    after: str | None = option(None, "folder of the checkout in question")
+    family: str = option("ddpm", "what to train", choices=tuple(STEPS))
+    pairs: int = option(20, "number of pairs")
+    steps: int | None = option(None, "steps of each training (default: by the family)")
+    logging_steps: int = option(50, "steps of an interval")
+    options: str = option("", "further options of the training, in quotes")
+    seed: int = option(0, "decides which comes first in which pair")
+
+    def validate(self) -> None:
+        super().validate()
+        require_least(self, 1, "pairs", "steps", "logging_steps")
+        for name in ("before", "after"):
+            if getattr(self, name) is None:
+                raise UserError(f"`{name}` is missing: give the folder of a checkout.")
 
 
 class Checkout:
@@ -50,25 +77,25 @@ class Checkout:
         code = "import hfgen; print(hfgen.__file__)"
         found = Path(self._run([sys.executable, "-c", code]).strip().splitlines()[-1])
         if not found.is_relative_to(self.path):
-            raise SystemExit(f"error: {self.path} has no hfgen, the processes would use {found}: give a checkout.")
+            raise UserError(f"{self.path} has no hfgen, the processes would use {found}: give a checkout.")
 
     def seconds_per_image(self, family: str, options: Sequence[str]) -> float:
         """Trains once; the median of the intervals between two lines of metrics, without the first, which is slow."""
         output = self.folder / f"run-{time.time_ns()}"
-        script = str(self.path / "scripts" / f"train_{family}.py")
+        script = str(self.path / "scripts" / f"train_{family}.py")  # which older checkouts have, too
         self._run([sys.executable, script, *options, "--output_dir", str(output)])
         self.machine = json.loads((output / "run.json").read_text())["machine"]
         lines = [json.loads(line) for line in (output / "logs" / "metrics.jsonl").read_text().splitlines()]
         speeds = [line["images_per_second"] for line in lines if "images_per_second" in line][1:]
         if not speeds:
-            raise SystemExit("error: the run has one line of metrics only: give more --steps.")
+            raise UserError("the run has one line of metrics only: give more `steps`.")
         return 1 / statistics.median(speeds)
 
     def _run(self, command: list[str]) -> str:
         # Not from the working folder, which Python might search for modules.
         result = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
         if result.returncode:
-            raise SystemExit(f"error: {shlex.join(command)}: exit code {result.returncode}\n{result.stderr[-2000:]}")
+            raise UserError(f"{shlex.join(command)}: exit code {result.returncode}: {result.stderr.strip()[-2000:]}")
         return result.stdout
 
 
@@ -96,46 +123,30 @@ def measure(checkouts: dict[str, Checkout], family: str, options: Sequence[str],
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--before", type=Path, required=True, help="folder of the checkout to compare with")
-    parser.add_argument("--after", type=Path, required=True, help="folder of the checkout in question")
-    parser.add_argument("--family", choices=STEPS, default="ddpm", help="what to train (default: ddpm)")
-    parser.add_argument("--pairs", type=int, default=20, help="number of pairs (default: 20)")
-    parser.add_argument("--steps", type=int, help=f"of each training (default: {STEPS})")
-    parser.add_argument("--logging_steps", type=int, default=50, help="steps of an interval (default: 50)")
-    parser.add_argument("--options", default="", help="further options of the training, in quotes")
-    parser.add_argument("--seed", type=int, default=0, help="decides which comes first in which pair (default: 0)")
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
-    given = parser.parse_args(argv)
-    if given.pairs < 1:
-        parser.error(f"--pairs {given.pairs} is out of range: use 1 or more.")
-    length = f"--preset digits --max_train_steps {given.steps or STEPS[given.family]}"
-    options = f"{length} --logging_steps {given.logging_steps} {QUIET} {given.options}".split()
+    (config,) = parse((PairsBenchmark,), argv, description=str(__doc__).partition("\n")[0])
+    length = f"--preset digits --max_train_steps {config.steps or STEPS[config.family]}"
+    options = f"{length} --logging_steps {config.logging_steps} {QUIET} {config.options}".split()
     with tempfile.TemporaryDirectory() as folder:
         # Paths of one length: even the size of the environment can change how fast a process is.
-        places = {"before": Path(folder) / "0", "after": Path(folder) / "1"}
-        checkouts = {name: Checkout(getattr(given, name), place) for name, place in places.items()}
+        checkouts = {
+            name: Checkout(Path(getattr(config, name)), Path(folder) / str(number))
+            for number, name in enumerate(("before", "after"))
+        }
         for checkout in checkouts.values():
             checkout.check()
-        rows = measure(checkouts, given.family, options, given.pairs, given.seed)
+        rows = measure(checkouts, config.family, options, config.pairs, config.seed)
     ratios = [row["ratio"] for row in rows]
     ratio, (low, high) = statistics.median(ratios), median_interval(ratios)
     verdict = "no difference is seen" if low <= 1 <= high else "slower" if ratio > 1 else "faster"
-    print(f"after / before, seconds per image: {ratio:.4f}, 95 % interval {low:.4f} to {high:.4f}: {verdict}")
-    if given.output:
-        report = {
-            "command": shlex.join(["python", "benchmarks/pairs.py", *(sys.argv[1:] if argv is None else argv)]),
-            "machine": checkouts["after"].machine,
-            "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "family": given.family,
-            "options": options,
-            "ratio": ratio,
-            "interval": [low, high],
-            "pairs": rows,
-        }
-        given.output.parent.mkdir(parents=True, exist_ok=True)
-        given.output.write_text(json.dumps(report, indent=1) + "\n")
+    note = f"after / before, seconds per image: {ratio:.4f}, 95 % interval {low:.4f} to {high:.4f}: {verdict}"
+    medians = [f"{1e6 * statistics.median(row[name] for row in rows):.1f}" for name in checkouts]
+    table = [["", *checkouts, "ratio", "95 % interval"], [config.family, *medians, f"{ratio:.4f}"]]
+    table[1].append(f"{low:.4f} to {high:.4f}")
+    measured = {"ratio": ratio, "interval": [low, high], "pairs": rows, "options": options}
+    command, machine = command_of(__file__, [PairsBenchmark], argv), checkouts["after"].machine
+    publish(config.output, command, machine, as_dict([config]), {"µs per image": table}, [note], measured)
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -3,17 +3,16 @@
 Checkpoints take turns, and so do the samplers of a DDPM, batch by batch, so that noise of the machine hits all alike.
 Without --dataset_name the DDPMs are compared with the handwritten digits that ship with the installation. Examples:
 
-    python scripts/benchmark_sample.py --model out/gan-mnist out/vae-mnist out/ddpm-mnist --dataset_name ylecun/mnist \
+    python benchmarks/sample.py --model out/gan-mnist out/vae-mnist out/ddpm-mnist --dataset_name ylecun/mnist \
         --extractor out/classifier-mnist --output sample.json
-    python scripts/benchmark_sample.py --model out/ddpm-digits --extractor out/classifier-digits --steps 10 20 50
-    python scripts/benchmark_sample.py --model out/gan-mnist out/vae-mnist --batch_sizes 1 16 --repeats 10
+    python benchmarks/sample.py --model out/ddpm-digits --extractor out/classifier-digits --steps 10 20 50
+    python benchmarks/sample.py --model out/gan-mnist out/vae-mnist --batch_sizes 1 16 --repeats 10
 """
 
 import dataclasses
 import inspect
 import multiprocessing
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,15 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parent))
+from common import BenchmarkOptions, arguments_of, command_of, publish, require_least
 
-from common import markdown, save_report
-
-from hfgen.commands.cli import command_line, one_line_errors, parse
+from hfgen.commands.cli import one_line_errors
+from hfgen.commands.options import check_models, check_seed, read_sampling
 from hfgen.evaluation.config import ReferenceConfig
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import as_dict, option
-from hfgen.sampling.config import SamplingConfig, all_sampling_options, choose_options, given_values
+from hfgen.sampling.config import SamplingConfig, choose_options, given_values
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +45,7 @@ Table = list[list[str]]
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
+class SampleBenchmark(BenchmarkOptions):
     """Benchmark: of what, how often, on how many images."""
 
     model: tuple[str, ...] | None = option(None, "folders or Hub ids of checkpoints")
@@ -59,38 +57,31 @@ class BenchmarkConfig:
     num_images: int = option(5000, "images for the quality of each sampler")
     num_images_full: int = option(1000, f"the same from {MANY_STEPS} steps on")
     batch_size: int = option(64, "images at once, of the quality")
-    extractor: str = option("inception", "features, as for evaluate.py; for DDPMs only")
+    extractor: str = option("inception", "features, as for `hfgen evaluate`; for DDPMs only")
     extractor_weights: str | None = option(
         None, "of inception: a file, a Hub id, or `download` (default: what was downloaded before)"
     )
     seed: int = option(0, "seed of the first image; each following one has the next")
     cpu_threads: int | None = option(None, "threads on a CPU (default: all cores)")
-    output: str | None = option(None, "JSON file for the figures")
 
     def validate(self) -> None:
+        super().validate()
         if not self.model:
-            raise UserError("--model is missing: give the --output_dir of a training run, or a Hub id.")
-        if len(set(self.model)) < len(self.model):
-            raise UserError(f"--model {' '.join(self.model)} has a checkpoint twice: give each once.")
+            raise UserError("`model` is missing: give the `output_dir` of a training run, or a Hub id.")
+        check_models(self.model)
         if not self.batch_sizes:
-            raise UserError("--batch_sizes has no numbers: give some, or leave it out.")
-        least = {"num_images": 2 * GROUPS, "num_images_full": 2 * GROUPS}
-        for name in ("batch_sizes", "repeats", "steps", "num_images", "num_images_full", "batch_size", "cpu_threads"):
-            values = getattr(self, name)
-            for value in values if isinstance(values, tuple) else (values,):
-                if value is not None and value < least.get(name, 1):
-                    raise UserError(f"--{name} {value} is out of range: use {least.get(name, 1)} or more.")
-        if not 0 <= self.seed <= 2**32 - 1 - max(self.num_images, self.num_images_full, *self.batch_sizes):
-            raise UserError(f"--seed {self.seed} is out of range: use 0 to 2**32 - 1 - the number of images.")
-        if self.output and Path(self.output).is_dir():
-            raise UserError(f"--output {self.output} is a folder: give a file.")
+            raise UserError("`batch_sizes` has no numbers: give some, or leave it out.")
+        require_least(self, 2 * GROUPS, "num_images", "num_images_full")
+        require_least(self, 1, "batch_sizes", "repeats", "steps", "batch_size", "cpu_threads")
+        check_seed(self.seed, max(self.num_images, self.num_images_full, *self.batch_sizes), "the number of images")
 
 
-def read_options(argv: Sequence[str] | None = None) -> list[Any]:
-    kinds = (BenchmarkConfig, ReferenceConfig, *all_sampling_options())
-    options = parse(kinds, argv, description=str(__doc__).partition("\n")[0])
-    options[0].validate()
-    return options
+KINDS = (SampleBenchmark, ReferenceConfig)
+
+
+def read_options(argv: Sequence[str] | None = None) -> tuple[list[Any], dict[str, Any]]:
+    """Reads the options, and the sampling options that were given."""
+    return read_sampling(KINDS, arguments_of(argv), description=str(__doc__).partition("\n")[0])
 
 
 def options_of(sampler: "Sampler", given: Mapping[str, Any]) -> tuple[SamplingConfig, Any]:
@@ -103,7 +94,7 @@ def options_of(sampler: "Sampler", given: Mapping[str, Any]) -> tuple[SamplingCo
 # Speed
 
 
-def speeds(samplers: Sequence["Sampler"], config: BenchmarkConfig) -> list[dict[str, Any]]:
+def speeds(samplers: Sequence["Sampler"], config: SampleBenchmark) -> list[dict[str, Any]]:
     """Images per second from seeds to 8-bit images, for each checkpoint and batch size, in turns."""
     pairs = [(sampler, size) for size in config.batch_sizes for sampler in samplers]
 
@@ -137,7 +128,7 @@ def first_image(model: str, sampling: Mapping[str, Any], device: str, threads: i
     return {name: times[i + 1] - times[i] for i, name in enumerate(("import", "load", "sample"))}
 
 
-def starts(samplers: Sequence["Sampler"], config: BenchmarkConfig, given: Mapping[str, Any]) -> list[dict[str, Any]]:
+def starts(samplers: Sequence["Sampler"], config: SampleBenchmark, given: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What [`first_image`] takes for each checkpoint, in turns."""
     import torch
 
@@ -176,7 +167,7 @@ class Method:
 
 
 def methods_of(
-    sampler: "Sampler", config: BenchmarkConfig, given: Mapping[str, Any]
+    sampler: "Sampler", config: SampleBenchmark, given: Mapping[str, Any]
 ) -> tuple[list[Method], list[str]]:
     """Our sampler at each number of steps, then those of plain diffusers; and what is to be said of them."""
     from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler
@@ -231,7 +222,7 @@ def stock_maker(pipe: Any, steps: int) -> Callable[[Sequence[int], int], "torch.
     return make
 
 
-def make_all(methods: Sequence[Method], config: BenchmarkConfig, extractor: "Extractor", text: str) -> None:
+def make_all(methods: Sequence[Method], config: SampleBenchmark, extractor: "Extractor", text: str) -> None:
     """Makes the images of all methods, batch by batch in turns."""
     from tqdm.auto import tqdm
 
@@ -269,7 +260,7 @@ def standard_error(left_out: Sequence[float]) -> float:
     return (len(left_out) - 1) ** 0.5 * statistics.pstdev(left_out)
 
 
-def judge(method: Method, counts: Sequence[int], real: "FeatureStatistics") -> dict[str, Any]:
+def measure_quality(method: Method, counts: Sequence[int], real: "FeatureStatistics") -> dict[str, Any]:
     """What was found of a method, with the distances of its first images, for several numbers of them."""
     import torch
 
@@ -306,13 +297,15 @@ def against(few: dict[str, Any], many: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def quality(sampler: "Sampler", config: BenchmarkConfig, given: Mapping[str, Any], real: "Real") -> dict[str, Any]:
-    """Makes and judges the images of one DDPM; the default steps against each sampler that takes many."""
+def quality(sampler: "Sampler", config: SampleBenchmark, given: Mapping[str, Any], real: "Real") -> dict[str, Any]:
+    """Makes and measures the images of one DDPM; the default steps against each sampler that takes many."""
     from hfgen.pipelines.ddpm_sampling import FEW_STEPS
 
     methods, notes = methods_of(sampler, config, given)
     make_all(methods, config, real.extractor, sampler.name)
-    rows = [judge(method, (config.num_images, config.num_images_full), real.statistics) for method in methods]
+    rows = [
+        measure_quality(method, (config.num_images, config.num_images_full), real.statistics) for method in methods
+    ]
     few = [rows[config.steps.index(FEW_STEPS)]] if FEW_STEPS in config.steps else []  # ours come first
     many = [row for row in rows if row["steps"] >= MANY_STEPS]
     compared = [against(default, row) for default in few for row in many]
@@ -327,8 +320,8 @@ class Real(NamedTuple):
     text: str
 
 
-def look_at_real(
-    config: BenchmarkConfig, reference: ReferenceConfig, sampler: "Sampler", extractor: "Extractor", accelerator: Any
+def open_real(
+    config: SampleBenchmark, reference: ReferenceConfig, sampler: "Sampler", extractor: "Extractor", accelerator: Any
 ) -> Real:
     """Features of training images, the same ones as in an evaluation."""
     from hfgen.evaluation.reference import cache_folder, open_reference, real_images
@@ -401,9 +394,8 @@ def spread(values: Sequence[float]) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = read_options(argv)
-    config, reference, *sampling = options
-    given = given_values(sampling)
+    options, given = read_options(argv)
+    config, reference, common, *_ = options
     assert config.model is not None
 
     from hfgen.evaluation.compare import load_samplers
@@ -412,13 +404,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     accelerator = make_accelerator(cpu_threads=config.cpu_threads)
     samplers = load_samplers(config.model, given, accelerator.device)
-    judged, real = [sampler for sampler in samplers if sampler.adapter.kind == "DDPM" and config.steps], None
-    if judged:  # first, as it is here that options may be wrong
+    ddpms, real = [sampler for sampler in samplers if sampler.adapter.kind == "DDPM" and config.steps], None
+    if ddpms:  # first, as it is here that options may be wrong
         extractor = load_extractor(config.extractor, config.extractor_weights, accelerator.device)
-        real = look_at_real(config, reference, judged[0], extractor, accelerator)
+        real = open_real(config, reference, ddpms[0], extractor, accelerator)
 
     measured: dict[str, Any] = {"starts": starts(samplers, config, given), "speeds": speeds(samplers, config)}
-    tables: dict[str, Sequence[Sequence[str]]] = {"Time to the first image": start_table(measured["starts"])}
+    tables = {"Time to the first image": start_table(measured["starts"])}
     tables["Speed of sampling"] = speed_table(measured["speeds"])
     notes = [
         f"Images per second, from seeds to 8-bit images: the median of {config.repeats} turns, ± their deviation. The "
@@ -426,7 +418,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "Time to the first image: of one image, in a new process, the files in the system's cache.",
     ]
     if real:
-        measured["quality"] = [quality(sampler, config, given, real) for sampler in judged]
+        measured["quality"] = [quality(sampler, config, given, real) for sampler in ddpms]
         notes.append(
             f"FD: Fréchet distance in the {real.extractor.dim} features of {real.extractor.id} (fingerprint "
             f"{real.extractor.fingerprint[:8]}) to {real.text}; seeds from {config.seed} on. It is too large by an "
@@ -439,13 +431,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         tables[f"Steps and quality, {short(found['model'])}"] = quality_table(found)
         tables[f"Few steps against many, {short(found['model'])}"] = against_table(found)
         notes += found["notes"]
-    for title, rows in tables.items():
-        print(f"\n{title}\n\n{markdown(rows)}")
-    print("", *(f"- {note}" for note in notes), sep="\n")
-    if config.output:
-        machine = describe(accelerator, sampling[0].mixed_precision)
-        command = command_line([type(part) for part in options], argv)
-        save_report(Path(config.output), command, machine, as_dict(options), tables, notes, measured)
+    machine = describe(accelerator, common.mixed_precision)
+    command = command_of(__file__, [type(part) for part in options], argv)
+    publish(config.output, command, machine, as_dict(options), tables, notes, measured)
 
 
 if __name__ == "__main__":

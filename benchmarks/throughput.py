@@ -5,48 +5,46 @@ that waits keeps its weights, and gives the memory of its activations back. The 
 progress bar and its metrics. `float32` is what torch makes of it: a GPU may use TF32 in convolutions. What does not
 fit, or cannot be compiled, is left out and said.
 
-All flags besides the benchmark's own are those of the training scripts, for all networks alike. Examples:
+All flags besides the benchmark's own are those of `hfgen train`, for all networks alike. Examples:
 
-    python scripts/benchmark_throughput.py --output benchmarks/throughput.json
-    python scripts/benchmark_throughput.py --networks gan-stable gan-dcgan --dataset_name ylecun/mnist
-    python scripts/benchmark_throughput.py --networks vae --settings float32 bf16 --cpu_threads 1 --rounds 5
+    python benchmarks/throughput.py --output benchmarks/throughput.json
+    python benchmarks/throughput.py --networks gan-stable gan-dcgan --dataset_name ylecun/mnist
+    python benchmarks/throughput.py --networks vae --settings float32 bf16 --cpu_threads 1 --rounds 5
 """
 
 import contextlib
 import multiprocessing
-import os
 import shlex
 import statistics
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from benchmark_train import (
-    PEAKS,
+from common import BenchmarkOptions, command_of, publish, read_beside_training
+from loops import (
     WARM_UP,
-    Job,
     Step,
     count_flops,
+    cycle,
+    hfgen_loop,
     in_a_folder,
-    ours,
     plus_minus,
-    read_job,
-    separate,
+    read_run,
+    start_alone,
     statistics_of,
     timed,
 )
+from train import PEAKS
 
-from hfgen.commands.cli import command_line, one_line_errors, parse
+from hfgen.commands.cli import one_line_errors
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import as_dict, option, require_positive
 from hfgen.training.config import TrainingConfig
+from hfgen.training.options import RunOptions
 
-NETWORKS = {  # name -> family, and flags of its training script
+NETWORKS = {  # name -> family, and flags of `hfgen train`
     "ddpm-small": ("ddpm", "--preset cifar10 --block_out_channels 64 128 128 128"),
     "ddpm": ("ddpm", "--preset cifar10"),
     "ddpm-large": ("ddpm", "--preset cifar10 --block_out_channels 192 384 384 384"),
@@ -69,7 +67,7 @@ SETTINGS = tuple(
     for compiled in ("", "+compile")
     for layout in ("", "+channels_last")
 )
-REFUSED = {  # flags of the training scripts -> what to use here
+REFUSED = {  # flags of `hfgen train` -> what to use here
     "preset": "the networks have theirs. Choose with --networks.",
     **dict.fromkeys(("mixed_precision", "compile", "channels_last"), "it is compared. Choose with --settings."),
     "hub_token": "the commands of the report would show it. Set HF_TOKEN.",
@@ -78,7 +76,7 @@ FLOPS_BATCH = 16  # images; operations per image do not depend on it
 
 
 @dataclass(frozen=True)
-class ThroughputConfig:
+class ThroughputBenchmark(BenchmarkOptions):
     """Benchmark: what to measure, and for how long."""
 
     networks: tuple[str, ...] = option(tuple(NETWORKS), "networks to train", choices=tuple(NETWORKS))
@@ -86,21 +84,20 @@ class ThroughputConfig:
     rounds: int = option(20, "how often each setting gets its turn")
     round_seconds: float = option(1.0, "length of a turn, about")
     minutes: float = option(10.0, "length of the training runs that commands are written for")
-    output: str | None = option(None, "JSON file for the figures")
 
     def validate(self) -> None:
+        super().validate()
         require_positive(self, "rounds", "round_seconds", "minutes")
         for name in ("networks", "settings"):
             if not getattr(self, name):
-                raise UserError(f"--{name} is empty: leave it out for all, or see --help for the names.")
+                raise UserError(f"`{name}` is empty: leave it out for all, or see --help for the names.")
 
 
-def read_options(argv: Sequence[str] | None = None) -> tuple[ThroughputConfig, dict[str, Job], list[str]]:
+def read_options(
+    argv: Sequence[str] | None = None,
+) -> tuple[ThroughputBenchmark, dict[str, RunOptions], list[str]]:
     """The benchmark's own options, what to train by name, and the flags that all training has in common."""
-    mine, others = separate(ThroughputConfig, sys.argv[1:] if argv is None else argv)
-    description = f"{str(__doc__).partition(chr(10))[0]} All other flags are those of the training scripts."
-    (config,) = parse((ThroughputConfig,), mine, description=description)
-    config.validate()
+    config, others = read_beside_training(ThroughputBenchmark, argv, __doc__)
     given = {argument.partition("=")[0] for argument in others if argument.startswith("--")}
     for flag in given:
         remedy = REFUSED.get(flag.removeprefix("--").removeprefix("no_"))
@@ -108,8 +105,8 @@ def read_options(argv: Sequence[str] | None = None) -> tuple[ThroughputConfig, d
             raise UserError(f"{flag} does not go with this benchmark: {remedy}")
     if not given & {"--dataset_name", "--train_data_dir", "--config"}:
         others = ["--dataset_name", "uoft-cs/cifar10", *others]
-    jobs = {name: read_job(NETWORKS[name][0], network_flags(name, others)) for name in config.networks}
-    return config, jobs, others
+    runs = {name: read_run(NETWORKS[name][0], network_flags(name, others)) for name in config.networks}
+    return config, runs, others
 
 
 def network_flags(network: str, others: Sequence[str]) -> list[str]:
@@ -117,59 +114,53 @@ def network_flags(network: str, others: Sequence[str]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config, jobs, others = read_options(argv)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("this is for one process: start it with plain python.")
-
-    from common import markdown, save_report
-
+    config, runs, others = read_options(argv)
     with worker() as pool:  # all networks before the first is measured: mistakes show at once
-        measured = {name: pool.submit(look_at, with_setting(job, "float32")).result() for name, job in jobs.items()}
+        measured = {
+            name: pool.submit(describe_run, with_setting(options, "float32")).result()
+            for name, options in runs.items()
+        }
     machine = measured[config.networks[0]]["machine"]
     print(machine, flush=True)
-    for name, job in jobs.items():
-        measured[name] |= measure(config, job)
+    for name, options in runs.items():
+        measured[name] |= measure(config, options)
         speeds = measured[name]["images_per_second"]
         shown = ", ".join(f"{setting} {speed['median']:,.0f}" for setting, speed in speeds.items())
         print(f"{name}: {shown or 'nothing'} images/s", flush=True)
-    tables: dict[str, Sequence[Sequence[str]]] = {
+    tables: dict[str, list[list[str]]] = {
         "Images per second": speed_table(config, measured),
         "Speed-up by each switch: median over what it is added to (least to most)": ratio_table(measured),
         "Work": work_table(measured),
     }
     if any(any(found["gpu_megabytes"].values()) for found in measured.values()):
         tables["Peak memory of the GPU, and share of its dense bf16 FLOP/s"] = gpu_table(config, measured)
-    notes = [note for name in jobs for note in notes_on(config, name, jobs[name], measured[name], others)]
+    notes = [note for name in runs for note in notes_on(config, name, runs[name], measured[name], others)]
     notes.append(
         f"Ratios are taken turn by turn; behind ± is the deviation of {config.rounds} turns. The runs are for one "
         "device (with several, `accelerate launch --num_processes 1`); start-up, compilation, sample grids and "
         "checkpoints come on top of their minutes."
     )
-    for title, table in tables.items():
-        print(f"\n{title}\n\n{markdown(table)}")
-    print("", *notes, sep="\n")
-    if config.output:
-        options = {"benchmark": as_dict([config])}
-        options |= {name: as_dict([job.data, job.training, job.options]) for name, job in jobs.items()}
-        command = command_line([ThroughputConfig, TrainingConfig], argv)
-        save_report(Path(config.output), command, machine, options, tables, notes, measured)
+    values: dict[str, Any] = {"benchmark": as_dict([config])}
+    values |= {name: options.values for name, options in runs.items()}
+    command = command_of(__file__, [ThroughputBenchmark, TrainingConfig], argv)
+    publish(config.output, command, machine, values, tables, notes, measured)
 
 
 # The measuring
 
 
-def with_setting(job: Job, setting: str) -> Job:
+def with_setting(options: RunOptions, setting: str) -> RunOptions:
     precision, *switches = setting.split("+")
     training = replace(
-        job.training,
+        options.training,
         mixed_precision=PRECISIONS[precision],
         compile="compile" in switches,
         channels_last="channels_last" in switches,
     )
-    return replace(job, training=training)
+    return replace(options, training=training)
 
 
-def measure(config: ThroughputConfig, job: Job) -> dict[str, Any]:
+def measure(config: ThroughputBenchmark, options: RunOptions) -> dict[str, Any]:
     """Images per second with each setting, in turns of whole cycles; the reason for each setting that failed."""
     pools: dict[str, ProcessPoolExecutor] = {}
     failed: dict[str, str] = {}
@@ -182,16 +173,16 @@ def measure(config: ThroughputConfig, job: Job) -> dict[str, Any]:
             failed[setting] = str(error)
             pools.pop(setting).shutdown()  # and what it holds of the device
 
-    counts, turns, size = {}, [], job.training.train_batch_size
+    counts, turns, size = {}, [], options.training.train_batch_size
     with contextlib.ExitStack() as stack:
         for setting in config.settings:
-            placed = stack.enter_context(in_a_folder(with_setting(job, setting)))
+            placed = stack.enter_context(in_a_folder(with_setting(options, setting)))
             pools[setting] = stack.enter_context(worker())
             counts[setting] = ask(setting, set_up, placed, config.round_seconds)
         for number in range(config.rounds):
             first, row = number % len(config.settings), {}
             for setting in config.settings[first:] + config.settings[:first]:
-                seconds = ask(setting, take_turn, counts[setting], job.cycle) if setting in pools else None
+                seconds = ask(setting, take_turn, counts[setting], cycle(options)) if setting in pools else None
                 if seconds:
                     row[setting] = counts[setting] * size / seconds
             turns.append(row)
@@ -225,39 +216,43 @@ def worker() -> ProcessPoolExecutor:
 step: Step  # of the setting that a process is for
 
 
-def look_at(job: Job) -> dict[str, Any]:
+def describe_run(options: RunOptions) -> dict[str, Any]:
     """The machine, the data and the work that an image is, without the settings."""
-    from hfgen.data.columns import DEFAULT
-    from hfgen.data.streams import open_stream
-    from hfgen.runtime.launch import describe, make_accelerator
+    from hfgen.runtime.launch import describe
+    from hfgen.training.api import open_recipe
 
-    machine = describe(make_accelerator(job.training.mixed_precision, job.training.cpu_threads), "by setting")
-    info = open_stream(DEFAULT, job.data, job.training.seed, job.training.hub_token, job.groups).info
-    size = job.training.train_batch_size
-    few = replace(job, training=replace(job.training, train_batch_size=min(size, FLOPS_BATCH)))
-    found = {"machine": machine, "data": str(info), "batch": size, "flops_per_image": count_flops(few)}
-    return found | {"uncompiled": dict(job.recipe(info).uncompiled)}
+    accelerator = start_alone(options)
+    recipe, stream, _, _ = open_recipe(options, accelerator)
+    size = options.training.train_batch_size
+    few = replace(options, training=replace(options.training, train_batch_size=min(size, FLOPS_BATCH)))
+    return {
+        "machine": describe(accelerator, "by setting"),
+        "data": str(stream.info),
+        "batch": size,
+        "flops_per_image": count_flops(few),
+        "uncompiled": {name: n.eager_reason for name, n in recipe.networks.items() if n.eager_reason},
+    }
 
 
-def set_up(job: Job, seconds: float) -> int:
+def set_up(options: RunOptions, seconds: float) -> int:
     """Builds and compiles the loop; returns how many steps make a turn."""
     global step
     import torch
 
     with in_words(), contextlib.redirect_stdout(None):
-        step = ours(job)
-        timed("wall", step, job.cycle + WARM_UP)
-        each = timed("wall", step, job.cycle)
+        step = hfgen_loop(options)
+        timed("wall", step, cycle(options) + WARM_UP)
+        each = timed("wall", step, cycle(options))
         torch.cuda.empty_cache()
-    return job.cycle * max(1, round(seconds / each))
+    return cycle(options) * max(1, round(seconds / each))
 
 
-def take_turn(count: int, cycle: int) -> float:
+def take_turn(count: int, length: int) -> float:
     """Seconds of some steps."""
     import torch
 
     with in_words():
-        timed("wall", step, cycle)  # takes the memory of the GPU anew
+        timed("wall", step, length)  # takes the memory of the GPU anew
         seconds = timed("wall", step, count)
         torch.cuda.empty_cache()  # it is the next one's turn
     return seconds
@@ -281,7 +276,7 @@ def in_words() -> Iterator[None]:
 # The tables and notes
 
 
-def speed_table(config: ThroughputConfig, measured: dict[str, Any]) -> list[list[str]]:
+def speed_table(config: ThroughputBenchmark, measured: dict[str, Any]) -> list[list[str]]:
     rows = [["", *config.settings]]
     for name, found in measured.items():
         speeds = {setting: plus_minus(speed, 0) for setting, speed in found["images_per_second"].items()}
@@ -314,7 +309,7 @@ def work_table(measured: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def gpu_table(config: ThroughputConfig, measured: dict[str, Any]) -> list[list[str]]:
+def gpu_table(config: ThroughputBenchmark, measured: dict[str, Any]) -> list[list[str]]:
     """MB; with bf16, on a device whose peak is known, also the share of it."""
     rows = [["", *config.settings]]
     for name, found in measured.items():
@@ -333,7 +328,7 @@ def gpu_table(config: ThroughputConfig, measured: dict[str, Any]) -> list[list[s
 
 
 def notes_on(
-    config: ThroughputConfig, name: str, job: Job, found: dict[str, Any], others: Sequence[str]
+    config: ThroughputBenchmark, name: str, options: RunOptions, found: dict[str, Any], others: Sequence[str]
 ) -> Iterator[str]:
     speeds = {setting: speed["median"] for setting, speed in found["images_per_second"].items()}
     if speeds:
@@ -341,7 +336,7 @@ def notes_on(
         steps = max(1, int(config.minutes * 60 * speeds[fastest] / found["batch"]))
         yield (
             f"{name}: fastest with {fastest}. About {config.minutes:g} minutes: "
-            f"`{training_command(name, job, fastest, steps, others)}`"
+            f"`{training_command(name, options, fastest, steps, others)}`"
         )
     for setting, reason in found["failed"].items():
         yield f"{name}: {setting} failed: {reason}"
@@ -349,17 +344,17 @@ def notes_on(
         yield f"{name}: compile leaves the {module} alone."
 
 
-def training_command(name: str, job: Job, setting: str, steps: int, others: Sequence[str]) -> str:
-    training = with_setting(job, setting).training
+def training_command(name: str, options: RunOptions, setting: str, steps: int, others: Sequence[str]) -> str:
+    training = with_setting(options, setting).training
     flags = [*network_flags(name, others), "--mixed_precision", training.mixed_precision]
     for switch in ("compile", "channels_last"):
         if getattr(training, switch):
             flags.append(f"--{switch}")
-        elif getattr(job.training, switch):  # by the preset
+        elif getattr(options.training, switch):  # by the preset
             flags.append(f"--no_{switch}")
-    data = Path(job.data.train_data_dir or job.data.dataset_name or "digits").resolve().name
+    data = Path(options.data.train_data_dir or options.data.dataset_name or "digits").resolve().name
     flags += ["--max_train_steps", str(steps), "--output_dir", f"out/{name}-{data}"]
-    return shlex.join(["accelerate", "launch", f"scripts/train_{job.family}.py", *flags])
+    return shlex.join(["accelerate", "launch", "-m", "hfgen", "train", options.family.name, *flags])
 
 
 if __name__ == "__main__":

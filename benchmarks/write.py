@@ -1,11 +1,11 @@
-"""Writes the reports of the benchmarks, which are JSON, into BENCHMARKS.md.
+"""Writes the reports of the benchmarks, which are JSON, into benchmarks/reports.md.
 
 A report `train.json` has its place between the lines `<!-- benchmark: train -->` and `<!-- end -->`; one without a
 place gets a section at the end. What is outside stays as it is. Examples:
 
-    python scripts/write_benchmarks.py
-    python scripts/write_benchmarks.py --check
-    python scripts/write_benchmarks.py --reports out/train.json --document out/BENCHMARKS.md
+    python benchmarks/write.py
+    python benchmarks/write.py --check
+    python benchmarks/write.py --reports out/train.json --document out/reports.md
 """
 
 import json
@@ -18,42 +18,41 @@ from common import markdown
 
 from hfgen.commands.cli import one_line_errors, parse
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import option
+from hfgen.runtime.files import write_text
+from hfgen.runtime.options import Options, option
 
-ROOT = Path(__file__).parent.parent
+HERE = Path(__file__).parent
 END = "<!-- end -->"
 
 
 @dataclass(frozen=True)
-class WritingConfig:
+class WriteOptions(Options):
     """Writing: which reports, and where."""
 
     reports: tuple[str, ...] | None = option(None, "JSON files (default: benchmarks/*.json of the repository)")
-    document: str | None = option(None, "the file to write into (default: BENCHMARKS.md of the repository)")
+    document: str | None = option(None, "the file to write into (default: benchmarks/reports.md of the repository)")
     check: bool = option(False, "write nothing; exit code 1 says that the file is not up to date")
 
 
-def read_options(argv: Sequence[str] | None = None) -> WritingConfig:
-    (config,) = parse((WritingConfig,), argv, description=str(__doc__).partition("\n")[0])
+def read_options(argv: Sequence[str] | None = None) -> WriteOptions:
+    (config,) = parse((WriteOptions,), argv, description=str(__doc__).partition("\n")[0])
     return config
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = read_options(argv)
-    document = Path(config.document or ROOT / "BENCHMARKS.md")
-    reports = list(map(Path, config.reports)) if config.reports else sorted((ROOT / "benchmarks").glob("*.json"))
+    document = Path(config.document or HERE / "reports.md")
+    reports = list(map(Path, config.reports)) if config.reports else sorted(HERE.glob("*.json"))
     try:
         before = after = document.read_bytes().decode()
     except OSError as error:
-        raise UserError(f"--document {document} cannot be read: {error}. Give a Markdown file.") from None
+        raise UserError(f"`document` {document} cannot be read: {error}. Give a Markdown file.") from None
     for report in reports:
         after = insert(after, report.stem, section(report))
     if config.check:
-        print(
-            f"{document} is {'up to date' if before == after else 'not up to date: run scripts/write_benchmarks.py'}."
-        )
+        print(f"{document} is {'up to date' if before == after else 'not up to date: run benchmarks/write.py'}.")
         raise SystemExit(int(before != after))
-    document.write_bytes(after.encode())
+    write_text(document, after)
     print(f"{len(reports)} report(s) are in {document}.")
 
 
@@ -89,7 +88,7 @@ def section(path: Path) -> str:
             "\n".join(f"- {note}" for note in report["notes"]),
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"--reports {path} is no report of a benchmark: {error!r}. Run the benchmark again.") from None
+        raise UserError(f"`reports` {path} is no report of a benchmark: {error!r}. Run the benchmark again.") from None
     return "\n\n".join(part for part in parts if part)
 
 

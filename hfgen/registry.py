@@ -181,7 +181,7 @@ def find_family(name: str) -> Family:
     if name in broken() and name not in known:
         raise broken()[name]
     if name not in known:
-        raise UserError(f"there is no family {name!r}: {', '.join(known)} are there.{nearest(name, known)}")
+        raise UserError(f"there is no family {name!r}: the families are {', '.join(known)}.{nearest(name, known)}")
     return known[name]
 
 

@@ -1,8 +1,8 @@
-"""Compares a GAN, a VAE and a DDPM trained on the same data: one table and one picture of quality, diversity and cost.
+"""Compares a GAN, a VAE and a DDPM trained on the same data: one table and one figure of quality, diversity and cost.
 
-Without arguments it trains all three, and the classifier in whose features they are judged, on the handwritten digits
-that ship with the installation. A model that the folder holds already is not trained again, and a training that was
-interrupted goes on. Examples:
+Without arguments it trains all three, and the classifier in whose features they are measured, on the handwritten
+digits that ship with the installation. A model that the folder holds already is not trained again, and a training that
+was interrupted goes on. Examples:
 
     python scripts/compare.py
     python scripts/compare.py --dataset_name ylecun/mnist

@@ -1,4 +1,4 @@
-"""Trains a small classifier of images, in whose terms generated images of the same kind can be judged.
+"""Trains a small classifier of images, in whose features generated images of the same kind can be measured.
 
 Without arguments it trains on the handwritten digits that ship with the installation. Examples:
 

@@ -147,7 +147,7 @@ def texts_of(tree: ast.AST):
 
 
 def test_only_commands_know_flags():
-    """Below, messages name options in backticks. What is left are whole commands, which start with their program."""
+    """Below them, messages name options in backticks; what is left are whole commands that start with a program."""
     program = re.compile(r"(hfgen \w+|scripts/\w+\.py|torchrun|accelerate launch|curl)[^`]*")
     for path in SOURCES:
         if part_of(path) != "commands":

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     data, config = read_options(argv)
     folder = Path(str(config.output_dir))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"`output_dir` {folder} holds something already: give a new folder.")
+        raise UserError(f"`output_dir` {folder} is not empty: give a new folder.")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -56,5 +56,5 @@ def main(argv: Sequence[str]) -> None:
         write_classifier_card(temporary, folder.resolve().name, report, weak)
     say(f"Accuracy: {report['test_accuracy']:.2%} of {report['test_data']['num_images']} test images")
     if weak:
-        say(f"          which is too little to judge by ({GOOD_ACCURACY:.0%} are needed): train longer or on more")
+        say(f"          which is too low to measure other images by ({GOOD_ACCURACY:.0%} is needed): train longer")
     say(f"Saved:    {folder}")

@@ -38,7 +38,7 @@ def one_line_errors() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Given:
-    """What a user gave, by flag or by file.
+    """The options that a user gave, by flag or by file.
 
     Attributes:
         values (`dict`): Options by name; those that were left out are not there.
@@ -129,7 +129,7 @@ def read_file(path: str) -> dict[str, Any]:
 
 def _of_file(path: str, values: Mapping[str, Any], fields: Mapping[str, tuple[type, dataclasses.Field]]) -> dict:
     """Checks the values of a config file."""
-    found = {}
+    checked_values = {}
     for key, value in values.items():
         if key not in fields:
             raise UserError(f"--config {path} has the unknown key {key!r}.{nearest(key, fields, SEE_HELP)}")
@@ -140,10 +140,10 @@ def _of_file(path: str, values: Mapping[str, Any], fields: Mapping[str, tuple[ty
         if one_kind is float:  # which a file may write as 1, and YAML does not see in 1e-3
             value = [_number(one) for one in value] if many and isinstance(value, list) else _number(value)
         try:
-            found[key] = checked(kind, field, value)
+            checked_values[key] = checked(kind, field, value)
         except UserError as error:
             raise UserError(f"--config {path}: {error}") from None
-    return found
+    return checked_values
 
 
 def _number(value: Any) -> Any:
@@ -168,14 +168,8 @@ def flags(values: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def command_line(verb: str, kinds: Sequence[type], argv: Sequence[str]) -> str:
-    """Returns the command that runs this program, as it may be written down: values of secret flags are stars.
-
-    Args:
-        verb (`str`): `"train gan"`, `"evaluate"`, ...
-        kinds (`Sequence[type]`): The dataclasses of its options.
-        argv (`Sequence[str]`): The arguments behind the verb.
-    """
+def without_secrets(kinds: Sequence[type], argv: Sequence[str]) -> list[str]:
+    """Returns arguments with stars for the values of secret flags."""
     secrets = {f"--{f.name}" for kind in kinds for f in dataclasses.fields(kind) if f.metadata.get("secret")}
     shown = []
     for previous, argument in zip(["", *argv], argv, strict=False):
@@ -185,6 +179,18 @@ def command_line(verb: str, kinds: Sequence[type], argv: Sequence[str]) -> str:
         elif equals and flag in secrets:
             argument = f"{flag}=***"
         shown.append(argument)
+    return shown
+
+
+def command_line(verb: str, kinds: Sequence[type], argv: Sequence[str]) -> str:
+    """Returns the command that runs this program, as it may be written down: values of secret flags are stars.
+
+    Args:
+        verb (`str`): `"train gan"`, `"evaluate"`, ...
+        kinds (`Sequence[type]`): The dataclasses of its options.
+        argv (`Sequence[str]`): The arguments behind the verb.
+    """
+    shown = without_secrets(kinds, argv)
     launcher: list[str] = []
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
         launcher = ["accelerate", "launch"]

@@ -3,7 +3,7 @@
 Without arguments it trains all three, and the classifier in whose features they are measured, on the digits that ship
 with the installation. A model that the folder holds already is not trained again, and a training that was
 interrupted goes on. The folder then holds `compare.json`, with what it takes to repeat it, and `compare.png`. With
-`--update_card` the results go into the cards of the checkpoints, which are then ready to be pushed.
+`--update_card` the results go into the cards of the checkpoints, which can then be pushed.
 
     hfgen compare
     hfgen compare --dataset_name ylecun/mnist
@@ -40,7 +40,7 @@ DATA = (  # options of the reference that are those of a training, too
 
 @dataclass(frozen=True)
 class CompareConfig(MeasureOptions):
-    """Comparison: of what, by what, and where it goes."""
+    """Comparison: the models, the metrics, and where it goes."""
 
     model: tuple[str, ...] | None = option(
         None, "folders or Hub ids of checkpoints (default: a GAN, a VAE and a DDPM, trained here)"
@@ -61,7 +61,7 @@ class CompareConfig(MeasureOptions):
     quality: float | None = option(
         None, "Frechet distance while training, the time to which is compared (default: one that all of them reach)"
     )
-    max_train_steps: int | None = option(None, "length of each training in updates (default: that of its preset)")
+    max_train_steps: int | None = option(None, "length of each training, in updates (default: that of its preset)")
 
     def validate(self) -> None:
         super().validate()
@@ -105,7 +105,7 @@ def train_missing(config: CompareConfig, reference: ReferenceConfig, folder: Pat
         model = str(folder / f"{family.name}-{data_name(reference)}")
         models.append(model)
         if (Path(model) / "model_index.json").exists():
-            print(f"{model} is there already", flush=True)
+            print(f"{model} is already trained", flush=True)
             continue
         values = data | {"output_dir": model, "resume_from_checkpoint": "latest"}
         values |= family.compare if reference.dataset_name not in (None, "digits") else {}
@@ -118,7 +118,7 @@ def train_missing(config: CompareConfig, reference: ReferenceConfig, folder: Pat
 
 
 def evaluations(family: Family, values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the options that have a training measure its own quality every now and then."""
+    """Returns the options by which a training measures its own quality at intervals."""
     from hfgen.data.cache import open_images
     from hfgen.training.schedules import Schedule
 
@@ -172,10 +172,10 @@ def main(argv: Sequence[str]) -> None:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # before the hours of training
         raise UserError("speeds are compared in one process: start this without a launcher.")
 
-    from hfgen.evaluation.compare import compare_models, load_samplers, picture
+    from hfgen.evaluation.compare import compare_models, draw_comparison, load_samplers
     from hfgen.evaluation.features import extractor_for
     from hfgen.evaluation.report import card_section, heading, short_names, table, wrap
-    from hfgen.hub.card import add_results, plain, shown_command
+    from hfgen.hub.card import add_results, escape_markdown, shown_command
     from hfgen.runtime.files import write_json
     from hfgen.runtime.launch import describe, make_accelerator
     from hfgen.runtime.png import save_png
@@ -190,7 +190,7 @@ def main(argv: Sequence[str]) -> None:
     accelerator = make_accelerator(cpu_threads=config.cpu_threads)
     extractor = extractor_for(config.metrics, extractor_name, config.extractor_weights, accelerator.device)
     samplers = load_samplers(models, given, accelerator.device)
-    found = compare_models(
+    comparison = compare_models(
         samplers,
         reference,
         extractor,
@@ -208,15 +208,15 @@ def main(argv: Sequence[str]) -> None:
     described = extractor.describe()
     command = command_line("compare", KINDS, argv)
     machine = describe(accelerator, common.mixed_precision)
-    whole = wrap(found.reports, described, command, as_dict(options), machine)
-    whole |= {"quality": found.quality, "remarks": found.remarks}
+    whole = wrap(comparison.reports, described, command, as_dict(options), machine)
+    whole |= {"quality": comparison.quality, "remarks": comparison.remarks}
     write_json(output, whole)
-    for report, sampler in zip(found.reports, samplers, strict=True) if config.update_card else ():
-        section = card_section(plain(report), plain(whole) | {"command": shown_command(command)})
+    for report, sampler in zip(comparison.reports, samplers, strict=True) if config.update_card else ():
+        section = card_section(escape_markdown(report), escape_markdown(whole) | {"command": shown_command(command)})
         add_results(Path(sampler.name), report, described, section)
-    names, title = ", ".join(short_names(found.reports)), heading(found.reports[0], described)
+    names, title = ", ".join(short_names(comparison.reports)), heading(comparison.reports[0], described)
     origin = {"model": names, "seed": config.seed} if common.provenance else None
-    save_png(picture(found, title), output.with_suffix(".png"), origin, composite=True)
-    print(f"\n{names}: {title}\n\n{table(found.shown)}\n")
-    print(*(f"- {spell(note)}" for note in found.remarks), sep="\n")
-    print(f"\nPicture: {output.with_suffix('.png')}\nReport:  {output}")
+    save_png(draw_comparison(comparison, title), output.with_suffix(".png"), origin, composite=True)
+    print(f"\n{names}: {title}\n\n{table(comparison.shown)}\n")
+    print(*(f"- {spell(note)}" for note in comparison.remarks), sep="\n")
+    print(f"\nFigure:  {output.with_suffix('.png')}\nReport:  {output}")

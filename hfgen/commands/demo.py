@@ -1,4 +1,4 @@
-"""Shows a checkpoint in the browser, or writes that as a Space.
+"""Shows a checkpoint in the browser, or writes the same demo as a Space.
 
 Needs gradio: `pip install -c constraints.txt -e ".[demo]"`.
 
@@ -24,7 +24,7 @@ from hfgen.runtime.options import option
 
 @dataclass(frozen=True)
 class DemoConfig(ModelOptions):
-    """Demo: of what, and where."""
+    """Demo: its checkpoint, and where it runs."""
 
     max_images: int = option(16, f"images per click, {MOST_IMAGES} at most")
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines in")

@@ -28,7 +28,7 @@ from hfgen.runtime.options import as_dict, option
 
 @dataclass(frozen=True)
 class EvaluateConfig(MeasureOptions):
-    """Evaluation: of what, by what, and where the report goes."""
+    """Evaluation: the models, the features, and where the report goes."""
 
     model: tuple[str, ...] | None = option(None, "folders or Hub ids of checkpoints")
     revision: str | None = option(None, "branch, tag or commit on the Hub, of a single checkpoint")
@@ -47,7 +47,9 @@ class EvaluateConfig(MeasureOptions):
             raise UserError("`model` is missing: give the `output_dir` of a training run, or a Hub id.")
         check_models(self.model)
         if self.revision and len(self.model) > 1:
-            raise UserError(f"`revision` {self.revision} is of one checkpoint, and `model` has {len(self.model)}.")
+            raise UserError(
+                f"`revision` {self.revision} belongs to one checkpoint, but `model` names {len(self.model)}."
+            )
         require_least(self, 2, "num_images")
         check_seed(self.seed, self.seeds * self.num_images, "seeds * num_images")
 
@@ -61,7 +63,8 @@ def read_options(argv: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
 
 
 def report_path(config: EvaluateConfig) -> Path:
-    """Where the report goes. Raises [`UserError`] if it cannot be written, or a card that is to have the results."""
+    """Returns the path of the report. Raises [`UserError`] if it, or a card that is to have the results, cannot be
+    written."""
     assert config.model is not None
     for model in config.model if config.update_card else ():
         if not (Path(model) / "README.md").is_file():
@@ -98,7 +101,7 @@ def main(argv: Sequence[str]) -> None:
         wrap,
     )
     from hfgen.evaluation.runner import evaluate, nearest_pairs
-    from hfgen.hub.card import add_results, plain, shown_command
+    from hfgen.hub.card import add_results, escape_markdown, shown_command
     from hfgen.runtime.files import write_json
     from hfgen.runtime.launch import describe, make_accelerator
     from hfgen.runtime.png import make_grid, save_png
@@ -138,7 +141,8 @@ def main(argv: Sequence[str]) -> None:
             save_png(grid, picture, origin, composite=True)
             print(f"\n{picture}: the generated images that are nearest to training images, and these below them")
         if config.update_card:
-            section = card_section(plain(report), plain(whole) | {"command": shown_command(whole["command"])})
+            shown = escape_markdown(whole) | {"command": shown_command(whole["command"])}
+            section = card_section(escape_markdown(report), shown)
             add_results(Path(model), report, whole["extractor"], section)
             print(f"\n{Path(model) / 'README.md'}: updated")
 

@@ -11,7 +11,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"usage: hfgen list\n\n{__doc__}")
         return
     if argv:
-        raise UserError(f"hfgen list takes no arguments, and there is {argv[0]!r}.")
+        raise UserError(f"hfgen list takes no arguments: leave out {argv[0]!r}.")
     faults = {name: str(error) for name, error in broken().items()}
     for family in families().values():
         ours = family.origin == "hfgen"

@@ -18,12 +18,12 @@ def load(verb: str):
         UserError: For an unknown one; the nearest is suggested.
     """
     if verb not in VERBS:
-        raise UserError(f"hfgen has no verb {verb!r}: {', '.join(VERBS)} are there.{nearest(verb, VERBS)}")
+        raise UserError(f"hfgen has no verb {verb!r}: it has {', '.join(VERBS)}.{nearest(verb, VERBS)}")
     return importlib.import_module(f"hfgen.commands.{verb}")
 
 
 def dispatch(argv: Sequence[str]) -> None:
-    """Runs a verb with its arguments; without a verb, prints what there is.
+    """Runs a verb with its arguments; without a verb, lists the verbs.
 
     Raises:
         UserError: For whatever the user can fix.

@@ -36,19 +36,17 @@ class ModelOptions(Options):
 
 @dataclass(frozen=True)
 class MeasureOptions(Options):
-    """Measuring: by what, and how often."""
+    """Measuring: the metrics, and how often."""
 
     extractor_weights: str | None = option(
-        None, "of inception: a file, a Hub id, or `download` (default: what was downloaded before)"
+        None, "weights of inception: a file, a Hub id, or `download` (default: those downloaded before)"
     )
     metrics: tuple[str, ...] = option(
         ("fd", "kd", "precision_recall", "density_coverage"),
         "what to measure; all is what fits the checkpoint and the extractor",
         choices=(*METRICS, "all"),
     )
-    likelihood_samples: int = option(
-        100, "latents per image for bits_per_dim; its bound rises to the truth with their number"
-    )
+    likelihood_samples: int = option(100, "latents per image for bits_per_dim; the more, the tighter its bound")
     likelihood_images: int = option(1000, "real images for bits_per_dim")
     seed: int = option(0, "seed of the first image; each following one has the next")
     seeds: int = option(1, "how often to repeat it with other images, for a mean and a deviation")

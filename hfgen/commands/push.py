@@ -16,7 +16,7 @@ from hfgen.runtime.options import Options, option
 
 @dataclass(frozen=True)
 class PushConfig(Options):
-    """Push: what, and where to."""
+    """Push: the folder, and the repository."""
 
     folder: str | None = option(None, "the pipeline folder: `output_dir` of a training run, or best/ in it")
     repo_type: str = option(

@@ -19,7 +19,7 @@ from hfgen.runtime.options import option
 
 @dataclass(frozen=True)
 class SampleConfig(ModelOptions):
-    """Images: from what, how many, and where to."""
+    """Images: how many, and where they go."""
 
     num_images: int = option(16, "number of images")
     seed: int = option(0, "seed of the first image; each following one has the next")

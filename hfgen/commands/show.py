@@ -18,7 +18,7 @@ from hfgen.runtime.options import option, require_positive
 
 @dataclass(frozen=True)
 class ShowConfig(ModelOptions):
-    """Showing: what, and how it is made."""
+    """Grids: their images, and the damage that is restored."""
 
     num_images: int = option(10, "images per grid, drawn with the seed; two at least")
     seed: int = option(0, "seed of the images, of the noise, and of what is drawn")

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     family, given = read_given(argv)
     command = command_line(f"train {family.name}", option_kinds(family), argv[1:])
 
-    options = collect(family, given.preset, command, **given.values)  # mistakes are told before torch is imported
+    options = collect(family, given.preset, command, **given.values)  # mistakes are reported before torch is imported
 
     from hfgen.training.api import run_training
     from hfgen.training.console import say

@@ -1,4 +1,4 @@
-"""What the clicks of the demo do; nothing here knows the page."""
+"""The actions behind the clicks of the demo; nothing here knows the page."""
 
 import base64
 import io
@@ -26,7 +26,7 @@ Captioned = list[tuple[Image.Image, str]]
 
 
 def sliders(adapter: Generates) -> dict[str, dict[str, Any]]:
-    """Returns what decides an image beside its seed and class: the arguments of a slider, by the option's name."""
+    """Returns the settings of an image beside its seed and class: the arguments of a slider, by the option's name."""
     return {
         name: vars(slider) | ({"precision": 0} if slider.step == 1 else {})
         for name, slider in (adapter.sliders().items() if isinstance(adapter, Generates) else ())
@@ -38,18 +38,18 @@ def class_names(adapter: Adapter) -> tuple[str, ...]:
 
 
 def walks_any_class(adapter: HasLatents) -> bool:
-    """Whether walks need no class: latents that are drawn come with one, those of encoded images do not."""
+    """Returns whether walks need no class: latents that are drawn come with one, those of encoded images do not."""
     return type(adapter).draw is not HasLatents.draw
 
 
 def within(name: str, value: Any, least: float, most: float) -> None:
-    """Stops what no widget sends, but a program may."""
+    """Refuses a value that the widgets cannot send, but a program may."""
     if not isinstance(value, (int, float)) or not least <= value <= most:
         raise UserError(f"{name} is {value}: use {least:g} to {most:g}.")
 
 
 def check(adapter: Any, label: int, settings: dict[str, float], any_class: bool = True) -> int | None:
-    """Checks what decides an image beside its seed; returns the class, `None` for any."""
+    """Checks the class and the settings of an image; returns the class, `None` for any."""
     for name, value in settings.items():
         slider = sliders(adapter)[name]
         within(slider["label"], value, slider["minimum"], slider["maximum"])
@@ -58,9 +58,9 @@ def check(adapter: Any, label: int, settings: dict[str, float], any_class: bool 
     return None if label == ANY else label
 
 
-def note(image: Image.Image, origin: dict[str, Any] | None, composite: bool = False, **how: Any) -> Image.Image:
+def note(image: Image.Image, origin: dict[str, Any] | None, composite: bool = False, **settings: Any) -> Image.Image:
     """Has a downloaded PNG say what made it, as those of `hfgen sample` do."""
-    texts = {} if origin is None else notes(origin | how, composite)
+    texts = {} if origin is None else notes(origin | settings, composite)
     for key, text in texts.items():
         image.info[key] = text
     return image
@@ -95,7 +95,7 @@ def sample(
 def interpolate(
     adapter: Any, start: int, end: int, frames: int, label: int = ANY, **settings: float
 ) -> list[Image.Image]:
-    """A walk from the image of one seed to that of another, through the latents of both.
+    """Walks from the image of one seed to that of another, through the latents of both.
 
     Where these are found by encoding the images, the ends are reconstructions of them.
     """
@@ -110,7 +110,7 @@ def interpolate(
 
 
 def read_image(adapter: Adapter, path: str | None) -> Image.Image:
-    """An uploaded image with the size and channels of the model's, cropped in the centre."""
+    """Reads an uploaded image with the size and channels of the model's images, cropped in the centre."""
     if path is None:
         raise UserError("There is no image: upload one first.")
     channels, resolution, _ = adapter.image_shape
@@ -126,7 +126,7 @@ def read_image(adapter: Adapter, path: str | None) -> Image.Image:
 
 
 def as_tensor(image: Image.Image) -> torch.Tensor:
-    """`(1, C, H, W)` in [0, 1]."""
+    """Converts an image to a tensor `(1, C, H, W)` in [0, 1]."""
     pixels = torch.from_numpy(np.array(image, np.float32) / 255)
     return (pixels[..., None] if pixels.ndim == 2 else pixels).permute(2, 0, 1)[None]
 
@@ -166,7 +166,7 @@ def inpaint(
 
 
 def animate(frames: Sequence[Image.Image]) -> str:
-    """HTML that shows frames forth and back, without a file that someone would have to clear away."""
+    """Writes HTML that shows frames forth and back, without a file that someone would have to remove."""
     content, (first, *others) = io.BytesIO(), [*frames, *frames[-2:0:-1]]
     first.save(content, format="GIF", save_all=True, append_images=others, duration=FRAME, loop=0)
     source = f"data:image/gif;base64,{base64.b64encode(content.getvalue()).decode()}"
@@ -174,6 +174,6 @@ def animate(frames: Sequence[Image.Image]) -> str:
 
 
 def enlarge(image: Image.Image) -> Image.Image:
-    """By a whole factor and without smoothing, to at most `CANVAS` pixels."""
+    """Enlarges an image by a whole factor and without smoothing, to at most `CANVAS` pixels."""
     factor = max(1, CANVAS // max(image.size))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)

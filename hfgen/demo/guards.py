@@ -1,4 +1,4 @@
-"""What is refused of what programs send to the page."""
+"""Guards against requests of programs that the page itself cannot send."""
 
 import functools
 import io
@@ -45,16 +45,16 @@ def guard(editor: Any, most: int) -> None:
 
 
 async def move_local(move: Callable[[Any], Any], path: Any) -> Any:
-    """Gradio's `move` of a file that a click names, but not of one elsewhere, which it would download."""
+    """Moves a file that a click names, as Gradio's `move` does, but refuses an address, which it would download."""
     import gradio as gr
 
     if str(path).lower().startswith(("http:", "https:")):
-        raise gr.Error("An address is no file: upload it.", print_exception=False)
+        raise gr.Error("This is an address, not a file: upload the file.", print_exception=False)
     return await move(path)
 
 
 def limit_decoders() -> None:
-    """Leaves PIL the common formats: others start programs (Ghostscript), or are hardly ever tested."""
+    """Leaves PIL the common formats: others start programs (Ghostscript), or are rarely tested."""
     Image.MAX_IMAGE_PIXELS = MOST_PIXELS
     Image.init()  # else it would add the others later
     Image.ID[:] = FORMATS

@@ -1,4 +1,4 @@
-"""What one click of anybody may cost."""
+"""Limits of what one click of a visitor may cost."""
 
 MOST_IMAGES = 64  # as many as `hfgen sample` makes at once
 MOST_FRAMES = 32

@@ -44,10 +44,10 @@ def build(adapter: Any, name: str, max_images: int, origin: dict[str, Any] | Non
         raise UserError(f"`model` {name} makes images with {channels} channels, which a page cannot show.")
     draws, codes, restores = (adapter.obstacle(each) is None for each in (Generates, HasLatents, Restores))
     inpaints = restores and "inpaint" in adapter.tasks
-    what = f"{adapter.kind}, {width}x{height} pixels, {COLOURS[channels]}"
+    heading = f"{adapter.kind}, {width}x{height} pixels, {COLOURS[channels]}"
     if adapter.classes:
         groups = "groups of similar images" if adapter.classes.groups else "classes"
-        what += f", {len(adapter.classes.names)} {groups}"
+        heading += f", {len(adapter.classes.names)} {groups}"
 
     def seed_box(label: str, value: int = 0) -> gr.Number:
         return gr.Number(value, label=label, precision=0, minimum=0, maximum=MOST_SEED)
@@ -66,18 +66,18 @@ def build(adapter: Any, name: str, max_images: int, origin: dict[str, Any] | Non
         return [gr.Slider(**slider) for slider in sliders(adapter).values()]
 
     def named(values: Sequence[Any]) -> dict[str, Any]:
-        """The values of a class box and of the settings."""
+        """Returns the values of a class box and of the settings, by name."""
         return dict(zip([*(["label"] if adapter.classes else []), *sliders(adapter)], values, strict=True))
 
     def file_box() -> gr.File:  # not an image box, whose own decoder fails without a word
         return gr.File(label="Image", file_types=["image"], height=140)
 
     def gallery(columns: int) -> gr.Gallery:
-        look: dict[str, Any] = {"show_label": False, "object_fit": "contain", "elem_classes": "pixels"}
-        return gr.Gallery(columns=columns, format="png", interactive=False, **look)
+        style: dict[str, Any] = {"show_label": False, "object_fit": "contain", "elem_classes": "pixels"}
+        return gr.Gallery(columns=columns, format="png", interactive=False, **style)
 
     def on(event: Any, name: str, function: Callable[..., Any], inputs: list[Any], outputs: Any) -> None:
-        """One click at a time in the whole app, and errors that say what to do."""
+        """Connects a click: one at a time in the whole app, and errors that say what to do."""
 
         @functools.wraps(function)
         def call(*values: Any) -> Any:
@@ -112,10 +112,10 @@ def build(adapter: Any, name: str, max_images: int, origin: dict[str, Any] | Non
 
         def run(start: int, end: int, frames: int, *values: Any) -> tuple[str, Captioned]:
             images = interpolate(adapter, start, end, frames, **named(values))
-            how = named(values)
-            how |= {"seeds": [start, end], "class_label": class_label(how.pop("label", ANY))}
+            settings = named(values)
+            settings |= {"seeds": [start, end], "class_label": class_label(settings.pop("label", ANY))}
             for number, image in enumerate(images):
-                note(image, origin, frame=number, **how)
+                note(image, origin, frame=number, **settings)
             return animate(images), [(image, str(number)) for number, image in enumerate(images)]
 
         on(button.click, "interpolate", run, inputs, [walk, shown])
@@ -163,8 +163,8 @@ def build(adapter: Any, name: str, max_images: int, origin: dict[str, Any] | Non
 
         def run(image: Image.Image | None, drawn: dict | None, seed: int, steps: int, label: int = ANY) -> Captioned:
             shown = inpaint(adapter, image, drawn, seed, steps, label)
-            how = {"task": "inpaint", "seed": seed, "steps": steps, "class_label": class_label(label)}
-            note(shown[1][0], origin, composite=True, **how)
+            settings = {"task": "inpaint", "seed": seed, "steps": steps, "class_label": class_label(label)}
+            note(shown[1][0], origin, composite=True, **settings)
             return shown
 
         on(button.click, "inpaint", run, [image, editor, *inputs, *classes], shown)
@@ -175,10 +175,10 @@ def build(adapter: Any, name: str, max_images: int, origin: dict[str, Any] | Non
     tabs |= {"Reconstruct": reconstruct_tab} if codes and restores else {}
     tabs |= {"Inpaint": inpaint_tab} if inpaints else {}
     if not tabs:
-        raise UserError(f"`model` {name} neither makes images nor was trained to keep them: there is nothing to show.")
+        raise UserError(f"`model` {name} neither makes images nor reconstructs any: there is nothing to show.")
     # With analytics, Gradio asks its makers' server for a newer version of itself.
     with gr.Blocks(title=name, analytics_enabled=False, delete_cache=(3600, 3600)) as app:
-        gr.Markdown(f"# {html.escape(name)}\n{what}. The same seed makes the same image.")
+        gr.Markdown(f"# {html.escape(name)}\n{heading}. The same seed makes the same image.")
         for title, tab in tabs.items():
             with gr.Tab(title):
                 tab()

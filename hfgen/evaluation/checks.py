@@ -1,4 +1,4 @@
-"""What all metrics ask of their features."""
+"""Checks of the features that metrics are given."""
 
 import torch
 

@@ -112,7 +112,7 @@ def open_parts(data: DataConfig, config: ClassifierConfig) -> tuple[Part, Part]:
 
 
 def build_model(info: DataInfo, config: ClassifierConfig) -> Any:
-    """A RegNet for colours, with as many stages as it takes to come down to maps of about four pixels."""
+    """Builds a RegNet for colour images, with as many stages as it takes to come down to maps of about four pixels."""
     from transformers import RegNetConfig, RegNetForImageClassification
 
     side, widths = -(-info.resolution // 2), [config.base_channels]
@@ -136,7 +136,7 @@ def build_model(info: DataInfo, config: ClassifierConfig) -> Any:
 
 
 def build_processor(info: DataInfo) -> Any:
-    """What turns images into what the network was trained on: the right size, three colours, values in [-1, 1]."""
+    """Builds the image processor of the network: the right size, three colours, values in [-1, 1]."""
     try:
         from transformers import ViTImageProcessorPil as ImageProcessor  # saved under the name without "Pil"
     except ImportError:  # transformers 4
@@ -195,7 +195,7 @@ def train(model: Any, part: Part, data: DataConfig, config: ClassifierConfig) ->
 
 
 def predict(folder: Path, part: Part) -> torch.Tensor:
-    """Logits `(N, K)` of what was saved, by the image processor that was saved."""
+    """Computes the logits `(N, K)` of the saved network, with the image processor that was saved."""
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     processor = AutoImageProcessor.from_pretrained(folder)
@@ -210,16 +210,16 @@ def predict(folder: Path, part: Part) -> torch.Tensor:
 
 
 def measure(folder: Path, train_part: Part, test_part: Part) -> dict[str, Any]:
-    """Accuracy on the test images, and what both parts are."""
+    """Measures the accuracy on the test images, and describes both parts."""
     logits = predict(folder, test_part)
     if not logits.isfinite().all():
         raise UserError("the training diverged: use a smaller `learning_rate`.")
-    found = conditional_accuracy(logits, torch.from_numpy(test_part.classes))
+    accuracy = conditional_accuracy(logits, torch.from_numpy(test_part.classes))
     info = train_part.data.info
     names = info.class_names or ()
     return {
-        "test_accuracy": found.accuracy,
-        "test_accuracy_by_class": {names[number]: share for number, share in found.by_class.items()},
+        "test_accuracy": accuracy.accuracy,
+        "test_accuracy_by_class": {names[number]: share for number, share in accuracy.by_class.items()},
         "held_out": info.split == test_part.data.info.split,
         "train_data": train_part.record(),
         "test_data": test_part.record(),

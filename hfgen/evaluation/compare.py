@@ -49,7 +49,8 @@ def load_samplers(models: Sequence[str], given: Mapping[str, Any], device: Any) 
 
 
 def time_samplers(samplers: Sequence[Sampler], batch_size: int, seed: int) -> list[list[float]]:
-    """Images per second of each model, from seeds to 8-bit images, in turns, so that noise hits all of them alike."""
+    """Measures the images per second of each model, from seeds to 8-bit images, in turns, so that noise hits all of
+    them alike."""
     batch = list(range(batch_size))
 
     def speed(sampler: Sampler) -> float:
@@ -66,7 +67,7 @@ def time_samplers(samplers: Sequence[Sampler], batch_size: int, seed: int) -> li
 
 
 def costs(sampler: Sampler, speeds: list[float], quality_key: str) -> dict[str, Any]:
-    """What a model costs to sample and, if its folder tells, what it cost to train."""
+    """Returns the cost of sampling from a model and, if its folder tells, that of training it."""
     adapter: Any = sampler.adapter
     modules = [module for module in sampler.pipe.components.values() if isinstance(module, nn.Module)]
     record, lines = read_run(Path(sampler.name))
@@ -92,7 +93,7 @@ def costs(sampler: Sampler, speeds: list[float], quality_key: str) -> dict[str, 
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The record of a run and its lines of metrics; empty for a checkpoint that came without."""
+    """Reads the record of a run and its lines of metrics; both are empty for a checkpoint that came without."""
     record_file = folder / "run.json"
     record = json.loads(record_file.read_text(encoding="utf-8")) if record_file.exists() else {}
     log = folder / record.get("config", {}).get("logging_dir", "logs") / "metrics.jsonl"
@@ -100,11 +101,11 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return record, [json.loads(line) for line in lines if line.endswith("\n")]  # one may be cut short
 
 
-def time_to_quality(found: Sequence[dict[str, Any]], wanted: float | None) -> float | None:
+def time_to_quality(all_costs: Sequence[dict[str, Any]], given: float | None) -> float | None:
     """Adds to the costs of each model when it reached a Frechet distance while training; returns that distance."""
-    last = [cost["training_quality"][-1]["value"] for cost in found if cost["training_quality"]]
-    quality = wanted or max(last, default=None)
-    for cost in found:
+    last = [cost["training_quality"][-1]["value"] for cost in all_costs if cost["training_quality"]]
+    quality = given or max(last, default=None)
+    for cost in all_costs:
         measured = cost["training_quality"]
         reached = [point for point in measured if quality is not None and point["value"] <= quality]
         status = "reached" if reached else "not reached" if measured else "not measured"
@@ -114,7 +115,7 @@ def time_to_quality(found: Sequence[dict[str, Any]], wanted: float | None) -> fl
 
 
 def with_costs(report: dict[str, Any], quality: float | None) -> dict[str, Any]:
-    """A report whose results have the costs among them, for the table and the bars."""
+    """Returns a report whose results include the costs, for the table and the bars."""
     cost, reach = report["cost"], report["cost"]["time_to_quality"]
     target = "" if quality is None else f" {quality:.4g}"
     rows: list[tuple[str, str, Any, str | None]] = [
@@ -138,16 +139,16 @@ def with_costs(report: dict[str, Any], quality: float | None) -> dict[str, Any]:
 def own_remarks(
     reports: Sequence[dict[str, Any]], batch_size: int, few: bool, quality: float | None, chosen: bool
 ) -> list[str]:
-    """What a reader of this comparison has to know, beside what holds for each evaluation."""
-    found = [report["cost"] for report in reports]
+    """Returns the remarks on this comparison, beside those that hold for each evaluation."""
+    all_costs = [report["cost"] for report in reports]
     turns = f"the median of {TURNS} turns, ± their deviation, in batches of {batch_size}"
     notes = [f"Images/s at sampling: {turns}, from seeds to 8-bit images; in training: the median of the log."]
     count = reports[0]["generation"]["num_images"]
     if few:
         notes.append(f"{count:,} images were generated of each, as there are no more real ones to compare with.")
-    if any(cost["has_encoder"] for cost in found):
+    if any(cost["has_encoder"] for cost in all_costs):
         notes.append("The parameters of a model with an encoder include the encoder's, which sampling does not need.")
-    machines = sorted({cost["training_machine"] for cost in found if cost["training_machine"]})
+    machines = sorted({cost["training_machine"] for cost in all_costs if cost["training_machine"]})
     if machines:
         notes.append(f"Trained on: {'; '.join(machines)}.")
     if len(machines) > 1:
@@ -158,7 +159,7 @@ def own_remarks(
     if quality is not None:
         origin = "as asked for" if chosen else "the worst of the last values"
         notes.append(
-            f"Time to quality: to a Fréchet distance of {quality:.4g} ({origin}), measured now and then in training, "
+            f"Time to quality: to a Fréchet distance of {quality:.4g} ({origin}), measured at intervals in training, "
             "with another number of images than the one in this table and so with another bias: do not compare them."
         )
     if len(reports) == 1:
@@ -168,7 +169,7 @@ def own_remarks(
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was measured of some models.
+    """The measurements of several models.
 
     Attributes:
         reports (`list` of `dict`): What [`~runner.evaluate`] returned for each, and under `"cost"` what it costs.
@@ -218,9 +219,9 @@ def compare_models(
     if accelerator.num_processes > 1:
         raise UserError("speeds are compared in one process: start this without a launcher.")
     reasons = {metric: [lacking(metric, sampler) for sampler in samplers] for metric in metrics}
-    for metric, found in reasons.items():
-        if all(found):
-            raise UserError(f"`metrics` {metric}: {found[0]}.")
+    for metric, obstacles in reasons.items():
+        if all(obstacles):
+            raise UserError(f"`metrics` {metric}: {obstacles[0]}.")
     parts = open_reference(config, samplers[0].image_shape, NUM_IMAGES, NUM_IMAGES)
     count = num_images or min(NUM_IMAGES, len(parts.real.rows), len(parts.held_out.rows))
     reports = []
@@ -256,7 +257,7 @@ def compare_models(
     return Comparison(reports, [with_costs(report, reached) for report in reports], reached, notes, blocks)
 
 
-def picture(comparison: Comparison, title: str) -> Image.Image:
+def draw_comparison(comparison: Comparison, title: str) -> Image.Image:
     """Draws samples side by side; below them, at the left, quality and its course in training, at the right, costs."""
     reports, shown, quality = comparison.reports, comparison.shown, comparison.quality
     names = ["real images", *draw.short_names(reports)]
@@ -277,14 +278,14 @@ def picture(comparison: Comparison, title: str) -> Image.Image:
 
     canvas = Image.new("RGB", (width, top + height + SPACE), "white")
     draw.write(canvas, SPACE, draw.FONT, title)
-    for place, (name, colour, grid) in enumerate(zip(names, colours, grids, strict=True)):
-        x, y = SPACE + place % 4 * wide, 3 * draw.FONT + place // 4 * tall
+    for index, (name, colour, grid) in enumerate(zip(names, colours, grids, strict=True)):
+        x, y = SPACE + index % 4 * wide, 3 * draw.FONT + index // 4 * tall
         canvas.paste(colour, (x, y, x + draw.FONT, y + draw.FONT))
         draw.write(canvas, x + draw.FONT + draw.GAP, y - 2, name[-32:])
         canvas.paste(grid, (x, y + draw.FONT + draw.GAP))
     for keys, x in ((left, SPACE), (right, 2 * SPACE + half)):
-        for place, key in enumerate(keys):
-            draw.bars(canvas, shown, key, x, top + place * panel, half)
+        for index, key in enumerate(keys):
+            draw.bars(canvas, shown, key, x, top + index * panel, half)
     if any(lines) and quality is not None:
         start = len(left) * panel
         title = f"Fréchet distance, by seconds of training; the line is at {quality:.4g}"

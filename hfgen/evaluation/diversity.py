@@ -1,4 +1,4 @@
-"""How diverse generated images are: effective numbers of images, shares of the regions of the data, repetitions."""
+"""Diversity of generated images: effective numbers of images, shares of the regions of the data, repetitions."""
 
 import math
 import warnings
@@ -16,7 +16,7 @@ TRIALS = 1001  # orders of the images that are drawn
 
 
 def vendi_score(features: torch.Tensor) -> float:
-    """The effective number of different images (https://huggingface.co/papers/2210.02410, section 3).
+    """Computes the effective number of different images (https://huggingface.co/papers/2210.02410, section 3).
 
     It is the exponential of the entropy of the eigenvalues of `K / N`, with the cosines between images as kernel K: 1
     if all images are the same, N if all are orthogonal. It tends to grow with N: compare equal numbers of images.
@@ -58,7 +58,8 @@ def _unit_rows(features: torch.Tensor) -> torch.Tensor:
 def ndb(
     generated: torch.Tensor, real: torch.Tensor, num_bins: int = 100, seed: int = 0, alpha: float = 0.05
 ) -> dict[str, float]:
-    """Regions of the data that generated images visit too seldom or too often (https://huggingface.co/papers/1805.12462).
+    """Measures the share of the regions of the data that generated images visit too seldom or too often
+    (https://huggingface.co/papers/1805.12462).
 
     k-means divides the real images into bins. Generated images join the bin of the nearest centre, and each bin's
     two shares are compared by a two-proportion z-test.
@@ -91,9 +92,9 @@ def ndb(
     real_rows, rows = ((features - centre).cpu().numpy() for features in (real, generated))
     with warnings.catch_warnings():  # of too few different images, of which the error below tells
         warnings.filterwarnings("ignore", "Number of distinct clusters")
-        found = KMeans(num_bins, n_init=1, random_state=seed).fit(real_rows)
-    real_counts = torch.from_numpy(found.labels_).long().bincount(minlength=num_bins).double()
-    counts = torch.from_numpy(found.predict(rows)).long().bincount(minlength=num_bins).double()
+        clusters = KMeans(num_bins, n_init=1, random_state=seed).fit(real_rows)
+    real_counts = torch.from_numpy(clusters.labels_).long().bincount(minlength=num_bins).double()
+    counts = torch.from_numpy(clusters.predict(rows)).long().bincount(minlength=num_bins).double()
     if not real_counts.all():
         raise ValueError(
             f"num_bins is {num_bins}, but real has only {int((real_counts > 0).sum())} different images: use fewer "
@@ -101,8 +102,8 @@ def ndb(
         )
     shares, real_shares = counts / len(generated), real_counts / len(real)
     pooled = (counts + real_counts) / (len(generated) + len(real))
-    spread = (pooled * (1 - pooled) * (1 / len(generated) + 1 / len(real))).sqrt()
-    different = (shares - real_shares).abs() > NormalDist().inv_cdf(1 - alpha / 2) * spread
+    deviation = (pooled * (1 - pooled) * (1 / len(generated) + 1 / len(real))).sqrt()
+    different = (shares - real_shares).abs() > NormalDist().inv_cdf(1 - alpha / 2) * deviation
     entropies = [torch.special.entr(each).sum() for each in ((shares + real_shares) / 2, shares, real_shares)]
     jsd = entropies[0] - (entropies[1] + entropies[2]) / 2
     return {"ndb_share": different.double().mean().item(), "jsd": max(0.0, jsd.item())}
@@ -110,7 +111,7 @@ def ndb(
 
 @dataclass(frozen=True)
 class BirthdaySupport:
-    """What [`birthday_support`] finds.
+    """The result of [`birthday_support`].
 
     Args:
         support (`float`, *optional*): The number of images that a generator would have if it made all of them equally
@@ -131,7 +132,8 @@ class BirthdaySupport:
 def birthday_support(
     generated: torch.Tensor, real: torch.Tensor, quantile: float = 0.001, seed: int = 0
 ) -> BirthdaySupport:
-    """The number of images that a generator can make, by the birthday paradox (https://huggingface.co/papers/1706.08224).
+    """Estimates the number of images that a generator can make, by the birthday paradox
+    (https://huggingface.co/papers/1706.08224).
 
     Of n equally likely images, about `sqrt(2 n log 2)` draws repeat one with probability 1/2. (The authors take the
     square of the number of draws, the order of n, and look for repetitions by eye.) Here two images are
@@ -172,8 +174,8 @@ def birthday_support(
     i, j = i.cpu(), j.cpu()
     sizes = []  # of the smallest batch with a pair, when the images come in random order
     for _ in range(TRIALS):
-        places = torch.randperm(images, generator=generator)
-        sizes.append(int(places[i].maximum(places[j]).min()) + 1)
+        ranks = torch.randperm(images, generator=generator)
+        sizes.append(int(ranks[i].maximum(ranks[j]).min()) + 1)
     size = sorted(sizes)[TRIALS // 2]
     # The probability becomes 1/2 somewhere between one image less and this size: halfway, by the number of pairs.
     support = max(1.0, (size - 1) ** 2 / (2 * math.log(2)))

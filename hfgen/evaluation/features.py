@@ -49,7 +49,7 @@ PROBE_SIDES = (48, 320)  # one to enlarge and one to reduce, for most networks
 
 @dataclass(frozen=True)
 class Preparation:
-    """From 8-bit images to what a network takes, in batches on any device that knows float64.
+    """Prepares 8-bit images for a network, in batches on any device that knows float64.
 
     Attributes:
         channels (`int`): Gray images are repeated to 3.
@@ -87,14 +87,14 @@ class Preparation:
         return (pixels - mean) / std
 
     def size_for(self, height: int, width: int) -> tuple[int, int] | None:
-        """What an image of that size is resized to, if at all."""
+        """Returns the height and width that an image of that size is resized to; `None` if it is not resized."""
         if isinstance(self.size, int):
-            short = self.size
-            return (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
+            side = self.size
+            return (side, int(side * width / height)) if height <= width else (int(side * height / width), side)
         return self.size
 
     def middle(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The part of images that is kept."""
+        """Crops the middle of images."""
         if self.crop is None:
             return pixels
         top, left = ((have - keep) // 2 for have, keep in zip(pixels.shape[2:], self.crop, strict=True))
@@ -117,7 +117,7 @@ class Extractor:
         verified (`bool`): Whether the weights are known to be the published ones (Inception only).
         revision (`str`, *optional*): Commit of the repository on the Hub.
         labels (`tuple` of `str`, *optional*): Names of the classes that the logits are for.
-        accuracy (`float`, *optional*): Share of test images that it got right, if train_classifier.py wrote it.
+        accuracy (`float`, *optional*): Share of test images that it got right, if `hfgen classify` wrote it.
         notes (`list` of `str`): What a reader of the numbers has to be told.
     """
 
@@ -137,7 +137,7 @@ class Extractor:
     notes: list[str] = field(default_factory=list)
 
     def __call__(self, images: torch.Tensor) -> Outputs:
-        """Features of images, in float32 without TF32 and without gradients.
+        """Computes the features of images, in float32 without TF32 and without gradients.
 
         Args:
             images (`torch.Tensor` or `np.ndarray` of shape `(N, C, H, W)`, uint8): Images; gray ones are repeated
@@ -161,7 +161,7 @@ class Extractor:
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def describe(self) -> dict[str, Any]:
-        """What a report has to say of the extractor; JSON."""
+        """Describes the extractor for a report; JSON."""
         names = ("id", "dim", "layer", "preprocessing", "fingerprint", "verified", "revision", "accuracy", "notes")
         return {name: getattr(self, name) for name in names}
 
@@ -169,29 +169,30 @@ class Extractor:
 def run(
     network: Callable[[torch.Tensor], Outputs], prepare: Prepare, images: torch.Tensor, device: torch.device
 ) -> Outputs:
-    """One batch. Apple's GPUs have no float64, so that images are prepared before they go there."""
+    """Runs the network on one batch. Apple's GPUs have no float64, so that images are prepared before they go
+    there."""
     pixels = prepare(images if device.type == "mps" else images.to(device))
     return {name: value.float() for name, value in network(pixels.to(device)).items()}
 
 
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """float32 that is float32: without TF32 on GPUs, bfloat16 on CPUs, and autocast."""
+    """Has float32 computed as float32: without TF32 on GPUs, bfloat16 on CPUs, and autocast."""
     backends: Any = torch.backends
-    places = [backends.cuda.matmul, backends.cudnn]
+    switches = [backends.cuda.matmul, backends.cudnn]
     attribute, value = "allow_tf32", False  # type: str, bool | str
     if hasattr(backends, "fp32_precision"):  # the names since PyTorch 2.9, which are not to be mixed with the old ones
-        places = [backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv]
+        switches = [backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv]
         attribute, value = "fp32_precision", "ieee"
-    before = [getattr(place, attribute) for place in places]
+    before = [getattr(switch, attribute) for switch in switches]
     try:
-        for place in places:
-            setattr(place, attribute, value)
+        for switch in switches:
+            setattr(switch, attribute, value)
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        for place, old in zip(places, before, strict=True):
-            setattr(place, attribute, old)
+        for switch, old in zip(switches, before, strict=True):
+            setattr(switch, attribute, old)
 
 
 def load_extractor(
@@ -234,8 +235,8 @@ def load_extractor(
 def extractor_for(
     metrics: Sequence[str], name: str, weights: str | Path | None = None, device: str | torch.device = "cpu"
 ) -> Extractor:
-    """The extractor that metrics need: see [`load_extractor`]. Where none looks at features, it is one without a
-    network, so that none has to be there."""
+    """Returns the extractor that metrics need: see [`load_extractor`]. Where no metric looks at features, it is one
+    without a network, so that none has to be there."""
     if not metrics or set(metrics) - set(WITHOUT_FEATURES):
         return load_extractor(name, weights, device)
     return Extractor(
@@ -254,7 +255,7 @@ def extractor_for(
 def load_inception_extractor(
     name: str, weights: str | Path | None, device: torch.device, batch_size: int
 ) -> Extractor:
-    """The two Inception extractors; see [`load_extractor`]."""
+    """Loads one of the two Inception extractors; see [`load_extractor`]."""
     model = load_inception(weights)
     resample = "tf1" if name == "inception" else "bicubic"
     prepare = Preparation(3, resample, False, (SIDE, SIDE), None, 1.0, (128.0,), (128.0,))
@@ -290,7 +291,7 @@ def load_inception_extractor(
 
 
 def load_transformers_extractor(name: str, device: torch.device, batch_size: int) -> Extractor:
-    """An image model of `transformers`; see [`load_extractor`]."""
+    """Loads an image model of `transformers`; see [`load_extractor`]."""
     is_folder = Path(name).expanduser().is_dir()
     source = str(Path(name).expanduser()) if is_folder else name
     if not is_folder and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
@@ -346,7 +347,7 @@ def load_transformers_extractor(name: str, device: torch.device, batch_size: int
 
 
 def read_accuracy(folder: Path) -> float | None:
-    """The test accuracy that train_classifier.py wrote beside a classifier; `None` if it is another's."""
+    """Reads the test accuracy that `hfgen classify` wrote beside a classifier; `None` for any other model."""
     try:
         return float(json.loads((folder / "eval.json").read_text(encoding="utf-8"))["test_accuracy"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -375,7 +376,7 @@ def readable_errors(name: str, is_folder: bool) -> Iterator[None]:
 
 
 def load_model(source: str) -> tuple[Any, bool]:
-    """The model, in float32, of the class that its configuration names, and whether it classifies."""
+    """Loads a model, in float32, of the class that its configuration names; also returns whether it classifies."""
     import transformers
     from transformers.utils import cached_file
 
@@ -394,7 +395,7 @@ def load_model(source: str) -> tuple[Any, bool]:
         kind = transformers.CLIPVisionModelWithProjection
     options = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
     options["trust_remote_code"] = False  # by default a person is asked, and may say yes
-    # Each weight is counted twice, as a place and when it comes there.
+    # Each weight is counted twice: when it is allocated, and when it is filled.
     with limited(f"config.json of the extractor {source}", 2 * weight_bytes(source)):
         model, info = kind.from_pretrained(source, config=config, **options)
     missing = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
@@ -410,7 +411,7 @@ def load_model(source: str) -> tuple[Any, bool]:
 
 
 def weight_bytes(source: str) -> int:
-    """The size of the weights of a model, which are downloaded if need be.
+    """Returns the size of the weights of a model, which are downloaded if need be.
 
     Raises:
         UserError: If their index names a file elsewhere.
@@ -428,7 +429,7 @@ def weight_bytes(source: str) -> int:
 
 
 def classifier(model: Any) -> tuple[Callable[[torch.Tensor], Outputs], str]:
-    """The outputs of a classifier: what its last layer sees, and the logits."""
+    """Computes the outputs of a classifier: the input of its last layer, and the logits."""
     heads = {
         name: module
         for name, module in model.named_modules()
@@ -448,7 +449,7 @@ def classifier(model: Any) -> tuple[Callable[[torch.Tensor], Outputs], str]:
 
 
 def pooled(model: Any) -> tuple[Callable[[torch.Tensor], Outputs], str]:
-    """The pooled output of a model without a task."""
+    """Computes the pooled output of a model without a task."""
     first_token = model.config.model_type in FIRST_TOKEN
     embeds = type(model).__name__ == "CLIPVisionModelWithProjection"
     layer = "last_hidden_state[:, 0]" if first_token else "image_embeds" if embeds else "pooler_output"
@@ -474,7 +475,7 @@ def interpolate_positions(model: Any, side: int) -> None:
     """Gives a DINOv2 the position embeddings that its authors' code uses for `side` x `side` patches.
 
     They tell the bicubic interpolation a factor of `(side + 0.1) / grid`, where `transformers` says the output's size:
-    the samples are taken at other places, and the embeddings differ by more than a tenth.
+    the samples are taken at other points, and the embeddings differ by more than a tenth.
     """
     embeddings = model.embeddings
     positions = embeddings.position_embeddings.detach()
@@ -488,7 +489,7 @@ def interpolate_positions(model: Any, side: int) -> None:
 
 
 def load_preparation(source: str, channels: int) -> tuple[Prepare, dict[str, Any]]:
-    """What a model's image processor does, in batches on the device if that is possible.
+    """Loads a model's image processor as a function of batches, on the device if that is possible.
 
     The processor is the one with Pillow, whose results do not depend on what else is installed. Most do no more than
     a [`Preparation`], which is used if it gives exactly the same for two images; otherwise the processor itself is.
@@ -523,13 +524,13 @@ def load_preparation(source: str, channels: int) -> tuple[Prepare, dict[str, Any
         torch.randint(256, (1, channels, side, side), generator=generator, dtype=torch.uint8) for side in PROBE_SIDES
     ]
     expected = [slow(probe) for probe in probes]
-    if prepare and all(torch.equal(prepare(probe), wanted) for probe, wanted in zip(probes, expected, strict=True)):
+    if prepare and all(torch.equal(prepare(probe), pixels) for probe, pixels in zip(probes, expected, strict=True)):
         return prepare, as_json(asdict(prepare))
     return slow, {"channels": channels, "processor": json.loads(processor.to_json_string())}
 
 
 def read_preparation(processor: Any, channels: int) -> Preparation | None:
-    """What the options of an image processor of `transformers` say, if they can be followed in batches."""
+    """Translates the options of an image processor of `transformers`, if they can be followed in batches."""
     size: tuple[int, int] | int | None = None
     if processor.do_resize:
         sides = dict(processor.size)
@@ -566,7 +567,7 @@ def as_floats(values: Any) -> tuple[float, ...]:
 
 
 def as_json(values: dict[str, Any]) -> dict[str, Any]:
-    """The same after a round trip through JSON, so that a report that was read back is equal."""
+    """Returns the same after a round trip through JSON, so that a report that was read back is equal."""
     return json.loads(json.dumps(values))
 
 
@@ -576,7 +577,7 @@ def one_line(error: Exception) -> str:
 
 
 def fingerprint(tensors: dict[str, torch.Tensor], layer: str, preprocessing: dict[str, Any]) -> str:
-    """SHA-256 of the tensors (types, shapes and bytes), the layer and the preprocessing.
+    """Computes the SHA-256 of the tensors (types, shapes and bytes), the layer and the preprocessing.
 
     The tensors' names are left out: `transformers` 5 calls those of ViT and DINOv2 by other names than 4.
     """
@@ -589,7 +590,7 @@ def fingerprint(tensors: dict[str, torch.Tensor], layer: str, preprocessing: dic
 
 
 def metric_prefix(extractor: Extractor, kind: str = "fd") -> str:
-    """What a number from these features may be called, in lower case and without its number of images.
+    """Returns the name that a number from these features may have, in lower case and without its number of images.
 
     The names of the literature are kept for what the literature means. All others have a part of the fingerprint,
     because two networks of one name give numbers that cannot be compared.

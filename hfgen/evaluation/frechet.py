@@ -11,7 +11,8 @@ from hfgen.evaluation.statistics import FeatureStatistics
 
 
 def frechet_distance(generated: FeatureStatistics, real: FeatureStatistics) -> float:
-    """The squared distance in the units of the features, never below 0; 0 for equal statistics, up to rounding.
+    """Computes the squared distance in the units of the features, never below 0; 0 for equal statistics, up to
+    rounding.
 
     Exact with fewer images than dimensions too, but see [`frechet_is_biased`].
 
@@ -33,7 +34,7 @@ def frechet_distance(generated: FeatureStatistics, real: FeatureStatistics) -> f
 
 
 def frechet_from_features(generated: torch.Tensor, real: torch.Tensor) -> float:
-    """[`frechet_distance`] of features of shape `(N, D)` and `(M, D)`, of at least 2 images each."""
+    """Computes the [`frechet_distance`] of features of shape `(N, D)` and `(M, D)`, of at least 2 images each."""
     both = []
     for name, features in (("generated", generated), ("real", real)):
         features = check_features(features, name)
@@ -44,7 +45,7 @@ def frechet_from_features(generated: torch.Tensor, real: torch.Tensor) -> float:
 
 
 def frechet_is_biased(num_generated: int, num_real: int, dim: int) -> str | None:
-    """A sentence for the report where the distance has a large bias: for at most two images per dimension.
+    """Returns a sentence for the report where the distance has a large bias: for at most two images per dimension.
 
     The distance of two finite sets is too large by an amount that falls with one over the number of images and is much
     the same for all models. For two sets of one distribution, whose distance should be 0, it is about a tenth of the
@@ -61,7 +62,7 @@ def frechet_is_biased(num_generated: int, num_real: int, dim: int) -> str | None
 
 
 def trace_of_root(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """`tr (S1 S2)^1/2` of two covariances; faster with the one of lower rank first.
+    """Computes `tr (S1 S2)^1/2` of two covariances; faster with the one of lower rank first.
 
     With `S = R R^T` it is the sum of the singular values of `R1^T R2`. They are also the roots of the eigenvalues of
     `R1^T S2 R1`, which is symmetric: that is faster, but not exact for eigenvalues that rounding alone keeps from 0.
@@ -77,7 +78,7 @@ def trace_of_root(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def _factor(covariance: torch.Tensor) -> torch.Tensor:
-    """R of shape `(D, rank)` with `R R^T` the covariance."""
+    """Computes R of shape `(D, rank)` with `R R^T` the covariance."""
     factor = _cholesky(covariance)
     if factor is not None:
         return factor
@@ -87,7 +88,7 @@ def _factor(covariance: torch.Tensor) -> torch.Tensor:
 
 
 def _cholesky(covariance: torch.Tensor) -> torch.Tensor | None:
-    """A lower triangular factor, or None if the rank is not full up to rounding.
+    """Computes a lower triangular factor; `None` if the rank is not full up to rounding.
 
     The factorisation may succeed without full rank, by rounding. So the smallest eigenvalue of the correlations is
     found too, by inverse iteration, for which two steps are enough where it matters.

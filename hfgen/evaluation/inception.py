@@ -71,20 +71,20 @@ class Block(nn.Module):
         self.reduction = nn.MaxPool2d(3, stride=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found: dict[str, torch.Tensor] = {}
+        states: dict[str, torch.Tensor] = {}
         ends = []
         for branch in self.branches:
             state = x
             for name in branch:
-                if name not in found:
-                    found[name] = self.get_submodule(name)(state)
-                state = found[name]
+                if name not in states:
+                    states[name] = self.get_submodule(name)(state)
+                state = states[name]
             ends.append(state)
         return torch.cat(ends, dim=1)
 
 
 def block_35(inputs: int, pooled: int) -> Block:
-    """At 35 x 35 pixels: 224 channels and those of the pooled branch."""
+    """Makes a block at 35 x 35 pixels: 224 channels and those of the pooled branch."""
     return Block(
         inputs,
         [
@@ -97,7 +97,7 @@ def block_35(inputs: int, pooled: int) -> Block:
 
 
 def reduction_35(inputs: int) -> Block:
-    """From 35 x 35 to 17 x 17 pixels: 480 channels more."""
+    """Makes the block from 35 x 35 to 17 x 17 pixels: 480 channels more."""
     return Block(
         inputs,
         [
@@ -109,7 +109,7 @@ def reduction_35(inputs: int) -> Block:
 
 
 def block_17(inputs: int, inner: int) -> Block:
-    """At 17 x 17 pixels: 768 channels."""
+    """Makes a block at 17 x 17 pixels: 768 channels."""
     return Block(
         inputs,
         [
@@ -128,7 +128,7 @@ def block_17(inputs: int, inner: int) -> Block:
 
 
 def reduction_17(inputs: int) -> Block:
-    """From 17 x 17 to 8 x 8 pixels: 512 channels more."""
+    """Makes the block from 17 x 17 to 8 x 8 pixels: 512 channels more."""
     return Block(
         inputs,
         [
@@ -145,7 +145,7 @@ def reduction_17(inputs: int) -> Block:
 
 
 def block_8(inputs: int, pool: str) -> Block:
-    """At 8 x 8 pixels: 2048 channels."""
+    """Makes a block at 8 x 8 pixels: 2048 channels."""
     single = ("branch3x3_1", 384, 1)
     double = [("branch3x3dbl_1", 448, 1), ("branch3x3dbl_2", 384, 3)]
     return Block(
@@ -162,7 +162,7 @@ def block_8(inputs: int, pool: str) -> Block:
 
 
 class InceptionOutput(NamedTuple):
-    """What the network says of N images.
+    """The output of the network for N images.
 
     Attributes:
         features (`torch.Tensor` of shape `(N, 2048)`): Average of the last block; all are at least 0.
@@ -206,7 +206,7 @@ class InceptionV3(nn.Module):
         self.fc = nn.Linear(DIM, NUM_CLASSES)
 
     def forward(self, pixels: torch.Tensor) -> InceptionOutput:
-        """Features and logits.
+        """Computes features and logits.
 
         Args:
             pixels (`torch.Tensor` of shape `(N, 3, 299, 299)`): Images as `(x - 128) / 128` of levels x, resized as
@@ -234,7 +234,7 @@ class InceptionV3(nn.Module):
 
 
 def load_inception(weights: str | Path | None = None) -> InceptionV3:
-    """The network with the weights of 2015, in evaluation mode on the CPU. Fetches nothing unless told to.
+    """Loads the network with the weights of 2015, in evaluation mode on the CPU. Downloads nothing unless told to.
 
     Args:
         weights (`str` or `Path`, *optional*): One of
@@ -286,7 +286,7 @@ def load_inception(weights: str | Path | None = None) -> InceptionV3:
 
 
 def find_weights(weights: str | Path | None) -> Path:
-    """The file that [`load_inception`] reads; see there."""
+    """Finds the file that [`load_inception`] reads; see there."""
     if weights is None or weights == "download":
         kept = cache_path()
         hub = Path(torch.hub.get_dir()) / "checkpoints"
@@ -316,7 +316,7 @@ SUFFIXES = (".pth", ".safetensors")
 
 
 def from_hub(repository: str) -> Path:
-    """The weights in a repository on the Hub, or in its cache."""
+    """Finds the weights in a repository on the Hub, or in its cache."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -339,7 +339,7 @@ def from_hub(repository: str) -> Path:
 
 
 def cache_path() -> Path:
-    """Where `"download"` keeps the published file."""
+    """Returns the path where `"download"` keeps the published file."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HOME) / "hfgen" / FILE

@@ -23,7 +23,7 @@ Kernel = Callable[[Any, Any], torch.Tensor]  # of two blocks of images: its valu
 
 @dataclasses.dataclass(frozen=True)
 class KernelDistance:
-    """What [`kernel_distance`] found.
+    """The result of [`kernel_distance`].
 
     Args:
         value (`float`): The distance. It has no bias, so that it may be negative where the sets are alike.
@@ -44,7 +44,7 @@ def kernel_distance(
     subset_size: int = 1000,
     seed: int = 2020,
 ) -> KernelDistance:
-    """The KID, for the features of Inception-v3 (https://huggingface.co/papers/1801.01401, section 4).
+    """Computes the KID, for the features of Inception-v3 (https://huggingface.co/papers/1801.01401, section 4).
 
     The squared maximum mean discrepancy for the kernel `(x . y / D + 1)^3`, without bias: pairs of an image with
     itself are left out. All pairs of 10,000 images cost no more than the 100 subsets of the literature, and have a
@@ -87,7 +87,7 @@ def kernel_distance(
 
 
 def cmmd(generated: torch.Tensor, real: torch.Tensor) -> float:
-    """The CMMD, for the embeddings of CLIP ViT-L/14 at 336 pixels (https://huggingface.co/papers/2401.09603).
+    """Computes the CMMD, for the embeddings of CLIP ViT-L/14 at 336 pixels (https://huggingface.co/papers/2401.09603).
 
     The squared maximum mean discrepancy for the kernel `exp(-|x - y|^2 / (2 SIGMA^2))` of embeddings of length 1,
     times 1000, as its authors compute it: pairs of an image with itself count, which adds at most `10 (1 / N + 1 / M)`
@@ -117,7 +117,7 @@ def _check_both(generated: torch.Tensor, real: torch.Tensor, least: int) -> tupl
 
 
 def _centred(features: torch.Tensor, centre: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Centred rows, and their products with the centre in float64: of shapes `(N, D)` and `(N,)`."""
+    """Centres rows; also returns their products with the centre, in float64: of shapes `(N, D)` and `(N,)`."""
     exact = centre.double()
     return features - centre, torch.cat([(rows.double() - exact) @ exact for rows in features.split(BLOCK)])
 
@@ -136,7 +136,7 @@ def _blocks(rows: torch.Tensor, terms: torch.Tensor) -> list[tuple[torch.Tensor,
 def _polynomial_kernel(
     first: tuple[torch.Tensor, torch.Tensor], second: tuple[torch.Tensor, torch.Tensor], base: torch.Tensor
 ) -> torch.Tensor:
-    """`(x . y / D + 1)^3 - base^3` of [`_blocks`], with `base = c . c / D + 1` for the centre c.
+    """Computes `(x . y / D + 1)^3 - base^3` of [`_blocks`], with `base = c . c / D + 1` for the centre c.
 
     `x . y = c . c + q D` with `q = (u . v + u . c + v . c) / D` for the centred rows u and v. What all values have in
     common cancels in the distance; left in, it would take digits of the rest with it.
@@ -149,7 +149,7 @@ def _polynomial_kernel(
 
 
 def _directions(features: torch.Tensor, name: str) -> list[torch.Tensor]:
-    """Blocks of rows of length 1, in float64."""
+    """Scales rows to length 1, in blocks and in float64."""
     lengths = torch.cat([rows.double().norm(dim=1) for rows in features.split(BLOCK)])
     zeros = int((lengths == 0).sum())
     if zeros:
@@ -161,19 +161,20 @@ def _directions(features: torch.Tensor, name: str) -> list[torch.Tensor]:
 
 
 def _gaussian_kernel(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """`exp(-|x - y|^2 / (2 SIGMA^2)) - 1` of [`_directions`], where `|x - y|^2 = 2 - 2 x . y`. The ones cancel too."""
+    """Computes `exp(-|x - y|^2 / (2 SIGMA^2)) - 1` of [`_directions`], where `|x - y|^2 = 2 - 2 x . y`. The ones
+    cancel too."""
     return _products(first, second).sub_(1).div_(SIGMA**2).expm1_()
 
 
 def _products(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Inner products of rows. On a CPU by numpy, which halves the work where both are the same."""
+    """Computes inner products of rows. On a CPU by numpy, which halves the work where both are the same."""
     if first.device.type == "cpu":
         return torch.from_numpy(first.numpy() @ second.numpy().T)
     return first @ second.T
 
 
 def _sums(first: list[Any], second: list[Any], kernel: Kernel) -> tuple[torch.Tensor, ...]:
-    """Sums of kernel values for each image, over the other images of its set and over those of the other set.
+    """Sums kernel values for each image, over the other images of its set and over those of the other set.
 
     Returns:
         Of N images within the first set, of M within the second, of N over the second, of M over the first.
@@ -209,7 +210,7 @@ def _unbiased(within: torch.Tensor, others: torch.Tensor, between: torch.Tensor,
 
 
 def _jackknife(within: torch.Tensor, others: torch.Tensor, between: torch.Tensor, across: torch.Tensor) -> float:
-    """Standard error of [`_unbiased`] from leaving out one image in turn, in closed form.
+    """Computes the standard error of [`_unbiased`] from leaving out one image in turn, in closed form.
 
     Without one of the N generated images the value changes by `-2 / (N - 1)` times what the entry of that image below
     is more than the mean of all entries; so it is for the real ones.

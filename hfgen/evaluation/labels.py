@@ -1,4 +1,4 @@
-"""What the labels of a classifier say about generated images: how confident it is, and which classes are missing.
+"""Metrics from the labels of a classifier: how confident it is about generated images, and which classes are missing.
 
 Logits come from a classifier, one row per image; labels are class numbers from 0 on; counts say how many images are of
 each class. Everything is computed in float64.
@@ -17,7 +17,7 @@ BLOCK = 256  # rows in float64 at a time, few enough for the processor's cache
 
 @dataclass(frozen=True)
 class LabelDivergence:
-    """How far the shares of the classes among generated images are from those they should have; in nats."""
+    """Divergences of the classes of generated images from those that they should have, in nats."""
 
     kl: float
     """Kullback-Leibler divergence of the generated images from the reference, 0 to infinity."""
@@ -27,7 +27,7 @@ class LabelDivergence:
 
 @dataclass(frozen=True)
 class ConditionalAccuracy:
-    """How often an image shows the class that was asked for."""
+    """The share of the images that show the class that was asked for."""
 
     accuracy: float
     """Share of all images with a label."""
@@ -38,7 +38,8 @@ class ConditionalAccuracy:
 def inception_score(
     logits: torch.Tensor, num_splits: int = 10, shuffle_seed: int | None = 2020
 ) -> tuple[float, float]:
-    """The Inception Score, `exp(E_x KL(p(y|x) || p(y)))` (https://huggingface.co/papers/1606.03498, section 4).
+    """Computes the Inception Score, `exp(E_x KL(p(y|x) || p(y)))` (https://huggingface.co/papers/1606.03498, section
+    4).
 
     It is called so only for the logits without bias of the Inception network of 2015, as published values have it.
     With another classifier it is that classifier's score: 1 for images that all get the same answer, up to the number
@@ -72,7 +73,7 @@ def inception_score(
 
 
 def _mutual_information(logits: torch.Tensor, rows: torch.Tensor) -> float:
-    """Entropy of the mean prediction less the mean entropy of the predictions, in nats."""
+    """Computes the entropy of the mean prediction less the mean entropy of the predictions, in nats."""
     total = logits.new_zeros(logits.shape[1], dtype=torch.float64)
     entropies = logits.new_zeros((), dtype=torch.float64)
     for part in rows.split(BLOCK):
@@ -109,7 +110,7 @@ def confident_share(logits: torch.Tensor, threshold: float = 0.9) -> float:
 
 
 def label_counts(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """How often each class occurs.
+    """Counts how often each class occurs.
 
     Args:
         labels (`torch.Tensor` of shape `(N,)`): Class numbers, 0 to `num_classes - 1`.
@@ -128,7 +129,7 @@ def label_counts(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
 
 
 def label_divergence(generated: torch.Tensor, reference: torch.Tensor) -> LabelDivergence:
-    """How far the shares of the classes among generated images are from those of a reference.
+    """Measures how far the shares of the classes among generated images are from those of a reference.
 
     Classes that no generated image has add nothing to the Kullback-Leibler divergence. It is infinite if a class
     occurs that the reference lacks; nothing is added to the counts to hide that. The Jensen-Shannon divergence is
@@ -146,7 +147,7 @@ def label_divergence(generated: torch.Tensor, reference: torch.Tensor) -> LabelD
 
 
 def divergence_floor(num_classes: int, num_images: int) -> float:
-    """The Kullback-Leibler divergence, in nats, that perfect images would have on average: `(K - 1) / 2N`.
+    """Computes the Kullback-Leibler divergence, in nats, that perfect images would have on average: `(K - 1) / 2N`.
 
     It is the first term in 1/N for classes that all occur, and so good where there are more images than classes.
     """
@@ -154,7 +155,7 @@ def divergence_floor(num_classes: int, num_images: int) -> float:
 
 
 def class_coverage(generated: torch.Tensor, reference: torch.Tensor) -> float:
-    """Share of the classes of a reference that occur at all among generated images.
+    """Computes the share of the classes of a reference that occur at all among generated images.
 
     One image is enough, and so is one mistake of the classifier: read it beside [`label_divergence`].
 
@@ -169,7 +170,7 @@ def class_coverage(generated: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def rarest_class(generated: torch.Tensor, reference: torch.Tensor) -> tuple[int, float]:
-    """The class of a reference that is rarest among generated images, and its share of them.
+    """Finds the class of a reference that is rarest among generated images, and its share of them.
 
     Args:
         generated, reference (`torch.Tensor` of shape `(K,)`): Counts or shares of the same classes.
@@ -183,7 +184,7 @@ def rarest_class(generated: torch.Tensor, reference: torch.Tensor) -> tuple[int,
 
 
 def conditional_accuracy(logits: torch.Tensor, labels: torch.Tensor) -> ConditionalAccuracy:
-    """How often the most likely class of an image is the one that it was asked to show.
+    """Measures how often the most likely class of an image is the one that it was asked to show.
 
     Args:
         logits (`torch.Tensor` of shape `(N, K)`): One row per image.
@@ -233,8 +234,8 @@ def stacked_modes(
     if labels.ndim != 2 or not labels.numel():
         raise ValueError(f"labels has shape {tuple(labels.shape)}, but must be (images, channels).")
     channels = labels.shape[1]
-    places = torch.tensor([num_classes**place for place in reversed(range(channels))], device=labels.device)
-    counts = label_counts((_check_labels(labels, num_classes) * places).sum(1), num_classes**channels)
+    factors = torch.tensor([num_classes**exponent for exponent in reversed(range(channels))], device=labels.device)
+    counts = label_counts((_check_labels(labels, num_classes) * factors).sum(1), num_classes**channels)
     if reference is None:
         reference = torch.ones_like(counts)
     return int((counts > 0).sum()), label_divergence(counts, reference).kl

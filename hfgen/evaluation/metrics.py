@@ -72,7 +72,7 @@ class Result:
         metric (`str`): What was asked for.
         key (`str`): What the number may be called, unmistakably.
         title (`str`): The same for people.
-        value (`float`, *optional*): `None` if there is none, of which the notes tell.
+        value (`float`, *optional*): `None` if there is none; the notes say why.
         better (`str`, *optional*): `"lower"` or `"higher"`.
         error (`float`, *optional*), error_kind (`str`, *optional*): Its uncertainty, and what that is.
         real (`float`, *optional*): The value of held-out real images, as near to perfect as can be told.
@@ -113,10 +113,10 @@ def kernel(images: Images, real: Images, extractor: Extractor) -> list[Result]:
 def classifier_score(images: Images, real: Images, extractor: Extractor) -> list[Result]:
     assert images.logits is not None
     key = metric_prefix(extractor, "cs")
-    value, spread = inception_score(images.logits, NUM_SPLITS)
+    value, deviation = inception_score(images.logits, NUM_SPLITS)
     title = "Inception Score" if key == "is" else "Classifier score"
     kind = f"standard deviation over {NUM_SPLITS} splits"
-    return [Result("is", key, title, value, "higher", spread, kind)]
+    return [Result("is", key, title, value, "higher", deviation, kind)]
 
 
 def prdc(images: Images, real: Images, extractor: Extractor) -> list[Result]:
@@ -141,27 +141,27 @@ def vendi(images: Images, real: Images, extractor: Extractor) -> list[Result]:
 
 
 def ndb_and_jsd(images: Images, real: Images, extractor: Extractor) -> list[Result]:
-    found = ndb(images.features, real.features, NUM_BINS)
+    result = ndb(images.features, real.features, NUM_BINS)
     details = {"num_bins": NUM_BINS, "alpha": 0.05}
     return [
-        Result("ndb", "ndb", "Bins with another share (NDB/K)", found["ndb_share"], "lower", details=details),
-        Result("ndb", "ndb_jsd", "Divergence of the bins (JSD)", found["jsd"], "lower", details=details),
+        Result("ndb", "ndb", "Bins with another share (NDB/K)", result["ndb_share"], "lower", details=details),
+        Result("ndb", "ndb_jsd", "Divergence of the bins (JSD)", result["jsd"], "lower", details=details),
     ]
 
 
 def birthday(images: Images, real: Images, extractor: Extractor) -> list[Result]:
-    found = birthday_support(images.features, real.features)
+    result = birthday_support(images.features, real.features)
     notes = []
-    if found.support is None:
-        notes.append(f"no two of {found.images:,} images are near-duplicates: the support is too large to be seen")
-    details = {"batch_size": found.batch_size, "threshold": found.threshold, "pairs": found.pairs}
+    if result.support is None:
+        notes.append(f"no two of {result.images:,} images are near-duplicates: the support is too large to be seen")
+    details = {"batch_size": result.batch_size, "threshold": result.threshold, "pairs": result.pairs}
     return [
-        Result("birthday", "birthday_support", "Support", found.support, "higher", notes=notes, details=details),
+        Result("birthday", "birthday_support", "Support", result.support, "higher", notes=notes, details=details),
     ]
 
 
 def confidence(images: Images, real: Images, extractor: Extractor) -> list[Result]:
-    """The share of images that the classifier is confident about, as it may be about noise, too."""
+    """Computes the share of images that the classifier is confident about; it may be confident about noise, too."""
     assert images.logits is not None
     title = f"Images with a top probability of {CONFIDENT} or more"
     value = confident_share(images.logits, CONFIDENT)
@@ -173,16 +173,16 @@ def classes(images: Images, real: Images, extractor: Extractor) -> list[Result]:
     for each in (images, real):
         logits = check_features(each.logits, "logits", 1)  # type: ignore[arg-type]
         counts.append(label_counts(logits.argmax(1), logits.shape[1]))
-    found = label_divergence(*counts)
+    result = label_divergence(*counts)
     details = {"counts": counts[0].tolist(), "real_counts": counts[1].tolist()}
     floor = divergence_floor(len(counts[0]), len(images.features))
     rarest, smallest = rarest_class(*counts)
     assert extractor.labels is not None
     metric = "label_divergence"
     return [
-        Result(metric, "label_kl", "Divergence of the classes (KL, nats)", found.kl, "lower",
+        Result(metric, "label_kl", "Divergence of the classes (KL, nats)", result.kl, "lower",
                details={"floor": floor, **details}),
-        Result(metric, "label_js", "Divergence of the classes (JS, nats)", found.js, "lower"),
+        Result(metric, "label_js", "Divergence of the classes (JS, nats)", result.js, "lower"),
         Result(metric, "class_coverage", "Classes that occur", class_coverage(*counts), "higher"),
         Result(metric, "smallest_share", "Share of the rarest class", smallest, "higher",
                details={"class": extractor.labels[rarest]}),
@@ -193,10 +193,10 @@ def conditional(images: Images, real: Images, extractor: Extractor) -> list[Resu
     if images.labels is None:
         raise ValueError("these images have no classes.")
     assert images.logits is not None and extractor.labels is not None
-    found = conditional_accuracy(images.logits, images.labels)
-    details = {"by_class": {extractor.labels[number]: share for number, share in found.by_class.items()}}
+    result = conditional_accuracy(images.logits, images.labels)
+    details = {"by_class": {extractor.labels[number]: share for number, share in result.by_class.items()}}
     title = "Images that show the class asked for"
-    return [Result("conditional_accuracy", "conditional_accuracy", title, found.accuracy, "higher", details=details)]
+    return [Result("conditional_accuracy", "conditional_accuracy", title, result.accuracy, "higher", details=details)]
 
 
 def stacked(images: Images, real: Images, extractor: Extractor) -> list[Result]:
@@ -230,14 +230,14 @@ PAIRWISE: list[tuple[tuple[str, ...], Callable[[Images, Images, Extractor], list
 
 
 def slug(extractor: Extractor) -> str:
-    """The part of a number's name that says from whose features it comes."""
+    """Returns the part of a number's name that says from whose features it comes."""
     return metric_prefix(extractor, "kd").removeprefix("kd_")
 
 
 def compare(
     metrics: Sequence[str], images: Images, real: Images, extractor: Extractor, text: str, leave: bool = True
 ) -> list[Result]:
-    """All metrics that compare images with real ones. One that fails has a result without a value."""
+    """Computes all metrics that compare images with real ones. One that fails has a result without a value."""
     chosen = [(names, function) for names, function in PAIRWISE if set(names) & set(metrics)]
     results: list[Result] = []
     with tqdm(
@@ -247,26 +247,26 @@ def compare(
             asked = [name for name in names if name in metrics]
             bar.set_postfix_str(" ".join(asked))
             try:
-                found = function(images, real, extractor)
+                computed = function(images, real, extractor)
             except ValueError as error:
-                found = [Result(name, name, name, None, notes=[str(error)]) for name in asked]
-            results += [result for result in found if result.metric in asked]
+                computed = [Result(name, name, name, None, notes=[str(error)]) for name in asked]
+            results += [result for result in computed if result.metric in asked]
     return results
 
 
 def memorised(generated: Images, train: Images, held_out: Images, seed: int) -> list[Result]:
-    """Memorisation, with the numbers of the nearest pairs: of the generated image, and its seed; and of the row in
-    `train`."""
+    """Measures memorisation. The details have the numbers of the nearest pairs: of the generated image, and its seed;
+    and of the row in `train`."""
     try:
-        found = memorisation(generated.features, train.features, held_out.features)
+        result = memorisation(generated.features, train.features, held_out.features)
     except ValueError as error:
         return [Result("memorisation", "memorisation", "memorisation", None, notes=[str(error)])]
-    pairs = [{"image": i, "seed": seed, "train": j} for i, j in found.nearest_pairs(PAIRS)]
-    details = {"threshold": found.threshold, "train_images": len(train.features), "pairs": pairs}
-    near, held = found.near_duplicates, found.near_duplicates_held_out
+    pairs = [{"image": i, "seed": seed, "train": j} for i, j in result.nearest_pairs(PAIRS)]
+    details = {"threshold": result.threshold, "train_images": len(train.features), "pairs": pairs}
+    near, held = result.near_duplicates, result.near_duplicates_held_out
     return [
         Result("memorisation", "near_duplicates", "Near-duplicates of training images", near, "lower", real=held,
                details=details),
-        Result("memorisation", "authpct", "Authentic images (AuthPct, %)", found.authpct, "higher",
-               real=found.authpct_held_out),
+        Result("memorisation", "authpct", "Authentic images (AuthPct, %)", result.authpct, "higher",
+               real=result.authpct_held_out),
     ]  # fmt: skip

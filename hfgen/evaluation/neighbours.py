@@ -49,7 +49,7 @@ def check_pair(
 def precision_recall_density_coverage(
     generated: torch.Tensor, real: torch.Tensor, k_precision: int = 3, k_density: int = 5
 ) -> dict[str, float]:
-    """How many of the generated images look real, and how much of the real ones they cover.
+    """Measures how many of the generated images look real, and how much of the real ones they cover.
 
     Each image has a ball around it that reaches to the k-th nearest of the other images of its set.
 
@@ -113,7 +113,7 @@ def precision_recall_density_coverage(
 def nearest_neighbours(
     queries: torch.Tensor, references: torch.Tensor, k: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k nearest references of each query, exactly.
+    """Finds the k nearest references of each query, exactly.
 
     Fast distances find a few more, whose distances are then measured in float64. Where the rounding of the fast ones
     may have hidden a nearer one, all are measured in float64, which is slow but rare.
@@ -137,10 +137,10 @@ def nearest_neighbours(
     kept = min(k + SPARE, len(references))
     centre = references.mean(0)
     centred = queries - centre
-    fast, found = _search(centred, references, kept, centre, _squared_distances)
+    fast, indices = _search(centred, references, kept, centre, _squared_distances)
     rows = torch.arange(len(queries), device=queries.device).repeat_interleave(kept)
-    distances, order = pair_distances(queries, references, rows, found.flatten()).view(-1, kept).sort(dim=1)
-    distances, found = distances[:, :k], found.gather(1, order[:, :k])
+    distances, order = pair_distances(queries, references, rows, indices.flatten()).view(-1, kept).sort(dim=1)
+    distances, indices = distances[:, :k], indices.gather(1, order[:, :k])
     if kept < len(references):
         last = distances[:, -1]
         # What was not kept is, but for rounding, no nearer than the farthest that was; nothing is nearer than 0.
@@ -148,12 +148,12 @@ def nearest_neighbours(
         doubtful = ((last > 0) & (last.square() > nearer)).nonzero().squeeze(1)
         if len(doubtful):
             again = _search(queries[doubtful].double(), references, k, 0.0, _measured_distances)
-            distances[doubtful], found[doubtful] = again
-    return distances, found
+            distances[doubtful], indices[doubtful] = again
+    return distances, indices
 
 
 def pair_distances(x: torch.Tensor, y: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Distances of single pairs, without the rounding of the fast ones.
+    """Computes distances of single pairs, without the rounding of the fast ones.
 
     Args:
         x, y (`torch.Tensor` of shapes `(N, D)` and `(M, D)`): Features.
@@ -170,7 +170,7 @@ def pair_distances(x: torch.Tensor, y: torch.Tensor, rows: torch.Tensor, columns
 
 
 def close_pairs(features: torch.Tensor, distance: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of all pairs of images that are no farther apart than that distance, exactly.
+    """Finds the indices of all pairs of images that are no farther apart than a distance, exactly.
 
     Args:
         features (`torch.Tensor` of shape `(N, D)`): Features.
@@ -196,7 +196,7 @@ def close_pairs(features: torch.Tensor, distance: float) -> tuple[torch.Tensor, 
 
 @dataclass(frozen=True, eq=False)
 class Memorisation:
-    """What [`memorisation`] finds.
+    """The result of [`memorisation`].
 
     Args:
         near_duplicates (`float`): Share of generated images that are as near to a training image as only `quantile` of
@@ -219,7 +219,8 @@ class Memorisation:
     indices: torch.Tensor
 
     def nearest_pairs(self, number: int) -> list[tuple[int, int]]:
-        """The pairs most likely to be copies, nearest first: indices of a generated and of a training image."""
+        """Returns the pairs most likely to be copies, nearest first: indices of a generated and of a training
+        image."""
         rows = self.distances.argsort(stable=True)[:number]
         return list(zip(rows.tolist(), self.indices[rows].tolist(), strict=True))
 
@@ -227,7 +228,7 @@ class Memorisation:
 def memorisation(
     generated: torch.Tensor, train: torch.Tensor, held_out: torch.Tensor, quantile: float = 0.01
 ) -> Memorisation:
-    """Whether generated images are copies of training images, measured against real images that were held out.
+    """Measures whether generated images are copies of training images, against real images that were held out.
 
     [`Memorisation`] says what is counted. Authenticity is that of https://huggingface.co/papers/2102.08921, in percent
     as in https://huggingface.co/papers/2306.04675. The training set must be the whole one: a part of it hides copies
@@ -247,13 +248,13 @@ def memorisation(
         raise ValueError(f"quantile is {quantile}, but must be between 0 and 1.")
     train, generated = check_pair(train, generated, ("train", "generated"), (2, 1))
     train, held_out = check_pair(train, held_out, ("train", "held_out"), (2, math.ceil(1 / quantile) - 1))
-    distances, indices = (found.squeeze(1) for found in nearest_neighbours(generated, train))
-    real_distances, real_indices = (found.squeeze(1) for found in nearest_neighbours(held_out, train))
+    distances, indices = (result.squeeze(1) for result in nearest_neighbours(generated, train))
+    real_distances, real_indices = (result.squeeze(1) for result in nearest_neighbours(held_out, train))
     threshold = rare_distance(real_distances, quantile)
 
-    needed, places = torch.cat([indices, real_indices]).unique(return_inverse=True)
+    needed, positions = torch.cat([indices, real_indices]).unique(return_inverse=True)
     own = nearest_neighbours(train[needed], train, k=2)[0][:, 1]  # the first is the image itself, or a copy of it
-    authentic = torch.cat([distances, real_distances]) > own[places]
+    authentic = torch.cat([distances, real_distances]) > own[positions]
     return Memorisation(
         near_duplicates=(distances <= threshold).double().mean().item(),
         near_duplicates_held_out=(real_distances <= threshold).double().mean().item(),
@@ -266,7 +267,7 @@ def memorisation(
 
 
 def rare_distance(distances: torch.Tensor, quantile: float) -> float:
-    """The distance that a new one, drawn like those given, stays below with that probability.
+    """Returns the distance that a new value, drawn like the given ones, stays below with that probability.
 
     Of n distances the j-th smallest has the probability `j / (n + 1)`; it is interpolated between them.
     """
@@ -274,14 +275,14 @@ def rare_distance(distances: torch.Tensor, quantile: float) -> float:
 
 
 def _blocks(number: int, first: int = 0) -> Iterator[slice]:
-    """Equal parts (but for rounding) of at most `BLOCK` rows; those from `first` on, where a part begins."""
+    """Cuts rows into equal parts (but for rounding) of at most `BLOCK`; those from `first` on, where a part begins."""
     size = math.ceil(number / math.ceil(number / BLOCK)) if number else 1
     return (slice(start, min(start + size, number)) for start in range(first, number, size))
 
 
 def _squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Squared distances of all pairs of rows, quickly; rounding may make them negative. The same bits for (x, y) and
-    (y, x)."""
+    """Computes squared distances of all pairs of rows, quickly; rounding may make them negative. The same bits for (x,
+    y) and (y, x)."""
     with torch.autocast(x.device.type, enabled=False):
         products = x @ y.T
     norms, others = (torch.linalg.vector_norm(each, dim=1).square() for each in (x, y))
@@ -293,7 +294,7 @@ def _measured_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def _rounding(x: torch.Tensor, reach: torch.Tensor | float = 0.0) -> torch.Tensor:
-    """How wrong the fast squared distances from x to what is within reach of it may be: of shape `(N,)`.
+    """Bounds the error of the fast squared distances from x to what is within reach of it: of shape `(N,)`.
 
     About five times what was measured from 1 to 2,048 features; a plain loop over them would reach it.
     """
@@ -302,7 +303,7 @@ def _rounding(x: torch.Tensor, reach: torch.Tensor | float = 0.0) -> torch.Tenso
 
 
 def _nearest_others(features: torch.Tensor, k: int) -> torch.Tensor:
-    """Squared distances of each row to the k nearest other ones, nearest first: `(N, k)`.
+    """Finds the squared distances of each row to the k nearest other ones, nearest first: `(N, k)`.
 
     Each pair is computed once, and serves its row and its column.
     """
@@ -319,7 +320,7 @@ def _nearest_others(features: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def _tie(centres: torch.Tensor, squared_radii: torch.Tensor) -> torch.Tensor | float:
-    """How far from a ball's surface a fast squared distance still counts as on it.
+    """Returns how far from a ball's surface a fast squared distance still counts as on it.
 
     Images with copies have equal distances, about which rounding must not decide. In float32 a tolerance would change
     results; but there a pair of images has the same bits in any block that is not tiny (torch 2.13 on a CPU).
@@ -328,7 +329,7 @@ def _tie(centres: torch.Tensor, squared_radii: torch.Tensor) -> torch.Tensor | f
 
 
 def _smallest(known: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """The smallest values of each row of both: as many as are known."""
+    """Returns the smallest values of each row of both: as many as are known."""
     k = known.shape[1]
     new = new.topk(min(k, new.shape[1]), largest=False).values
     return torch.cat([known, new], dim=1).topk(k, largest=False).values
@@ -341,17 +342,18 @@ def _search(
     centre: torch.Tensor | float,
     measure: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k smallest measures of each query, and of which references: `(N, k)` each. Queries come without the centre.
+    """Finds the k smallest measures of each query, and of which references: `(N, k)` each. Queries come without the
+    centre.
 
     References are centred a block at a time, as there may be many.
     """
     near = queries.new_full((len(queries), k), math.inf)
-    found = torch.zeros((len(queries), k), dtype=torch.int64, device=queries.device)
+    nearest = torch.zeros((len(queries), k), dtype=torch.int64, device=queries.device)
     for columns in _blocks(len(references)):
         block = references[columns] - centre
         for rows in _blocks(len(queries)):
             values, indices = measure(queries[rows], block).topk(min(k, len(block)), largest=False)
             values, order = torch.cat([near[rows], values], dim=1).topk(k, largest=False)
             near[rows] = values
-            found[rows] = torch.cat([found[rows], indices + columns.start], dim=1).gather(1, order)
-    return near, found
+            nearest[rows] = torch.cat([nearest[rows], indices + columns.start], dim=1).gather(1, order)
+    return near, nearest

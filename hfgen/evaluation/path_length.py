@@ -36,7 +36,7 @@ TRIM = 0.01  # share of the distances that is left out at either end
 
 @dataclass(frozen=True)
 class PathLength:
-    """What [`perceptual_path_length`] found.
+    """The result of [`perceptual_path_length`].
 
     Args:
         value (`float`): The trimmed mean; squared features per squared length of path, where the whole one has 1.
@@ -75,10 +75,10 @@ def measure_path_length(
 
 
 def perceptual_path_length(distances: torch.Tensor) -> PathLength:
-    """The mean of distances along paths without the smallest and the largest 1 %, as StyleGAN takes it.
+    """Computes the mean of distances along paths without the smallest and the largest 1 %, as StyleGAN takes it.
 
     Args:
-        distances (`torch.Tensor` of shape `(N,)`): What [`path_distances`] found, of all processes.
+        distances (`torch.Tensor` of shape `(N,)`): The results of [`path_distances`], of all processes.
 
     Raises:
         ValueError: For fewer than 2 distances, and NaN or infinite ones.
@@ -87,8 +87,8 @@ def perceptual_path_length(distances: torch.Tensor) -> PathLength:
     low = np.quantile(values, TRIM, method="lower")
     high = np.quantile(values, 1 - TRIM, method="higher")
     kept = values[(values >= low) & (values <= high)]
-    spread = values.clip(low, high).std(ddof=1)
-    return PathLength(float(kept.mean()), float(spread / ((1 - 2 * TRIM) * math.sqrt(len(values)))))
+    deviation = values.clip(low, high).std(ddof=1)
+    return PathLength(float(kept.mean()), float(deviation / ((1 - 2 * TRIM) * math.sqrt(len(values)))))
 
 
 def path_distances(
@@ -100,7 +100,7 @@ def path_distances(
     sampling: str = "end",
     epsilon: float = EPSILON,
 ) -> torch.Tensor:
-    """How far apart images are, squared, that are `epsilon` of a path apart, divided by `epsilon^2`.
+    """Measures the squared distance of images that are `epsilon` of a path apart, divided by `epsilon^2`.
 
     Path number i depends on seed + i alone. By default paths are those that StyleGAN2 reports
     (https://huggingface.co/papers/1912.04958): straight ones in w, measured where they begin. There is no truncation,
@@ -167,7 +167,7 @@ def path_distances(
 
 
 def prepare_unrounded(preparation: Preparation, pixels: torch.Tensor) -> torch.Tensor:
-    """What a [`~features.Preparation`] does, for images that are not 8-bit ones, and without rounding any.
+    """Applies a [`~features.Preparation`] to images that are not 8-bit ones, without rounding any.
 
     Args:
         preparation ([`~features.Preparation`]): What the network needs.
@@ -190,7 +190,7 @@ def prepare_unrounded(preparation: Preparation, pixels: torch.Tensor) -> torch.T
 
 
 def _weights(resample: str, inputs: int, outputs: int) -> torch.Tensor:
-    """The matrix that resizes a line of pixels: `(outputs, inputs)`, float64."""
+    """Returns the matrix that resizes a line of pixels: `(outputs, inputs)`, float64."""
     if resample == "tf1":
         return resize_tf1(torch.eye(inputs, dtype=torch.uint8)[None, None], (outputs, inputs))[0, 0].double()
     return filter_weights(resample, inputs, outputs)
@@ -199,7 +199,8 @@ def _weights(resample: str, inputs: int, outputs: int) -> torch.Tensor:
 def _draw(
     pipe: Any, seeds: Sequence[int], sampling: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Latents z of both ends, `(N, latent_dim)` each, fractions t of the paths and classes, `(N,)` each; float64."""
+    """Draws the latents z of both ends, `(N, latent_dim)` each, fractions t of the paths and classes, `(N,)` each;
+    float64."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     latents = torch.stack([torch.randn(2, pipe.model.config.latent_dim, generator=each) for each in generators])
     fractions = torch.zeros(len(seeds), dtype=torch.float64)

@@ -42,7 +42,7 @@ class Part:
     rows: np.ndarray
 
     def images(self, indices: Sequence[int]) -> torch.Tensor:
-        """uint8, `(B, C, H, W)`."""
+        """Returns images, uint8 `(B, C, H, W)`."""
         return torch.from_numpy(np.array(self.data.images[self.rows[indices]]))
 
     def describe(self) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def open_reference(
 
 
 def transform(part: Part) -> dict[str, Any]:
-    """What was done to the real images."""
+    """Describes what was done to the real images."""
     info = part.data.info
     return {"resolution": info.resolution, "mode": info.mode, "center_crop": True, "resample": "bicubic"}
 
@@ -131,7 +131,7 @@ def transform(part: Part) -> dict[str, Any]:
 
 
 def features_of(images: torch.Tensor, extractor: Extractor, kinds: bool) -> Table:
-    """Features and logits of images `(B, C, H, W)`, uint8, and the classes of their channels if asked for."""
+    """Computes features and logits of images `(B, C, H, W)`, uint8, and the classes of their channels if asked for."""
     table = dict(extractor(images))
     if kinds:
         logits = extractor(images.flatten(0, 1).unsqueeze(1))["logits"]
@@ -142,7 +142,7 @@ def features_of(images: torch.Tensor, extractor: Extractor, kinds: bool) -> Tabl
 def real_images(
     part: Part, extractor: Extractor, accelerator: Accelerator, cache: Path, kinds: bool, text: str, leave: bool = True
 ) -> Images | None:
-    """Features of real images, from the cache or into it; in the first process only.
+    """Returns the features of real images, from the cache or into it; in the first process only.
 
     The key covers the decoded images, which of them, how they were brought to size, and the extractor with its weights
     and preprocessing.
@@ -182,7 +182,7 @@ def real_images(
 
 
 def read_cache(path: Path) -> Table | None:
-    """The features that [`write_cache`] wrote; `None` if there are none, or none that can be read."""
+    """Reads the features that [`write_cache`] wrote; `None` if there are none, or none that can be read."""
     try:
         return load_file(path)
     except (OSError, SafetensorError):
@@ -202,7 +202,7 @@ def write_cache(path: Path, tensors: Table, source: dict[str, Any]) -> None:
 
 
 def cache_folder(config: ReferenceConfig) -> Path:
-    """Where features of real images are kept."""
+    """Returns the folder where features of real images are kept."""
     from huggingface_hub import constants
 
     root = Path(config.cache_dir).expanduser() if config.cache_dir else Path(constants.HF_HOME) / "hfgen"
@@ -210,7 +210,7 @@ def cache_folder(config: ReferenceConfig) -> Path:
 
 
 def class_numbers(names: Sequence[str] | None, extractor: Extractor) -> list[int] | None:
-    """The classifier's number of each class; `None` if it does not know them all."""
+    """Returns the classifier's number of each class; `None` if it does not know them all."""
     labels = extractor.labels or ()
     return [labels.index(name) for name in names] if names and set(names) <= set(labels) else None
 

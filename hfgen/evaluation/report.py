@@ -1,4 +1,4 @@
-"""What is made of an evaluation: the report, a table, a chart of several checkpoints, and the text for a card."""
+"""The results of an evaluation: the report, a table, a chart of several checkpoints, and the text for a card."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def wrap(
     config: dict[str, Any],
     machine: str,
 ) -> dict[str, Any]:
-    """The whole report: what was found, and what it takes to find it again.
+    """Makes the whole report: the results, and what it takes to repeat them.
 
     Args:
         reports (`Sequence[dict]`): What [`~runner.evaluate`] returned for each model.
@@ -43,7 +43,7 @@ def wrap(
 
 
 def describe_model(model: str, revision: str | None = None, token: str | None = None) -> dict[str, Any]:
-    """Which weights a checkpoint has, and what it was trained on as far as its folder tells.
+    """Describes which weights a checkpoint has, and what it was trained on as far as its folder tells.
 
     Args:
         model (`str`): Folder or Hub id; of the latter, the copy in the cache.
@@ -73,14 +73,14 @@ def describe_model(model: str, revision: str | None = None, token: str | None = 
 
 
 def origin_of(model: str, revision: str | None = None, token: str | None = None, **settings: Any) -> dict[str, Any]:
-    """What a PNG file says of the model that made it: of a folder its name, not where on this machine it is."""
+    """Returns what a PNG file says of the model that made it: of a folder its name alone, without the path."""
     about = describe_model(model, revision, token)
     name = Path(model).resolve().name if Path(model).is_dir() else model
     return {"model": name, "commit": about["commit"], "weights": about["weights"], **settings}
 
 
 def number(value: float | None, error: float | None = None) -> str:
-    """Rounded for people."""
+    """Rounds a number for people."""
     if value is None:
         return "–"
     text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
@@ -88,17 +88,17 @@ def number(value: float | None, error: float | None = None) -> str:
 
 
 def cell(result: dict[str, Any]) -> str:
-    """A result as a table shows it: a number, or where there is none, `missing`, which may say why."""
+    """Returns a result as a table shows it: a number, or where there is none, `missing`, which may say why."""
     return result.get("missing", "–") if result["value"] is None else number(result["value"], result["error"])
 
 
 def table(reports: Sequence[dict[str, Any]]) -> str:
-    """The results of one model or several as a Markdown table, beside those of held-out real images."""
+    """Makes a Markdown table of the results of one model or several, beside those of held-out real images."""
     same = comparable(reports)
     rows = [["", *short_names(reports), *["real images"] * same]]
     for key, (title, better) in titles(reports).items():
-        found = [report["results"].get(key) for report in reports]
-        cells = [cell(result) if result else "" for result in found]
+        results = [report["results"].get(key) for report in reports]
+        cells = [cell(result) if result else "" for result in results]
         rows.append([f"{title} {ARROWS.get(better or '', '')}".strip(), *cells])
         rows[-1] += [number(find_real(reports, key))] * same
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -110,38 +110,38 @@ def table(reports: Sequence[dict[str, Any]]) -> str:
 
 
 def titles(reports: Sequence[dict[str, Any]]) -> dict[str, tuple[str, str | None]]:
-    """The title of each result of any report, and whether lower or higher values are better."""
+    """Returns the title of each result of any report, and whether lower or higher values are better."""
     results = [item for report in reports for item in report["results"].items()]
     return {key: (result["title"], result["better"]) for key, result in results}
 
 
 def comparable(reports: Sequence[dict[str, Any]]) -> bool:
-    """Whether all models were compared with the same images, at the same size."""
+    """Returns whether all models were compared with the same images, at the same size."""
     return all(report["data"] == reports[0]["data"] for report in reports)
 
 
 def find_real(reports: Sequence[dict[str, Any]], key: str) -> float | None:
-    """What held-out real images get, if they are the same ones for all models."""
-    found = [report["results"][key]["real"] for report in reports if key in report["results"] and comparable(reports)]
-    return next((real for real in found if real is not None), None)
+    """Returns the results of held-out real images, if they are the same ones for all models."""
+    values = [report["results"][key]["real"] for report in reports if key in report["results"] and comparable(reports)]
+    return next((real for real in values if real is not None), None)
 
 
 def short_names(reports: Sequence[dict[str, Any]]) -> list[str]:
-    """The last part of each model's name, or where two have the same, all of it."""
+    """Returns the last part of each model's name, or where two have the same, all of it."""
     names = [report["model"]["name"].rstrip("/") for report in reports]
-    short = [name.rpartition("/")[2] for name in names]
-    return short if len(set(short)) == len(short) else names
+    last_parts = [name.rpartition("/")[2] for name in names]
+    return last_parts if len(set(last_parts)) == len(last_parts) else names
 
 
 def remarks(report: dict[str, Any], extractor: dict[str, Any]) -> list[str]:
-    """What a reader of one model's numbers has to know, each once."""
-    found = [*extractor["notes"], *report["notes"]]
-    found += [note for result in report["results"].values() for note in result["notes"]]
+    """Returns the remarks on one model's numbers, each once."""
+    notes = [*extractor["notes"], *report["notes"]]
+    notes += [note for result in report["results"].values() for note in result["notes"]]
     if any(key.startswith(("fd_", "kd_", "cs_")) for key in report["results"]):
-        found.append(
+        notes.append(
             "distances in the features of this extractor can only be compared with each other: they are no FID or KID"
         )
-    return list(dict.fromkeys(note[:1].upper() + note[1:].rstrip(".") + "." for note in found))
+    return list(dict.fromkeys(note[:1].upper() + note[1:].rstrip(".") + "." for note in notes))
 
 
 def heading(report: dict[str, Any], extractor: dict[str, Any]) -> str:
@@ -160,7 +160,8 @@ def heading(report: dict[str, Any], extractor: dict[str, Any]) -> str:
 
 
 def card_section(report: dict[str, Any], whole: dict[str, Any]) -> str:
-    """The results of one model for its card, in Markdown. The first line is a heading that names what was measured.
+    """Writes the results of one model for its card, in Markdown. The first line is a heading that names what was
+    measured.
 
     Args:
         report (`dict`): Of the model.
@@ -173,8 +174,8 @@ def card_section(report: dict[str, Any], whole: dict[str, Any]) -> str:
         if name not in ("num_images", "seeds", "batch_size", "classes", "precision") and value is not None
     ]
     seeds = " and ".join(map(str, generation["seeds"]))
-    made = ", ".join([f"Generated from seed {seeds} on", *settings, f"in {PRECISIONS[generation['precision']]}"])
-    lines = [f"### {heading(report, extractor)}", "", table([report]), "", f"{made}."]
+    generated = ", ".join([f"Generated from seed {seeds} on", *settings, f"in {PRECISIONS[generation['precision']]}"])
+    lines = [f"### {heading(report, extractor)}", "", table([report]), "", f"{generated}."]
     if held_out:
         lines[-1] += (
             f" *Real images* are {held_out['num_images']:,} others, of split `{held_out['split']}`, measured in the "
@@ -185,7 +186,7 @@ def card_section(report: dict[str, Any], whole: dict[str, Any]) -> str:
 
 
 def chart(reports: Sequence[dict[str, Any]]) -> Image.Image:
-    """Bars of several models, a panel with its own scale for each number; a line marks held-out real images."""
+    """Draws bars of several models, a panel with its own scale for each number; a line marks held-out real images."""
     shown, height = drawable(reports), panel_height(len(reports))
     canvas = Image.new("RGB", (WIDTH, 2 * MARGIN + len(shown) * height), "white")
     for index, key in enumerate(shown):
@@ -194,7 +195,7 @@ def chart(reports: Sequence[dict[str, Any]]) -> Image.Image:
 
 
 def drawable(reports: Sequence[dict[str, Any]]) -> list[str]:
-    """The numbers that at least one model has."""
+    """Returns the numbers that at least one model has."""
     return [
         key
         for key in titles(reports)
@@ -203,7 +204,7 @@ def drawable(reports: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def panel_height(models: int) -> int:
-    """The height of what [`bars`] draws, with the space below it."""
+    """Returns the height of what [`bars`] draws, with the space below it."""
     return FONT + 3 * GAP + models * (BAR + GAP)
 
 
@@ -291,10 +292,10 @@ def curves(
     line([position(0, level), position(end, level)], REAL, 2)
     for index, points in enumerate(lines):
         colour = COLOURS[index % len(COLOURS)]
-        placed = [position(time, value) for time, value in points if value > 0]
-        if placed:
-            line(placed, colour, 2)
-        for a, b in placed:
+        positions = [position(time, value) for time, value in points if value > 0]
+        if positions:
+            line(positions, colour, 2)
+        for a, b in positions:
             draw.circle((a * SMOOTH, b * SMOOTH), 3 * SMOOTH, fill=colour)
     canvas.paste(large.reduce(SMOOTH), (left, top))
     ImageDraw.Draw(canvas).rectangle((left, top, left + wide, top + tall), outline=REAL)

@@ -40,21 +40,21 @@ def as_channels(images: torch.Tensor, channels: int) -> torch.Tensor:
         UserError: If the images have other channels. Nothing is guessed: how transparent images look depends on
             what is behind them, and how colours become gray on a formula.
     """
-    found = images.shape[1]
-    if found == channels:
+    given = images.shape[1]
+    if given == channels:
         return images
-    if found == 1 and channels == 3:
+    if given == 1 and channels == 3:
         return images.expand(-1, 3, -1, -1)
     kinds = {1: "gray", 3: "RGB", 4: "RGBA"}
-    remedy = "composite them onto a background first" if found == 4 else "convert them first"
+    remedy = "composite them onto a background first" if given == 4 else "convert them first"
     raise UserError(
-        f"images have {found} channels ({kinds.get(found, 'of unknown meaning')}), but the network takes {channels} "
+        f"images have {given} channels ({kinds.get(given, 'of unknown meaning')}), but the network takes {channels} "
         f"({kinds.get(channels, 'of unknown meaning')}): {remedy}, or choose another network."
     )
 
 
 def resize_tf1(images: torch.Tensor, size: int | tuple[int, int]) -> torch.Tensor:
-    """Bilinear as `tf.image.resize_bilinear` of TensorFlow 1 does it by default: what FID means.
+    """Resizes bilinearly, as `tf.image.resize_bilinear` of TensorFlow 1 does by default: the resizing of FID.
 
     Pixel `i` of the output is read at `i * input / output`: corners are not aligned, pixel centres are not half a
     pixel in, and nothing is smoothed, so that reducing images keeps their noise. In float32 and in TensorFlow's
@@ -87,7 +87,7 @@ def resize_tf1(images: torch.Tensor, size: int | tuple[int, int]) -> torch.Tenso
 def resize_pil(
     images: torch.Tensor, size: int | tuple[int, int], resample: str = "bicubic", rounded: bool = True
 ) -> torch.Tensor:
-    """What Pillow's `Image.resize` gives: filters that widen with the reduction ("antialias"), first within rows.
+    """Resizes as Pillow's `Image.resize` does: filters widen with the reduction ("antialias"), first within rows.
 
     8-bit images equal Pillow's bit for bit, others to the last digit of float32. (Pillow 13 filters some oblong
     images first within columns, which moves 8-bit levels; all versions do square ones as here.)
@@ -129,19 +129,19 @@ def resize_pil(
 
 
 def _stored(sums: torch.Tensor, rounded: bool) -> torch.Tensor:
-    """Filtered pixels as Pillow keeps them from one pass to the next: 8-bit levels, or float32."""
+    """Returns filtered pixels as Pillow keeps them from one pass to the next: 8-bit levels, or float32."""
     if rounded:
         return ((sums + FIXED_POINT / 2) / FIXED_POINT).floor().clamp(0, 255)
     return sums.float().double()
 
 
 def _fixed_point(weights: torch.Tensor) -> torch.Tensor:
-    """Multiples of 1 / FIXED_POINT, as integers; halves are rounded away from zero."""
+    """Rounds to multiples of 1 / FIXED_POINT, as integers; halves are rounded away from zero."""
     return (weights * FIXED_POINT + 0.5 * weights.sign()).trunc()
 
 
 def filter_weights(resample: str, inputs: int, outputs: int) -> torch.Tensor:
-    """The matrix that resizes a line of pixels as Pillow does.
+    """Returns the matrix that resizes a line of pixels as Pillow does.
 
     Returns:
         `torch.Tensor` of shape `(outputs, inputs)`, float64: Rows sum to 1.
@@ -162,7 +162,7 @@ def _triangle(x: torch.Tensor) -> torch.Tensor:
 
 
 def _cubic(x: torch.Tensor) -> torch.Tensor:
-    """Keys' cubic with a = -1/2 (IEEE Trans. ASSP 29(6), 1981)."""
+    """Computes Keys' cubic with a = -1/2 (IEEE Trans. ASSP 29(6), 1981)."""
     x = x.abs()
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2

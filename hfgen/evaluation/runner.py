@@ -46,7 +46,7 @@ NEEDS_CAPABILITY: dict[str, type[Adapter]] = {"bits_per_dim": HasDensity, "ppl":
 
 
 def lacking(metric: str, sampler: Sampler) -> str | None:
-    """Why a metric cannot be computed for a model, whatever the data; `None` if it can."""
+    """Says why a metric cannot be computed for a model, whatever the data; `None` if it can."""
     obstacle = sampler.adapter.obstacle(NEEDS_CAPABILITY.get(metric, Generates))
     return None if obstacle is None else f"{sampler.name} {obstacle}: leave it out"
 
@@ -60,7 +60,7 @@ def obstacle(
     num_images: int,
     is_stacked: bool,
 ) -> str | None:
-    """Why a metric cannot be computed here, and what to do; `None` if it can."""
+    """Says why a metric cannot be computed here, and what to do; `None` if it can."""
     generated, real = LEAST.get(metric, (1, 1))
     part, name = (reference.held_out, "held-out") if metric == "memorisation" else (reference.real, "real")
     if num_images < generated:
@@ -69,7 +69,7 @@ def obstacle(
         few = f"it needs at least {real} {name} images, and there are {len(part.rows)}"
         return f"{few}: raise `num_images`, or use more data"
     if (metric in NEEDS_LOGITS and not has_logits) or (metric in NEEDS_CLASSES and not extractor.labels):
-        return f"it needs a classifier, and {extractor.id} is none: choose another `extractor`"
+        return f"it needs a classifier, and {extractor.id} is not one: choose another `extractor`"
     if metric in NEEDS_ACCURACY and extractor.accuracy is not None and extractor.accuracy < GOOD_ACCURACY:
         return (
             f"the test accuracy of `extractor` {extractor.id} is only {extractor.accuracy:.1%}, and it needs "
@@ -104,20 +104,20 @@ def obstacle(
 
 
 def choose_metrics(
-    wanted: Sequence[str], why_not: Callable[[str], str | None], is_stacked: bool
+    names: Sequence[str], why_not: Callable[[str], str | None], is_stacked: bool
 ) -> tuple[list[str], dict[str, str]]:
-    """The metrics to compute, and those that `all` leaves out, with the reason.
+    """Returns the metrics to compute, and those that `all` leaves out, with the reason.
 
     Raises:
         UserError: For one that was asked for by name and cannot be computed.
     """
     chosen, left_out = [], {}
-    for metric in METRICS if "all" in wanted else wanted:
+    for metric in METRICS if "all" in names else names:
         reason = why_not(metric)
-        if reason and metric in wanted:
+        if reason and metric in names:
             raise UserError(f"`metrics` {metric}: {reason}.")
-        if not reason and metric == "stacked_modes" and metric not in wanted and not is_stacked:
-            reason = "the data has not the classes of stacked images"
+        if not reason and metric == "stacked_modes" and metric not in names and not is_stacked:
+            reason = "the data does not have the classes of stacked images"
         if reason:
             left_out[metric] = reason
         else:
@@ -242,7 +242,7 @@ class Evaluator:
         return measure_likelihood(sampler, part, self.accelerator, images, samples, self.leave_bars)
 
     def _generate(self, sampler: Sampler, seed: int) -> Images | None:
-        """Features of generated images; in the first process only."""
+        """Generates images and returns their features; in the first process only."""
 
         def make(indices: list[int]) -> Table:
             return features_of(sampler(indices, seed), self.extractor, self._kinds)
@@ -343,7 +343,7 @@ def evaluate(
 
 
 def over_seeds(repeats: list[list[Result]]) -> list[Result]:
-    """The mean of several repetitions, with their deviation as the error."""
+    """Returns the mean of several repetitions, with their deviation as the error."""
     if len(repeats) == 1:
         return repeats[0]
     results = []
@@ -365,7 +365,7 @@ def over_seeds(repeats: list[list[Result]]) -> list[Result]:
 
 
 def as_json(result: Result) -> dict[str, Any]:
-    """A result for the report, in which infinity, which JSON does not have, becomes a note."""
+    """Returns a result for the report, in which infinity, which JSON does not have, becomes a note."""
     values = dataclasses.asdict(result)
     del values["key"]
     for name, whose in (("value", ""), ("real", " of real images"), ("error", " (its error)")):
@@ -376,7 +376,8 @@ def as_json(result: Result) -> dict[str, Any]:
 
 
 def training_notes(name: str, train: Part, memorisation: bool) -> list[str]:
-    """Whether the model was trained on other images than those that it is compared with, as far as that is known."""
+    """Says whether the model was trained on other images than those that it is compared with, as far as that is
+    known."""
     notes = []
     if memorisation and len(train.rows) < len(train.data.images):
         notes.append(
@@ -393,7 +394,7 @@ def training_notes(name: str, train: Part, memorisation: bool) -> list[str]:
 
 
 def training_data(name: str) -> dict[str, Any] | None:
-    """What a folder was trained on, if hfgen did it."""
+    """Reads what a folder was trained on, if hfgen did it."""
     try:
         data = json.loads((Path(name) / "run.json").read_text(encoding="utf-8"))["data"]
         return {key: data[key] for key in ("name", "split", "num_images", "fingerprint")}
@@ -402,17 +403,17 @@ def training_data(name: str) -> dict[str, Any] | None:
 
 
 def nearest_pairs(sampler: Sampler, config: ReferenceConfig, report: dict[str, Any]) -> list[tuple[Any, Any]]:
-    """The generated images that are nearest to training images, made once more, and these; the nearest first.
+    """Returns the generated images that are nearest to training images, made once more, and these; the nearest first.
 
     Returns:
         Pairs of uint8 arrays `(H, W, C)`; none if memorisation was not measured.
     """
-    found = report["results"].get("near_duplicates")
-    if found is None:
+    result = report["results"].get("near_duplicates")
+    if result is None:
         return []
     train = open_reference(config, sampler.image_shape, 0, 0).train
     pairs = []
-    for pair in found["details"]["pairs"]:
+    for pair in result["details"]["pairs"]:
         both = (sampler([pair["image"]], pair["seed"]), train.images([pair["train"]]))
         first, second = (image[0].permute(1, 2, 0).cpu().numpy() for image in both)
         pairs.append((first, second))

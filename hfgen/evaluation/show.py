@@ -1,4 +1,4 @@
-"""What a model with latents does with real images, as rows of grids."""
+"""Grids that show what a model with latents does with real images."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -51,7 +51,7 @@ def show_grids(
     if not encodes and not tasks:
         raise UserError(f"`model` {name} {adapter.obstacle(HasLatents)}: give a VAE, or another model with latents.")
     config = adapter.pipe.config
-    if len(tasks) == 1:  # what it was trained for says how much
+    if len(tasks) == 1:  # the task that it was trained for has its own level
         noise_level, factor = float(config.task_level), int(config.task_level)
     if "super_resolve" in tasks and images.shape[-1] % factor:
         raise UserError(f"`factor` {factor} does not divide the {images.shape[-1]} pixels of the images.")

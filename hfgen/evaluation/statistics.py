@@ -84,14 +84,14 @@ class FeatureStatistics:
         return torch.from_numpy(self._scatter / (self._count - 1))
 
     def state(self) -> dict[str, torch.Tensor]:
-        """A copy for other processes: `count`, `mean` and `scatter`, the sum of squares around the mean."""
+        """Returns a copy for other processes: `count`, `mean` and `scatter`, the sum of squares around the mean."""
         self._flush()
         arrays = {"count": np.array(self._count), "mean": self._mean, "scatter": self._scatter}
         return {name: torch.tensor(array) for name, array in arrays.items()}
 
     @classmethod
     def from_state(cls, state: dict[str, torch.Tensor]) -> "FeatureStatistics":
-        """What [`state`] described.
+        """Makes statistics from what [`state`] returned.
 
         Raises:
             ValueError: If it is nothing of that kind.

@@ -34,7 +34,7 @@ class BackgroundPush:
         self.close()  # what an earlier life of the run left behind
 
     def push(self, pipeline: Path, title: str) -> None:
-        """Takes what a pipeline folder holds now, and pushes it as soon as none is under way."""
+        """Takes what a pipeline folder holds now, and pushes it as soon as no other push is under way."""
         try:
             shutil.rmtree(self._waiting, ignore_errors=True)
             for file in pipeline_files(pipeline):
@@ -50,7 +50,7 @@ class BackgroundPush:
             self._failed(title, str(error))
 
     def poll(self) -> None:
-        """Reports a push that has ended, and starts the one that waits. Costs next to nothing."""
+        """Reports a push that has ended, and starts the one that waits. Costs almost nothing."""
         if self._process is not None:
             if self._process.poll() is None:
                 return

@@ -54,28 +54,28 @@ def render(template: str, **values: Any) -> str:
         raise UserError(f"the model card {template} cannot be filled: {error or type(error).__name__}.") from None
 
 
-def plain(value: Any) -> Any:
-    """Makes all strings in JSON-like values text that Markdown shows as it is, each in one line.
+def escape_markdown(value: Any) -> Any:
+    """Escapes all strings in JSON-like values, so that Markdown shows them as they are, each in one line.
 
     Names of classes are whatever the authors of a data set wrote: they must not run, link or look like part of a card.
     """
     if isinstance(value, dict):
-        return {plain(key): plain(item) for key, item in value.items()}
+        return {escape_markdown(key): escape_markdown(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [escape_markdown(item) for item in value]
     if not isinstance(value, str):
         return value
     text = " ".join(value.split()).translate(MARKUP)
     return text.replace("://", "&#58;//").replace("www.", "www&#46;")
 
 
-def code(text: str) -> str:
-    """Makes a text one that does not end the code block or span that it is in."""
+def escape_code(text: str) -> str:
+    """Replaces what would end the code block or span that a text is in."""
     return " ".join(text.splitlines()).replace("`", "'")
 
 
 def shown_command(command: str) -> str:
-    """A command without the folders that it lay in: these are nobody's business, and cards are read by all."""
+    """Returns a command without the folders of this machine, since anyone can read a card."""
     shown = []
     for argument in shlex.split(command):
         flag, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
@@ -84,20 +84,20 @@ def shown_command(command: str) -> str:
             here = Path.cwd()
             value = str(path.relative_to(here) if path.is_relative_to(here) else path.name)
         shown.append(flag + equals + value)
-    return code(shlex.join(shown))
+    return escape_code(shlex.join(shown))
 
 
 @functools.cache
 def license_of_data(name: str, token: str | None = None) -> str | None:
-    """The licence that the page of a data set on the Hub names, if it can be had at once."""
+    """Returns the licence that the page of a data set on the Hub names; `None` if it cannot be read at once."""
     try:
         address = huggingface_hub.hf_hub_url(name, "README.md", repo_type="dataset")
         page = get_session().get(address, headers=build_hf_headers(token=token), timeout=PATIENCE)
         page.raise_for_status()
-        found = huggingface_hub.DatasetCard(page.text).data.to_dict().get("license")
+        licence = huggingface_hub.DatasetCard(page.text).data.to_dict().get("license")
     except Exception:  # without a page, a connection or readable YAML it is not known, which is no reason to stop
         return None
-    return found if isinstance(found, str) else None
+    return licence if isinstance(licence, str) else None
 
 
 def write_card(folder: Path, record: dict[str, Any], location: Path | None = None, token: str | None = None) -> None:
@@ -125,22 +125,22 @@ def write_card(folder: Path, record: dict[str, Any], location: Path | None = Non
         tags=["hfgen", family.name, "class-conditional" if conditional else "unconditional"],
         datasets=[name] if on_hub else None,
     )
-    shown = plain(record) | {"command": shown_command(record["command"])}
+    shown = escape_markdown(record) | {"command": shown_command(record["command"])}
     card = render(
         family.card or "base.md",
         family=family,
         pipeline=entry,
         call="class_labels=[0]" if conditional else "batch_size=4",
         card_data=card_data.to_yaml(),
-        title=plain(Path(model_id).name),
-        model_id=code(str(location or model_id)),
+        title=escape_markdown(Path(model_id).name),
+        model_id=escape_code(str(location or model_id)),
         conditional=conditional,
         groups=groups,
         record=shown,
         config=shown["config"],
         data=shown["data"],
         on_hub=on_hub,
-        data_license=plain(license_of_data(name, token)) if on_hub else None,
+        data_license=escape_markdown(license_of_data(name, token)) if on_hub else None,
         channels=MODES[data["mode"]],
         parameters=sum(record["parameters"].values()) / 1e6,
         has_samples=(folder / "samples.png").exists(),
@@ -166,14 +166,14 @@ class Shown:
 
     @classmethod
     def of(cls, where: str) -> "Shown":
-        """The class at `"package.module:Class"`."""
+        """Describes the class at `"package.module:Class"`."""
         module, _, name = where.partition(":")
         public = module.startswith("hfgen.") and name in hfgen.__all__
         return cls(name, "hfgen" if public else module, module.partition(".")[0] == "diffusers")
 
 
 def find_entry(folder: Path, family: Family) -> Shown:
-    """The pipeline class of a folder; of one without pipeline, the first of its family."""
+    """Returns the pipeline class of a folder; of one without pipeline, the first of its family."""
     try:
         name = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError):
@@ -190,7 +190,7 @@ def write_classifier_card(folder: Path, name: str, report: dict[str, Any], weak:
         folder (`Path`): Where to write.
         name (`str`): What the card calls it.
         report (`dict`): What `eval.json` holds; nothing else is stated.
-        weak (`bool`): Whether its accuracy is too low to judge other images by.
+        weak (`bool`): Whether its accuracy is too low to measure other images by.
     """
     source, test = report["config"]["dataset_name"], report["test_data"]
     on_hub = bool(source) and "/" in source and not Path(source).expanduser().exists()
@@ -214,17 +214,17 @@ def write_classifier_card(folder: Path, name: str, report: dict[str, Any], weak:
         "classifier.md",
         card_data=data.to_yaml(),
         name=name,
-        train=plain(report["train_data"]),
-        test=plain(test),
+        train=escape_markdown(report["train_data"]),
+        test=escape_markdown(test),
         weak=weak,
         percent="{:.2%}".format,
-        **plain(report) | {"command": shown_command(report["command"])},
+        **escape_markdown(report) | {"command": shown_command(report["command"])},
     )
     write_text(folder / "README.md", str(ModelCard(card)))
 
 
 def write_short_card(folder: Path, pipeline: Any, model_id: str) -> None:
-    """Writes `README.md` for a pipeline of which nothing is known but what it is."""
+    """Writes `README.md` for a pipeline of which only the class is known."""
     kind = type(pipeline)
     family = family_of(kind.__name__)
     task = family.task if family is not None else Family.task
@@ -243,7 +243,7 @@ def write_short_card(folder: Path, pipeline: Any, model_id: str) -> None:
 
 
 def with_location(text: str, location: str, **options: str | None) -> str:
-    """A card of ours whose snippets load the model from another place: that where it is pushed to.
+    """Returns a card of ours whose snippets load the model from another location: that where it is pushed to.
 
     Args:
         text (`str`): The card. The place that it names is what its first snippet loads.
@@ -251,13 +251,13 @@ def with_location(text: str, location: str, **options: str | None) -> str:
         options: `revision` and `variant`, where they are needed to load it.
     """
     load = r'(\w+Pipeline\.from_pretrained\()"([^"\n]+)"'
-    found = re.search(load, text)
-    if not found:
+    first = re.search(load, text)
+    if not first:
         return text
     extra = "".join(f', {name}="{value}"' for name, value in options.items() if value is not None)
-    text = re.sub(load, lambda match: f'{match[1]}"{location}"{extra}' if match[2] == found[2] else match[0], text)
+    text = re.sub(load, lambda match: f'{match[1]}"{location}"{extra}' if match[2] == first[2] else match[0], text)
     for command in ("hfgen sample --model", "scripts/sample.py --model"):  # the latter in cards of earlier versions
-        text = text.replace(f"{command} {found[2]} ", f"{command} {location} ")
+        text = text.replace(f"{command} {first[2]} ", f"{command} {location} ")
     return text
 
 
@@ -292,14 +292,14 @@ def add_results(folder: Path, report: dict[str, Any], extractor: dict[str, Any],
 
 
 def eval_results(report: dict[str, Any], extractor: dict[str, Any], task: str = Family.task) -> list[EvalResult]:
-    """One entry for each number; names say whose features they are of and how many images were taken."""
+    """Makes one entry for each number; names say whose features they are of and how many images were taken."""
     data, generation = report["data"], report["generation"]
     network = f"{extractor['id']} {extractor['fingerprint'][:8]}"
-    found = []
+    entries = []
     for key, result in report["results"].items():
         if result["value"] is None:
             continue
-        of_real = key == "bits_per_dim"  # of real images, and in nobody's features
+        of_real = key == "bits_per_dim"  # measured on real images, without an extractor
         count = result["details"]["num_images"] if of_real else generation["num_images"]
         args = {"num_images": count, "seeds": generation["seeds"]}
         if key.startswith(REAL_IMAGES):
@@ -311,7 +311,7 @@ def eval_results(report: dict[str, Any], extractor: dict[str, Any], task: str = 
             }
             args = {name: value for name, value in args.items() if value is not None}
             args["mixed_precision"] = generation["precision"]
-        found.append(
+        entries.append(
             EvalResult(
                 task_type=task,
                 dataset_type=data["name"],
@@ -323,11 +323,11 @@ def eval_results(report: dict[str, Any], extractor: dict[str, Any], task: str = 
                 metric_args=args,
             )
         )
-    return found
+    return entries
 
 
 def differ(first: EvalResult, second: EvalResult) -> bool:
-    """Whether two entries are about different things, whatever their values and seeds."""
+    """Returns whether two entries are about different things, whatever their values and seeds."""
 
     def about(result: EvalResult) -> Any:
         args = {name: value for name, value in (result.metric_args or {}).items() if name != "seeds"}
@@ -342,14 +342,14 @@ def insert_section(text: str, section: str) -> str:
     parts = re.split(r"(?m)^(?=## )", text)
     starts = [part.partition("\n")[0].strip() for part in parts]
     if RESULTS not in starts:
-        place = starts.index(AFTER_RESULTS) if AFTER_RESULTS in starts else len(parts)
-        if place == len(parts):
+        index = starts.index(AFTER_RESULTS) if AFTER_RESULTS in starts else len(parts)
+        if index == len(parts):
             parts[-1] = parts[-1].rstrip("\n") + "\n\n"
-        parts.insert(place, f"{RESULTS}\n\n")
-        starts.insert(place, RESULTS)
-    place = starts.index(RESULTS)
-    parts[place] = re.sub(r"(?m)^Nothing was measured yet\. .*\n\n", "", parts[place])  # as any version said it
-    sections = re.split(r"(?m)^(?=### )", parts[place])
+        parts.insert(index, f"{RESULTS}\n\n")
+        starts.insert(index, RESULTS)
+    index = starts.index(RESULTS)
+    parts[index] = re.sub(r"(?m)^Nothing was measured yet\. .*\n\n", "", parts[index])  # as any version said it
+    sections = re.split(r"(?m)^(?=### )", parts[index])
     headings = [part.partition("\n")[0].strip() for part in sections]
     heading = section.partition("\n")[0].strip()
     section = section.rstrip("\n") + "\n\n"
@@ -358,7 +358,7 @@ def insert_section(text: str, section: str) -> str:
     else:
         sections[-1] = sections[-1].rstrip("\n") + "\n\n"
         sections.append(section)
-    parts[place] = "".join(sections)
-    if place == len(parts) - 1:
-        parts[place] = parts[place].rstrip("\n") + "\n"
+    parts[index] = "".join(sections)
+    if index == len(parts) - 1:
+        parts[index] = parts[index].rstrip("\n") + "\n"
     return "".join(parts)

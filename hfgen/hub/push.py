@@ -1,4 +1,4 @@
-"""Pushing pipelines to the Hub, so that a failure costs nothing but time."""
+"""Pushes to the Hub: a failure costs nothing but time."""
 
 import contextlib
 import filecmp
@@ -113,7 +113,7 @@ def push_folder(
 
 
 def pushed_files(folder: Path, repo_type: str = "model") -> list[Path]:
-    """The files that go up, relative to the folder: those of the pipeline, or all of a Space.
+    """Lists the files that are uploaded, relative to the folder: those of the pipeline, or all of a Space.
 
     Raises:
         UserError: If the folder holds no such thing.
@@ -122,14 +122,15 @@ def pushed_files(folder: Path, repo_type: str = "model") -> list[Path]:
         return pipeline_files(folder)
     if not (folder / "app.py").is_file():
         raise UserError(f"{folder} holds no Space: give the folder that `hfgen demo` wrote with `space_dir`.")
-    found = [folder / name for name in SPACE_FILES]
+    paths = [folder / name for name in SPACE_FILES]
     for name in SPACE_FOLDERS:
-        found += sorted((folder / name).rglob("*"))
-    return _without_caches(folder, found)
+        paths += sorted((folder / name).rglob("*"))
+    return _without_caches(folder, paths)
 
 
 def pipeline_files(folder: Path) -> list[Path]:
-    """The files of a pipeline, relative to its folder: neither checkpoints, logs, caches nor other pipelines in it.
+    """Lists the files of a pipeline, relative to its folder: neither checkpoints, logs, caches nor other pipelines in
+    it.
 
     Raises:
         UserError: If there is no pipeline.
@@ -142,27 +143,27 @@ def pipeline_files(folder: Path) -> list[Path]:
         raise UserError(
             f"{folder} holds no pipeline: give the `output_dir` of a finished run, or `best` in it."
         ) from None
-    found = [folder / name for name in BESIDE_COMPONENTS]
+    paths = [folder / name for name in BESIDE_COMPONENTS]
     if isinstance(kind, list):  # a file and the class in it
-        found += code_files(folder, str(kind[0]))
+        paths += code_files(folder, str(kind[0]))
     for name in components:
-        found += [path for path in sorted((folder / name).rglob("*")) if path.suffix in COMPONENT_FILES]
-    return _without_caches(folder, found)
+        paths += [path for path in sorted((folder / name).rglob("*")) if path.suffix in COMPONENT_FILES]
+    return _without_caches(folder, paths)
 
 
 def code_files(folder: Path, name: str) -> list[Path]:
-    """The file of code of that name and those beside it that it imports."""
-    found, names = [], [name]
+    """Lists the file of code of that name and those beside it that it imports."""
+    files, names = [], [name]
     for name in names:  # which grows
         file = folder / f"{name}.py"
         if Path(name).name == name and file.is_file():
-            found.append(file)
+            files.append(file)
             names += [other for other in IMPORT.findall(file.read_text(encoding="utf-8")) if other not in names]
-    return found
+    return files
 
 
-def _without_caches(folder: Path, found: list[Path]) -> list[Path]:
-    files = [path.relative_to(folder) for path in found if path.is_file()]
+def _without_caches(folder: Path, paths: list[Path]) -> list[Path]:
+    files = [path.relative_to(folder) for path in paths if path.is_file()]
     return [file for file in files if not any(part.startswith((".", "__pycache__")) for part in file.parts)]
 
 
@@ -185,10 +186,10 @@ def open_repository(
     where: dict[str, Any] = {"repo_type": repo_type, "token": token}
     options: dict[str, Any] = {"private": True} if private else {}
     options |= {"space_sdk": "gradio"} if repo_type == "space" else {}
-    made = _ask(lambda: huggingface_hub.create_repo(model_id, exist_ok=True, **where, **options), token)
-    if private and not _ask(lambda: huggingface_hub.repo_info(made.repo_id, **where), token).private:
-        raise UserError(f"the repository {made.repo_id} exists and is public, not private: give another name.")
-    return made.repo_id
+    repository = _ask(lambda: huggingface_hub.create_repo(model_id, exist_ok=True, **where, **options), token)
+    if private and not _ask(lambda: huggingface_hub.repo_info(repository.repo_id, **where), token).private:
+        raise UserError(f"the repository {repository.repo_id} exists and is public, not private: give another name.")
+    return repository.repo_id
 
 
 def upload(
@@ -270,7 +271,7 @@ def open_revision(
 ) -> str | None:
     """Makes the branch or the pull request that is pushed to, and returns its name."""
     where: dict[str, Any] = {"repo_type": repo_type, "token": token}
-    if create_pr:  # by itself: if it came about by the commit, each further attempt would open another
+    if create_pr:  # in a call of its own: if the commit opened it, each further attempt would open another
         opened = _ask(lambda: huggingface_hub.create_pull_request(model_id, title, **where), token)
         return str(opened.git_reference)
     if revision and revision != "main" and not revision.startswith("refs/"):
@@ -312,8 +313,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _response(error: Exception) -> Any:
-    found = (getattr(cause, "response", None) for cause in _causes(error))
-    return next((response for response in found if response is not None), None)
+    responses = (getattr(cause, "response", None) for cause in _causes(error))
+    return next((response for response in responses if response is not None), None)
 
 
 def _may_pass(error: Exception) -> bool:
@@ -324,7 +325,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _asked_to_wait(error: Exception) -> float:
-    """Seconds that the Hub asks for in its answer."""
+    """Returns the seconds that the Hub asks to wait for, in its answer."""
     response = _response(error)
     text = response.headers.get("Retry-After", "") if response is not None else ""
     return float(text) if text.isdigit() else 0.0

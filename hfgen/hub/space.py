@@ -53,7 +53,7 @@ def write_space(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"`space_dir` {folder} is not empty: give another.")
     source = Path(model)
-    name, place = source.resolve().name, 'str(Path(__file__).parent / "model")'
+    name, model_code = source.resolve().name, 'str(Path(__file__).parent / "model")'
     more: dict[str, Any] = {}
     files: list[Path] = []
     if source.is_dir():
@@ -68,8 +68,8 @@ def write_space(
             validate_repo_id(model)
         except HFValidationError as error:
             raise UserError(f"`model` {model} is neither a folder nor a Hub id: {error}") from None
-        name, place, more = model, repr(model), {"models": [model]}
-    app = APP.format(model=place, name=name, revision=revision, max_images=max_images, provenance=provenance)
+        name, model_code, more = model, repr(model), {"models": [model]}
+    app = APP.format(model=model_code, name=name, revision=revision, max_images=max_images, provenance=provenance)
     # A build for one kind of device, such as 2.13.0+cpu, is not what a package index calls it.
     lines = [f"{package}=={version(package).partition('+')[0]}" for package in NEEDED]
     head: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""What networks do as diffusers' do, but for pickles. A checkpoint's copy of a network builds on diffusers alone."""
+"""The base of all networks: that of diffusers, without pickles. A checkpoint's copy needs only diffusers."""
 
 import os
 from typing import Any

@@ -107,7 +107,7 @@ class ConvVAE(GaussianVAE, ModelMixin, ConfigMixin):
         self, sample: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
     ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         r"""
-        The posterior of images.
+        Encodes images into the posterior of their latents.
 
         Args:
             sample (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1].
@@ -135,7 +135,7 @@ class ConvVAE(GaussianVAE, ModelMixin, ConfigMixin):
         self, latents: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
     ) -> VAEDecoderOutput | tuple[torch.Tensor, torch.Tensor]:
         r"""
-        Images from latents.
+        Decodes latents into images.
 
         Args:
             latents (`torch.Tensor` of shape `(B, latent_channels, 1, 1)`): A priori standard normal.

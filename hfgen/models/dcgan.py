@@ -95,7 +95,8 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
         return GeneratorOutput(sample=sample) if return_dict else (sample,)
 
     def latent_weight(self) -> torch.Tensor:
-        """What the latent meets first: `(N, latent_dim)`. Its singular vectors are directions of change (SeFa)."""
+        """Returns the weight that the latent meets first: `(N, latent_dim)`. Its singular vectors are directions of
+        change (SeFa)."""
         return self.linear.weight[:, : self.config.latent_dim]
 
 

@@ -1,4 +1,4 @@
-"""What the GANs share: their outputs, and the sizes of their feature maps."""
+"""Parts that the GANs share: their outputs, and the sizes of their feature maps."""
 
 from dataclasses import dataclass
 
@@ -37,7 +37,8 @@ def check_size(sample_size: int) -> None:
 
 
 def stage_sizes(sample_size: int) -> list[int]:
-    """Sizes of the feature maps from the smallest, 4 to 7 pixels, to one that holds the image: 28 gives 7, 14, 28.
+    """Returns the sizes of the feature maps from the smallest, 4 to 7 pixels, to one that holds the image: 28 gives 7,
+    14, 28.
 
     Raises:
         ValueError: If the size is not between 8 and 256.

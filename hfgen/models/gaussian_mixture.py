@@ -36,7 +36,7 @@ class GaussianMixturePrior(ModelMixin, ConfigMixin):
         - **weights** (`(num_class_embeds or 1, K)`) -- How likely the components are.
         - **means** (`(K, P)`) -- Their means.
         - **factors** (`(K, P, P)`) -- The lower Cholesky factors of their covariances.
-        - **basis** (`(N, P)`), **offset** (`(N,)`) -- Orthonormal directions, and the place from where they lead.
+        - **basis** (`(N, P)`), **offset** (`(N,)`) -- Orthonormal directions, and the point that they start from.
         - **residual** (`()`) -- Standard deviation in all other directions.
 
     Raises:
@@ -78,7 +78,7 @@ class GaussianMixturePrior(ModelMixin, ConfigMixin):
 
         Args:
             noise (`torch.Tensor` of shape `(B, 1 + N)`):
-                Standard normal. The first entry of each row chooses the component, the others the place in it.
+                Standard normal. The first entry of each row chooses the component, the others the point in it.
             class_labels (`torch.Tensor` of shape `(B,)`, *optional*):
                 Classes, if the prior has them.
             temperature (`float`, *optional*, defaults to 1.0):
@@ -94,8 +94,8 @@ class GaussianMixturePrior(ModelMixin, ConfigMixin):
         if noise.ndim != 2 or noise.shape[1] != 1 + len(basis):
             raise ValueError(f"noise has shape {tuple(noise.shape)}, but must be (B, {1 + len(basis)}).")
         upper = self._class_weights(class_labels).cumsum(-1)
-        place = torch.special.ndtr(noise[:, :1].float())  # uniform in [0, 1]
-        component = (place * upper[:, -1:] > upper).sum(-1)
+        uniform = torch.special.ndtr(noise[:, :1].float())  # in [0, 1]
+        component = (uniform * upper[:, -1:] > upper).sum(-1)
         noise = temperature * noise[:, 1:].float()
         inside = noise @ basis  # standard normal, too, and independent of what lies outside
         outside = noise - inside @ basis.T
@@ -133,7 +133,7 @@ class GaussianMixturePrior(ModelMixin, ConfigMixin):
 
     def log_prob(self, latents: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
         r"""
-        The logarithm of the density, in nats.
+        Computes the logarithm of the density, in nats.
 
         Args:
             latents (`torch.Tensor` of shape `(B, D, h, w)` or `(B, N)`): Latents.

@@ -50,7 +50,7 @@ class HierarchicalVAEEncoderOutput(BaseOutput):
 
 
 def for_each(values: Sequence[int], count: int) -> list[int]:
-    """One value for each of `count` sizes; the last given one serves all the rest."""
+    """Returns one value for each of `count` sizes; the last given one serves all the rest."""
     return (list(values) + [values[-1]] * count)[:count]
 
 
@@ -59,7 +59,7 @@ def soft_clamp(x: torch.Tensor) -> torch.Tensor:
 
 
 def deviation(x: torch.Tensor) -> torch.Tensor:
-    """A standard deviation, `log2(1 + 2^x)` of the clamped `x`: 1 where `x` is 0."""
+    """Computes a standard deviation, `log2(1 + 2^x)` of the clamped `x`: 1 where `x` is 0."""
     return F.softplus(soft_clamp(x), beta=math.log(2))
 
 
@@ -103,12 +103,12 @@ class Draw:
     p_std: torch.Tensor
 
     def kl(self) -> torch.Tensor:
-        """`KL(q || p)` of the group given the groups above, `(B,)`, in nats."""
+        """Computes `KL(q || p)` of the group given the groups above, `(B,)`, in nats."""
         ratio, shift = self.q_std / self.p_std, self.delta / self.p_std
         return ((ratio.square() + shift.square() - 1) / 2 - ratio.log()).flatten(1).sum(1)
 
     def log_ratio(self) -> torch.Tensor:
-        """`log q(z) - log p(z)` of the group given the groups above, `(B,)`, in nats."""
+        """Computes `log q(z) - log p(z)` of the group given the groups above, `(B,)`, in nats."""
         ratio = self.q_std / self.p_std
         return ((self.eps.square() - self.noise.square()) / 2 - ratio.log()).flatten(1).sum(1)
 
@@ -210,8 +210,8 @@ class DecoderLevel(nn.Module):
         class_labels: torch.Tensor | None = None,
         features: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, list[Draw]]:
-        """As [`LatentGroup.forward`] with `noise (B, N)` for all groups, and `coarse (B, coarser, h, h)` unless this
-        is the coarsest size."""
+        """Does the same as [`LatentGroup.forward`], with `noise (B, N)` for all groups, and `coarse (B, coarser, h,
+        h)` unless this is the coarsest size."""
         hidden = self.bias.expand(len(noise), -1, -1, -1)
         if coarse is not None:
             size = self.shape[-1]  # 4 pixels are doubled to 8, of which 7 are used
@@ -269,23 +269,25 @@ class HierarchicalPosterior:
         return torch.cat([draw.eps.flatten(1) for draw in self._draws], dim=1)[:, :, None, None]
 
     def mode(self) -> torch.Tensor:
-        """The latents `(B, N, 1, 1)` that are the mean of their group, given the groups above."""
+        """Returns the latents `(B, N, 1, 1)` that are the mean of their group, given the groups above."""
         return self.sample(noise=self._features[0].new_zeros(len(self._features[0]), *self._vae.latent_shape))
 
     def kl_per_group(self) -> list[torch.Tensor]:
-        """`KL(q || p)` of each group in nats, `(B,)` each, from the top down."""
+        """Computes `KL(q || p)` of each group in nats, `(B,)` each, from the top down."""
         return [draw.kl() for draw in self._last()]
 
     def kl(self) -> torch.Tensor:
-        """`KL(q || p)` in nats, `(B,)`: closed for each group, one sample of the groups above it."""
+        """Computes `KL(q || p)` in nats, `(B,)`: in closed form for each group, from one sample of the groups above
+        it."""
         return torch.stack(self.kl_per_group()).sum(0)
 
     def log_ratio(self) -> torch.Tensor:
-        """`log q(z | x) - log p(z)` in nats, `(B,)`: what an importance-weighted bound subtracts."""
+        """Computes `log q(z | x) - log p(z)` in nats, `(B,)`, which an importance-weighted bound subtracts."""
         return torch.stack([draw.log_ratio() for draw in self._last()]).sum(0)
 
     def decode(self, return_dict: bool = True) -> VAEDecoderOutput | tuple[torch.Tensor, torch.Tensor]:
-        """[`HierarchicalVAE.decode`] of the latents, at hardly any cost: `sample` has been through its networks."""
+        """Does the same as [`HierarchicalVAE.decode`] of the latents, almost for free: `sample` has been through its
+        networks."""
         self._last()
         return self._vae.make_image(self._hidden, return_dict)
 

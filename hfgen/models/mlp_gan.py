@@ -83,7 +83,8 @@ class MLPGenerator(ModelMixin, ConfigMixin):
         return GeneratorOutput(sample=sample) if return_dict else (sample,)
 
     def latent_weight(self) -> torch.Tensor:
-        """What the latent meets first: `(N, latent_dim)`. Its singular vectors are directions of change (SeFa)."""
+        """Returns the weight that the latent meets first: `(N, latent_dim)`. Its singular vectors are directions of
+        change (SeFa)."""
         return self.layers[0].get_parameter("weight")[:, : self.config.latent_dim]
 
 

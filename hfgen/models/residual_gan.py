@@ -22,7 +22,8 @@ ResidualGeneratorOutput, ResidualDiscriminatorOutput = GeneratorOutput, Discrimi
 
 
 def stage_widths(block_out_channels: Sequence[int], stages: int) -> list[int]:
-    """Channels of each stage from the smallest size up; the last given width serves all the larger sizes."""
+    """Returns the channels of each stage from the smallest size up; the last given width serves all the larger
+    sizes."""
     widths = list(block_out_channels)
     return (widths + widths[-1:] * stages)[:stages]
 
@@ -57,7 +58,7 @@ class ResidualBlock(nn.Module):
 
 
 def scaled_he_(layer: nn.Conv2d | nn.Linear, scale: float) -> None:
-    """He initialisation for leaky ReLUs with a slope of 0.2, times `scale`."""
+    """Initialises a convolution as He does for leaky ReLUs with a slope of 0.2, times `scale`."""
     fan_in = layer.weight[0].numel()
     nn.init.normal_(layer.weight, std=scale * math.sqrt(2 / (1 + 0.2**2) / fan_in))
 
@@ -149,7 +150,8 @@ class ResidualGenerator(ModelMixin, ConfigMixin):
         return GeneratorOutput(sample=sample) if return_dict else (sample,)
 
     def latent_weight(self) -> torch.Tensor:
-        """What the latent meets first: `(N, latent_dim)`. Its singular vectors are directions of change (SeFa)."""
+        """Returns the weight that the latent meets first: `(N, latent_dim)`. Its singular vectors are directions of
+        change (SeFa)."""
         return self.linear.weight[:, : self.config.latent_dim]
 
 

@@ -84,8 +84,8 @@ class ResidualVAE(GaussianVAE, ModelMixin, ConfigMixin):
         norm_num_groups (`int`, *optional*, defaults to 8):
             Groups of the group normalisation, a divisor of all `block_out_channels`.
         spatial (`bool`, *optional*, defaults to `False`):
-            Whether latents keep the places of the smallest feature map, `(B, latent_channels, h, w)`; otherwise they
-            are vectors, `(B, latent_channels, 1, 1)`.
+            Whether latents keep the positions of the smallest feature map, `(B, latent_channels, h, w)`; otherwise
+            they are vectors, `(B, latent_channels, 1, 1)`.
         num_class_embeds (`int`, *optional*):
             Number of classes. They scale and shift the features of all residual blocks.
         class_embed_dim (`int`, *optional*, defaults to 64):
@@ -138,7 +138,7 @@ class ResidualVAE(GaussianVAE, ModelMixin, ConfigMixin):
         for width, wider in zip([in_channels, *widths], widths, strict=False):
             self.down.append(nn.Conv2d(width, wider, 3, stride=2, padding=1))
             self.down_blocks.append(blocks(wider))
-        # A kernel as large as the feature map makes a vector of it; one of 1 leaves the places where they are.
+        # A kernel as large as the feature map makes a vector of it; one of 1 keeps all its positions.
         kernel = 1 if spatial else self.sizes[-1]
         self.norm_out = nn.GroupNorm(norm_num_groups, widths[-1])
         self.mean = nn.Conv2d(widths[-1], latent_channels, kernel)
@@ -170,7 +170,7 @@ class ResidualVAE(GaussianVAE, ModelMixin, ConfigMixin):
         self, sample: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
     ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         r"""
-        The posterior of images.
+        Encodes images into the posterior of their latents.
 
         Args:
             sample (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1].
@@ -196,7 +196,7 @@ class ResidualVAE(GaussianVAE, ModelMixin, ConfigMixin):
         self, latents: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
     ) -> VAEDecoderOutput | tuple[torch.Tensor, torch.Tensor]:
         r"""
-        Images from latents.
+        Decodes latents into images.
 
         Args:
             latents (`torch.Tensor` of shape `(B, latent_channels, h, w)`): A priori standard normal.

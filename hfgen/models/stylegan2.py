@@ -23,7 +23,7 @@ W_AVG_DECAY = 0.995
 
 
 def stages(sample_size: int, channel_base: int, channel_max: int) -> tuple[list[int], list[int]]:
-    """Heights and channels of the feature maps, from coarse to fine.
+    """Returns heights and channels of the feature maps, from coarse to fine.
 
     Heights double, from at most 7 to `sample_size` or the next larger one that fits: 28 has 7, 14, 28, and 30 has
     4, 8, 16, 32, of which the centre is used. There are `channel_base / height` channels, at most `channel_max`.
@@ -71,7 +71,7 @@ def normalize(x: torch.Tensor) -> torch.Tensor:
 
 
 def activate(x: torch.Tensor) -> torch.Tensor:
-    """Leaky ReLU with the gain that keeps the variance."""
+    """Applies a leaky ReLU with the gain that keeps the variance."""
     return F.leaky_relu(x, 0.2) * math.sqrt(2)
 
 
@@ -235,7 +235,8 @@ class StyleGAN2Generator(ModelMixin, ConfigMixin):
         return [tuple(layer.get_buffer("noise").shape) for layer in self.layers]
 
     def latent_weight(self) -> torch.Tensor:
-        """What turns a style w into the scales of all layers, stacked: `(N, style_dim)`, convolutions before colours.
+        """Returns the weights that turn a style w into the scales of all layers, stacked: `(N, style_dim)`,
+        convolutions before colours.
 
         Its right singular vectors are directions in which images change most (SeFa,
         https://huggingface.co/papers/2007.06600).
@@ -347,8 +348,8 @@ class StyleGAN2Generator(ModelMixin, ConfigMixin):
 
 
 def minibatch_std(x: torch.Tensor, group_size: int) -> torch.Tensor:
-    """How much neighbours in the batch differ: the standard deviation over groups of `group_size` images, in float32,
-    averaged over channels and pixels: `(B, C, H, W) -> (B, 1, H, W)`. `group_size` divides B."""
+    """Measures how much neighbours in the batch differ: the standard deviation over groups of `group_size` images, in
+    float32, averaged over channels and pixels: `(B, C, H, W) -> (B, 1, H, W)`. `group_size` divides B."""
     variance = at_least_float32(x).unflatten(0, (-1, group_size)).var(1, correction=0)  # (groups, C, H, W)
     std = (variance + 1e-8).sqrt().mean((1, 2, 3))
     return std.repeat_interleave(group_size)[:, None, None, None].expand(-1, 1, *x.shape[2:])

@@ -18,7 +18,7 @@ def build_unet(
     dropout: float = 0.0,
     num_class_embeds: int | None = None,
 ) -> UNet2DModel:
-    """A UNet whose residual branches and output start at zero.
+    """Builds a UNet whose residual branches and output start at zero.
 
     Args:
         sample_size (`int`): Height and width of the images; it is halved between any two levels.
@@ -61,7 +61,7 @@ def build_unet(
 
 
 def level_sizes(sample_size: int, levels: int) -> list[int]:
-    """Heights of the feature maps, from the full size down.
+    """Returns the heights of the feature maps, from the full size down.
 
     Raises:
         ValueError: If `sample_size` cannot be halved `levels - 1` times.

@@ -1,4 +1,4 @@
-"""What the VAEs share: the likelihoods of their decoders, the sizes of their feature maps, their outputs."""
+"""Parts that the VAEs share: the likelihoods of their decoders, the sizes of their feature maps, their outputs."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ class VAEDecoderOutput(BaseOutput):
 
 
 def num_parameters(likelihood: str, channels: int, num_mixtures: int) -> int:
-    """Numbers that a decoder emits per pixel, P.
+    """Returns the number of values that a decoder emits per pixel, P.
 
     - `"gaussian"`: C means. `"bernoulli"`: C logits of white.
     - `"logistic"`: C means, C log-scales.
@@ -48,7 +48,7 @@ def num_parameters(likelihood: str, channels: int, num_mixtures: int) -> int:
 
 
 def mean_image(parameters: torch.Tensor, likelihood: str, channels: int, num_mixtures: int) -> torch.Tensor:
-    """The expected image `(B, C, H, W)` under the parameters `(B, P, H, W)` of a likelihood, float32.
+    """Computes the expected image `(B, C, H, W)` under the parameters `(B, P, H, W)` of a likelihood, float32.
 
     Gaussian means are not bounded. Logistic ones are clamped to [-1, 1], where the levels are, component by component:
     a mean far outside stands for a pixel that is surely black or white.
@@ -74,20 +74,20 @@ def mean_image(parameters: torch.Tensor, likelihood: str, channels: int, num_mix
 
 @torch.no_grad()
 def start_likelihood_(layer: nn.Conv2d, likelihood: str, channels: int, num_mixtures: int) -> None:
-    """Biases with which a logistic likelihood starts broad, the means of its components spread over [-1, 1]."""
+    """Sets biases with which a logistic likelihood starts broad, the means of its components spread over [-1, 1]."""
     if likelihood not in ("logistic", "logistic_mixture") or layer.bias is None:
         return
     nn.init.zeros_(layer.bias)
     if likelihood == "logistic":
         layer.bias[channels:] = -1.5
     else:
-        places = (2 * torch.arange(num_mixtures) + 1) / num_mixtures - 1
-        layer.bias[num_mixtures : (1 + channels) * num_mixtures] = places.repeat(channels)
+        means = (2 * torch.arange(num_mixtures) + 1) / num_mixtures - 1
+        layer.bias[num_mixtures : (1 + channels) * num_mixtures] = means.repeat(channels)
         layer.bias[(1 + channels) * num_mixtures : (1 + 2 * channels) * num_mixtures] = -1.5
 
 
 def feature_sizes(sample_size: int, halvings: int) -> list[int]:
-    """Sizes of the feature maps from the image's to the smallest: 28 gives 28, 14, 7, 4.
+    """Returns the sizes of the feature maps from the image's to the smallest: 28 gives 28, 14, 7, 4.
 
     Raises:
         ValueError: If the size is not between 8 and 256.
@@ -113,13 +113,13 @@ def check_latents(latents: torch.Tensor, latent_shape: tuple[int, int, int]) -> 
 
 
 def decoder_output(parameters: torch.Tensor, config: Any, return_dict: bool) -> VAEDecoderOutput | tuple:
-    """The output of a decoder with the parameters `(B, P, H, W)` of its likelihood."""
+    """Makes the output of a decoder from the parameters `(B, P, H, W)` of its likelihood."""
     sample = mean_image(parameters, config.likelihood, config.in_channels, config.num_mixtures)
     return VAEDecoderOutput(sample=sample, parameters=parameters) if return_dict else (sample, parameters)
 
 
 class GaussianVAE:
-    """What VAEs with one Gaussian posterior of all latents share."""
+    """The base of VAEs with one Gaussian posterior of all latents."""
 
     encode: Any
     decode: Any
@@ -133,7 +133,7 @@ class GaussianVAE:
         generator: torch.Generator | None = None,
     ) -> VAEDecoderOutput | tuple[torch.Tensor, torch.Tensor]:
         r"""
-        Reconstructions of images.
+        Reconstructs images.
 
         Args:
             sample (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1].

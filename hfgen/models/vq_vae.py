@@ -30,7 +30,7 @@ from hfgen.models.vae_base import (
 
 VQVAEDecoderOutput = VAEDecoderOutput  # its earlier name
 
-SMOOTHING = 1e-6  # weight of the place where a code was, as a share of all latents
+SMOOTHING = 1e-6  # weight of the old position of a code, as a share of all latents
 
 
 @dataclass
@@ -55,7 +55,7 @@ class VQVAEQuantizerOutput(BaseOutput):
             The nearest codes, float32. Their gradient goes straight through to the latents that they replace.
         indices (`torch.Tensor` of shape `(B, h, w)`): The numbers of these codes.
         commitment (`torch.Tensor` of shape `(B,)`):
-            Squared distances of the latents from their codes, summed: 0 to 4 at each place. Its gradient pulls the
+            Squared distances of the latents from their codes, summed: 0 to 4 at each position. Its gradient pulls the
             latents to the codes.
     """
 
@@ -65,7 +65,7 @@ class VQVAEQuantizerOutput(BaseOutput):
 
 
 def quotient(total: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
-    """`total / number`, or 0 where there is nothing; numbers averaged over processes may be below 1."""
+    """Computes `total / number`, or 0 where there is nothing; numbers averaged over processes may be below 1."""
     return total / torch.where(number > 0, number, 1.0)
 
 
@@ -224,7 +224,7 @@ class VQVAE(ModelMixin, ConfigMixin):
         self, sample: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
     ) -> VQVAEEncoderOutput | tuple[torch.Tensor]:
         r"""
-        Latents of images.
+        Encodes images into latents.
 
         Args:
             sample (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1].
@@ -264,7 +264,7 @@ class VQVAE(ModelMixin, ConfigMixin):
         return VQVAEQuantizerOutput(latents=straight_through, indices=indices, commitment=commitment)
 
     def lookup(self, indices: torch.Tensor) -> torch.Tensor:
-        """The codes `(B, latent_channels, h, w)` of `indices (B, h, w)`: latents for [`VQVAE.decode`]."""
+        """Looks up the codes `(B, latent_channels, h, w)` of `indices (B, h, w)`: latents for [`VQVAE.decode`]."""
         return F.embedding(indices, self.codes).permute(0, 3, 1, 2)
 
     def decode(
@@ -275,7 +275,7 @@ class VQVAE(ModelMixin, ConfigMixin):
         return_dict: bool = True,
     ) -> VAEDecoderOutput | tuple[torch.Tensor, torch.Tensor]:
         r"""
-        Images from latents.
+        Decodes latents into images.
 
         Args:
             latents (`torch.Tensor` of shape `(B, latent_channels, h, w)`): Those of `encode`, `quantize` or `lookup`.
@@ -308,7 +308,7 @@ class VQVAE(ModelMixin, ConfigMixin):
         self, sample: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
     ) -> VAEDecoderOutput | tuple[torch.Tensor, torch.Tensor]:
         r"""
-        Reconstructions of images.
+        Reconstructs images.
 
         Args:
             sample (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1].
@@ -335,8 +335,8 @@ class VQVAE(ModelMixin, ConfigMixin):
             axes = self.split_axes - (self.split_axes * self.codes).sum(1, keepdim=True) * self.codes
             side = ((vectors * axes[numbers]).sum(1) > 0).long()
             # A product with zeros and ones instead of a scattered addition, which has no fixed order on a GPU.
-            places = torch.arange(2 * len(self.codebook), device=latents.device)
-            chosen = (side * len(self.codebook) + numbers == places[:, None]).to(vectors.dtype)
+            order = torch.arange(2 * len(self.codebook), device=latents.device)
+            chosen = (side * len(self.codebook) + numbers == order[:, None]).to(vectors.dtype)
             self.step_counts += chosen.sum(1).view_as(self.step_counts)
             self.step_sums += (chosen @ vectors).view_as(self.step_sums)
 
@@ -380,8 +380,8 @@ class VQVAE(ModelMixin, ConfigMixin):
         rank = dead.cumsum(0) - 1  # of a dead code among the dead
         revived = dead & (rank < divisible.sum())
         donor = donors[rank.clamp(min=0)]
-        places = torch.arange(number, device=dead.device)
-        divided = torch.zeros_like(dead).scatter(0, donors, places < revived.sum())
+        order = torch.arange(number, device=dead.device)
+        divided = torch.zeros_like(dead).scatter(0, donors, order < revived.sum())
 
         side_counts = self.ema_counts * quotient(self.step_counts, counts)  # (2, K)
         side_means = quotient(self.step_sums, self.step_counts.unsqueeze(2))  # (2, K, D)

@@ -1,4 +1,4 @@
-"""What pipelines with networks of our own share: classes, running the network, and images in and out."""
+"""The base of pipelines with networks of our own: classes, running the network, and images in and out."""
 
 import math
 import os
@@ -32,7 +32,7 @@ class Pipeline(ClassPipeline):
     # Classes
 
     def _check_names(self, id2label: dict | None) -> dict | None:
-        """The names of the model's classes; their numbers, if it is given none."""
+        """Returns the names of the model's classes; their numbers, if it is given none."""
         numbers = range(self.model.config.num_class_embeds or 0)
         names = id2label or {number: str(number) for number in numbers}
         if {str(key) for key in names} != {str(number) for number in numbers}:
@@ -50,7 +50,7 @@ class Pipeline(ClassPipeline):
 
     @staticmethod
     def _batch_size(batch_size: int | None, latents: Any, class_labels: Any) -> int:
-        """By default as many as are given, or 1."""
+        """Returns the number of images of a call: by default as many as there are latents or labels, or 1."""
         if batch_size is None:
             given = latents if latents is not None else class_labels
             batch_size = len(given) if np.ndim(given) else 1
@@ -61,7 +61,7 @@ class Pipeline(ClassPipeline):
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """The model on its device and in evaluation mode; afterwards as it was."""
+        """Moves the model to its device and into evaluation mode; afterwards it is as it was."""
         hook = getattr(self.model, "_hf_hook", None)
         if hook is not None:  # offloading brings a model back for `forward`, but not for its other methods
             hook.pre_forward(self.model)
@@ -75,7 +75,7 @@ class Pipeline(ClassPipeline):
         self.maybe_free_model_hooks()
 
     def _noise(self, count: int, shape: Sequence[int], generator: Generators) -> torch.Tensor:
-        """Standard normal numbers `(count, *shape)`, float32."""
+        """Draws standard normal numbers `(count, *shape)`, float32."""
         generator = check_generators(generator, count)
         # Drawn in float32 and on the generator's device: the same whatever the model's precision and device.
         return randn_tensor((count, *shape), generator=generator, device=self._execution_device, dtype=torch.float32)
@@ -98,7 +98,7 @@ class Pipeline(ClassPipeline):
     def _in_parts(
         make: Callable[..., torch.Tensor], *inputs: torch.Tensor | None, at_once: int = AT_ONCE
     ) -> torch.Tensor:
-        """What `make` makes of `inputs`, which have one entry per image or are `None`, some of them at a time."""
+        """Calls `make` with parts of `inputs`, which have one entry per image or are `None`, and joins the results."""
         parts = [slice(start, start + at_once) for start in range(0, len(inputs[0]), at_once)]  # type: ignore[arg-type]
         return torch.cat([make(*(None if given is None else given[part] for given in inputs)) for part in parts])
 
@@ -119,7 +119,7 @@ class Pipeline(ClassPipeline):
         shape: tuple[int, int, int] | None = None,
         limits: tuple[float, float] = (0, 1),
     ) -> torch.Tensor:
-        """Images of any accepted kind as a float32 tensor of shape `(B, C, H, W)` on the CPU.
+        """Converts images of any accepted kind to a float32 tensor of shape `(B, C, H, W)` on the CPU.
 
         Args:
             name: The argument, for messages.
@@ -130,10 +130,10 @@ class Pipeline(ClassPipeline):
         must = "the model makes" if shape is None else "must be"
         images = [image] if isinstance(image, Image.Image) else image
         if isinstance(images, (list, tuple)) and images and all(isinstance(one, Image.Image) for one in images):
-            wanted = f"{width}x{height} in mode {PIL_MODES.get(channels, f'with {channels} channels')}"
+            expected = f"{width}x{height} in mode {PIL_MODES.get(channels, f'with {channels} channels')}"
             for given in (f"{one.width}x{one.height} in mode {one.mode}" for one in images):
-                if given != wanted:
-                    raise ValueError(f"{name} is {given}, but {must} {wanted}: resize or convert it first.")
+                if given != expected:
+                    raise ValueError(f"{name} is {given}, but {must} {expected}: resize or convert it first.")
             images = np.stack([np.asarray(one).reshape(height, width, channels) for one in images]) / 255
         if not isinstance(images, (np.ndarray, torch.Tensor)):
             raise ValueError(f"{name} is a {type(image).__name__}: give PIL images, an array or a tensor.")
@@ -197,8 +197,8 @@ class Pipeline(ClassPipeline):
         _check_frames(frames)
         width, height = frames[0].size
         strip = Image.new(frames[0].mode, (width * len(frames), height))
-        for place, frame in enumerate(frames):
-            strip.paste(frame, (width * place, 0))
+        for index, frame in enumerate(frames):
+            strip.paste(frame, (width * index, 0))
         return strip
 
 
@@ -226,7 +226,7 @@ def _check_frames(frames: Sequence[Image.Image]) -> None:
 
 
 def slerp(start: torch.Tensor, end: torch.Tensor, fraction: torch.Tensor) -> torch.Tensor:
-    """Spherical linear interpolation (Shoemake, "Animating rotation with quaternion curves", 1985).
+    """Interpolates on the sphere, linearly in the angle (Shoemake, "Animating rotation with quaternion curves", 1985).
 
     The direction turns at constant speed and the norm changes linearly, so that each point is as far out as a sample
     of the prior is; a straight line would pass through the unlikely middle. Vectors less than 1e-4 rad from parallel

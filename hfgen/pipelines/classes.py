@@ -55,7 +55,7 @@ class ClassPipeline(SelfContained):
         return torch.tensor(numbers, device=self._execution_device)
 
     def _classes_without_labels(self, batch_size: int, generator: Generators) -> torch.Tensor:
-        """Classes `(batch_size,)` for a call that names none: drawn, each as likely as the others or by its share."""
+        """Draws classes `(batch_size,)` for a call that names none: each as likely as the others or by its share."""
         shares = self.config.class_shares
         if shares:
             return draw_classes([shares[str(number)] for number in range(len(shares))], batch_size, generator)

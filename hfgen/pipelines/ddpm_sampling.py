@@ -35,7 +35,7 @@ SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 def sampling_scheduler(scheduler: SchedulerMixin, sampler: str = "sde-dpmsolver++") -> SchedulerMixin:
-    """A scheduler that samples what `scheduler` trained.
+    """Makes a scheduler that samples what `scheduler` trained.
 
     Args:
         scheduler (`SchedulerMixin`): The scheduler of the checkpoint: its noise schedule and prediction type are kept.
@@ -56,7 +56,7 @@ def sampling_scheduler(scheduler: SchedulerMixin, sampler: str = "sde-dpmsolver+
 
 
 def log_snr_timesteps(scheduler: SchedulerMixin, steps: int, low: float = -5.1, high: float = 4.6) -> list[int]:
-    """Timesteps spread evenly in `log(alpha / sigma)` between `low` and `high`, the range in which the image is made.
+    """Spreads timesteps evenly in `log(alpha / sigma)` between `low` and `high`, the range in which the image is made.
 
     Steps spread evenly in time jump from a noise level of about 0.2 straight to 0, which erases all detail finer than
     that. Spread like this, 20 steps keep it (DPM-Solver, https://huggingface.co/papers/2206.00927, section 3.4).
@@ -121,9 +121,9 @@ def denoise(
         num_inference_steps (`int`, *optional*): Steps; by default 20, or all steps of the training for a
             `DDPMScheduler`.
         class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
-        null_class (`int`, *optional*): The class that stands for "none", which guidance needs.
+        null_class (`int`, *optional*): The class that stands for "no class", which guidance needs.
         guidance_scale (`float`, *optional*, defaults to 1.0): Classifier-free guidance
-            (https://huggingface.co/papers/2207.12598): 1 is none, more follows the class more closely.
+            (https://huggingface.co/papers/2207.12598): 1 is no guidance, more follows the class more closely.
         progress_bar (*optional*): Wraps the timesteps.
         device (`torch.device`, *optional*): Where to sample; by default where the network is.
         on_step_end (`Callable`, *optional*): Given a step's number, its timestep and the images after it, noisy and
@@ -208,11 +208,11 @@ class ClassConditionalDDPMPipeline(ClassPipeline):
         return count if self.unet.config.num_class_embeds > count else None
 
     def _classes_without_labels(self, batch_size: int, generator: Generators) -> torch.Tensor:
-        """No particular class: "no class", or where classes are groups of images, drawn ones."""
+        """Returns "no class" for each image, or where classes are groups of images, drawn ones."""
         if self.config.class_shares:
             return super()._classes_without_labels(batch_size, generator)
         if self.null_class is None:
-            raise ValueError("class_labels is missing: this network was trained without a class for none.")
+            raise ValueError("class_labels is missing: this network cannot make images of no particular class.")
         return torch.full((batch_size,), self.null_class)
 
     def _until_interrupted(self, timesteps: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -297,7 +297,8 @@ class ClassConditionalDDPMPipeline(ClassPipeline):
             guidance_scale = self.config.guidance_scale
         if guidance_scale != 1.0 and self.null_class is None:
             raise ValueError(
-                f"guidance_scale is {guidance_scale}, but this network knows no class for none: leave it out."
+                f"guidance_scale is {guidance_scale}, but this network was trained without label dropout: "
+                "leave it out."
             )
         labels = self.class_numbers(class_labels, batch_size, generator)
 

@@ -24,7 +24,8 @@ PREFIXES = {"hfgen.models.": "modeling_hfgen_", "hfgen.pipelines.": "pipeline_hf
 
 
 def packages() -> set[str]:
-    """The top-level packages whose modules travel and may be named by checkpoints: ours, and those of families."""
+    """Returns the top-level packages whose modules travel and may be named by checkpoints: ours, and those of
+    families."""
     tops = {entry.pipeline.partition(":")[0].partition(".")[0] for entry in pipeline_entries().values()}
     return tops - {"diffusers", "transformers"}
 
@@ -104,7 +105,7 @@ def _translate(module: str, importers: tuple[str, ...]) -> dict[str, str]:
 
 
 def _concerns(source: str, importer: str) -> bool:
-    """Whether an import is one of hfgen or of the importer's own package.
+    """Returns whether an import is one of hfgen or of the importer's own package.
 
     Raises:
         UserError: If it is one of hfgen that does not travel.
@@ -119,7 +120,7 @@ def _concerns(source: str, importer: str) -> bool:
 
 
 def _file(module: str) -> Path | None:
-    """The source of a module; `None` if there is no such module."""
+    """Finds the source of a module; `None` if there is no such module."""
     try:
         spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:  # of a name in a module that is no package

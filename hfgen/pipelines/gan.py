@@ -15,7 +15,7 @@ from hfgen.pipelines.base import AT_ONCE, Generators, Pipeline, at_least, check_
 
 @dataclass
 class GANProjectionOutput(BaseOutput):
-    """What [`GANPipeline.project`] found.
+    """The result of [`GANPipeline.project`].
 
     Args:
         latents (`torch.Tensor` of shape `(B, latent_dim)`): Latents z; `(B, style_dim)` w for style-based models.
@@ -127,7 +127,7 @@ class GANPipeline(Pipeline):
             given_space = "z" if latents is None else latents_space
             latents = self._latents(latents, batch_size, generator, given_space)
             labels = self.class_numbers(class_labels, batch_size, generator)
-            points, space = self._place(latents, labels, truncation, given_space)
+            points, space = self._to_style(latents, labels, truncation, given_space)
             images = self._render(points, labels, space, at_once=batch_size)
         output = self._export(images, output_type)
         return ImagePipelineOutput(images=output) if return_dict else (output,)
@@ -187,10 +187,10 @@ class GANPipeline(Pipeline):
             end = (start + 1) % count
             frame_labels = None if labels is None else labels[torch.where(fraction < 0.5, start, end)]
             if space == "w":
-                keys, _ = self._place(keys, labels, truncation, latents_space)
+                keys, _ = self._to_style(keys, labels, truncation, latents_space)
                 points = torch.lerp(keys[start], keys[end], fraction[:, None])
             else:
-                points, space = self._place(slerp(keys[start], keys[end], fraction), frame_labels, truncation)
+                points, space = self._to_style(slerp(keys[start], keys[end], fraction), frame_labels, truncation)
             images = self._render(points, frame_labels, space)
         return self._export(images, output_type)
 
@@ -251,7 +251,7 @@ class GANPipeline(Pipeline):
                 labels = self._nearest_classes(target, restarts)
             starts = self._latents(None, len(target), generator, each=restarts)
             target = target.repeat_interleave(restarts, dim=0)
-            points, space = self._place(starts, labels, 0.5 if self.style_based else 1.0)
+            points, space = self._to_style(starts, labels, 0.5 if self.style_based else 1.0)
             points = points.clone()
             if space == "w":
                 points[::restarts] = self._mean_w(points, labels)[::restarts]
@@ -277,9 +277,9 @@ class GANPipeline(Pipeline):
     @torch.no_grad()
     def directions(self, count: int | None = None) -> torch.Tensor:
         r"""
-        The directions in which latents change the image most: SeFa (https://huggingface.co/papers/2007.06600), the top
-        right-singular vectors of the weights that z, or w for style-based models, meets first. The sign is such that
-        the entry of the largest magnitude is positive.
+        Finds the directions in which latents change the image most: SeFa (https://huggingface.co/papers/2007.06600),
+        the top right-singular vectors of the weights that z, or w for style-based models, meets first. The sign is
+        such that the entry of the largest magnitude is positive.
 
         Args:
             count (`int`, *optional*): How many, the strongest first; by default 10, or as many as there are.
@@ -333,12 +333,12 @@ class GANPipeline(Pipeline):
         labels = self._given_classes(class_labels, len(latents))
         with self._running():
             latents = self._latents(latents, len(latents), None, latents_space)
-            points, space = self._place(latents, labels, truncation, latents_space)
+            points, space = self._to_style(latents, labels, truncation, latents_space)
             direction = torch.as_tensor(direction).to(points)
             if direction.shape != points.shape[1:]:
-                wanted = tuple(points.shape[1:])
+                expected = tuple(points.shape[1:])
                 raise ValueError(
-                    f"direction has shape {tuple(direction.shape)}, but must have {wanted}, as a {space}."
+                    f"direction has shape {tuple(direction.shape)}, but must have {expected}, as a {space}."
                 )
             rows = points[:, None] + torch.as_tensor(strengths).to(points)[:, None] * direction
             labels = None if labels is None else labels.repeat_interleave(rows.shape[1])
@@ -356,10 +356,11 @@ class GANPipeline(Pipeline):
                 raise ValueError(f"{name} is 'w', but this model is not style-based and has none: use 'z'.")
 
     def _nearest_classes(self, target: torch.Tensor, count: int) -> torch.Tensor:
-        """For each image, the `count` classes whose middle image is nearest, the nearest first: `(B * count,)`."""
+        """Finds, for each image, the `count` classes whose middle image is nearest, the nearest first: `(B *
+        count,)`."""
         classes = torch.arange(len(self.class_names), device=target.device)
         latents = torch.zeros(len(classes), self.model.config.latent_dim, device=target.device)
-        points, space = self._place(latents, classes, 0.0 if self.style_based else 1.0)
+        points, space = self._to_style(latents, classes, 0.0 if self.style_based else 1.0)
         images = self._render(points, classes, space)
         order = torch.cdist(target.flatten(1), images.flatten(1)).argsort(dim=1)
         return order.repeat(1, -(-count // len(classes)))[:, :count].flatten()
@@ -373,10 +374,10 @@ class GANPipeline(Pipeline):
         if latents is None:
             return self._noise(count, (each, width), generator).flatten(0, 1)
         latents = torch.as_tensor(latents, dtype=torch.float32, device=self._execution_device)
-        wanted = (count, self.model.w_avg.shape[1] if space == "w" else width)
-        if tuple(latents.shape) != wanted:
+        expected = (count, self.model.w_avg.shape[1] if space == "w" else width)
+        if tuple(latents.shape) != expected:
             raise ValueError(
-                f"latents has shape {tuple(latents.shape)}, but must have {wanted}: one {space} per image."
+                f"latents has shape {tuple(latents.shape)}, but must have {expected}: one {space} per image."
             )
         return latents
 
@@ -384,10 +385,10 @@ class GANPipeline(Pipeline):
         w_avg = self.model.w_avg.float()
         return w_avg.expand(len(latents), -1) if labels is None else w_avg[labels]
 
-    def _place(
+    def _to_style(
         self, latents: torch.Tensor, labels: torch.Tensor | None, truncation: float, space: str = "z"
     ) -> tuple[torch.Tensor, str]:
-        """Truncated w if the model has one, else z; and which of the two it is."""
+        """Maps latents to w with truncation if the model has one, else returns z; also says which of the two it is."""
         if space == "w":
             return torch.lerp(self._mean_w(latents, labels), latents, truncation), "w"
         if not self.style_based:
@@ -395,7 +396,7 @@ class GANPipeline(Pipeline):
         return self.model.map(latents.to(self.model.dtype), class_labels=labels, truncation=truncation).float(), "w"
 
     def _pass(self, points: torch.Tensor, labels: torch.Tensor | None, space: str) -> torch.Tensor:
-        """Images as the model makes them, brought to about [0, 1], float32."""
+        """Makes images, brought to about [0, 1], float32."""
         points = points.to(self.model.dtype)
         images = self.model.synthesize(points) if space == "w" else self.model(points, class_labels=labels).sample
         return images.float() / 2 + 0.5

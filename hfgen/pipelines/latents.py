@@ -106,9 +106,9 @@ class LatentPipeline(Pipeline):
         with self._running():
             first, _ = self._find(start, None if labels is None else labels[:1], "start")
             last, _ = self._find(end, None if labels is None else labels[1:], "end")
-            for name, found in (("start", first), ("end", last)):
-                if len(found) != 1:
-                    raise ValueError(f"{name} has {len(found)} images: give one.")
+            for name, latent in (("start", first), ("end", last)):
+                if len(latent) != 1:
+                    raise ValueError(f"{name} has {len(latent)} images: give one.")
             fraction = torch.linspace(0, 1, frames, device=first.device)
             a, b = first.flatten(1).expand(frames, -1), last.flatten(1).expand(frames, -1)
             points = torch.lerp(a, b, fraction[:, None]) if self.quantises else slerp(a, b, fraction)
@@ -158,7 +158,7 @@ class LatentPipeline(Pipeline):
     @torch.no_grad()
     def attribute_direction(self, images_with: Any, images_without: Any, class_labels: Any = None) -> torch.Tensor:
         r"""
-        The difference between the mean latents of images with an attribute and of images without it.
+        Computes the difference between the mean latents of images with an attribute and of images without it.
 
         Args:
             images_with, images_without:
@@ -218,7 +218,7 @@ class LatentPipeline(Pipeline):
         return self._export(images, output_type)
 
     def _find(self, given: Any, class_labels: Any, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The latents of images or latents, and their classes."""
+        """Returns the latents of images or latents, and their classes."""
         if isinstance(given, torch.Tensor) and tuple(given.shape[-3:]) != self.image_shape:
             if tuple(given.shape[-3:]) == self.latent_shape and given.ndim <= 4 and len(given):
                 latents = given.to(self._execution_device, torch.float32).reshape(-1, *self.latent_shape)
@@ -241,7 +241,7 @@ class LatentPipeline(Pipeline):
     def _encode(
         self, pixels: torch.Tensor, labels: torch.Tensor | None, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Latents of pixels in [0, 1], float32: drawn with `noise`, or the means."""
+        """Encodes pixels in [0, 1] into latents, float32: drawn with `noise`, or the means."""
         output = self.model.encode((2 * pixels - 1).to(self.model.dtype), class_labels=labels)
         if self.quantises:
             return output.latents.float()
@@ -253,7 +253,7 @@ class LatentPipeline(Pipeline):
         return posterior.sample(noise=noise).float()
 
     def _pass(self, latents: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        """Images of latents, also of flattened ones, in about [0, 1], float32."""
+        """Decodes latents, also flattened ones, into images in about [0, 1], float32."""
         latents = latents.reshape(-1, *self.latent_shape).to(self.model.dtype)
         return self.model.decode(latents, class_labels=labels).sample.float() / 2 + 0.5
 
@@ -261,6 +261,6 @@ class LatentPipeline(Pipeline):
         return self._in_parts(self._pass, latents, labels).clamp(0, 1)
 
     def _render_rows(self, rows: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        """Images `(B, S, C, H, W)` of latents `(B, S, N)`."""
+        """Decodes latents `(B, S, N)` into images `(B, S, C, H, W)`."""
         labels = None if labels is None else labels.repeat_interleave(rows.shape[1])
         return self._render(rows.flatten(0, 1), labels).unflatten(0, rows.shape[:2])

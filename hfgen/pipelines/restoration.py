@@ -28,7 +28,7 @@ def enlarge(images: torch.Tensor, factor: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Observation:
-    """What is known of images x: `target = observe(x) + noise`, where x is normal around what the decoder makes of z.
+    """Knowledge of images x: `target = observe(x) + noise`, where x is normal around what the decoder makes of z.
 
     Attributes:
         target (`torch.Tensor` of shape `(B, ...)`): The damaged images; pixels are in [0, 1] here.
@@ -232,7 +232,7 @@ class RestoringPipeline(LatentPipeline):
             raise ValueError(f"learning_rate is {learning_rate}, but must be more than 0.")
 
     def _mask(self, mask: Any, count: int) -> torch.Tensor:
-        """Where to paint, `(count, 1, H, W)`."""
+        """Reads where to paint, `(count, 1, H, W)`."""
         size = self.image_shape[1:]
         masks = [mask] if isinstance(mask, Image.Image) else mask
         if isinstance(masks, (list, tuple)) and masks and all(isinstance(one, Image.Image) for one in masks):
@@ -257,7 +257,7 @@ class RestoringPipeline(LatentPipeline):
         return (masks >= 0.5)[:, None].expand(count, 1, *size)
 
     def _factor(self, image: Any) -> int:
-        """How many times larger the model's images are."""
+        """Returns how many times larger the model's images are."""
         one = image[0] if isinstance(image, (list, tuple)) and image else image
         if isinstance(one, Image.Image):
             width, height = one.size
@@ -277,7 +277,7 @@ class RestoringPipeline(LatentPipeline):
     # The prior
 
     def _choose_prior(self, prior: str | None) -> str | None:
-        """The prior to use; `None` if there is none."""
+        """Returns the prior to use; `None` if there is none."""
         if prior not in (None, "normal", "mixture"):
             raise ValueError(f"prior is {prior!r}, but must be one of normal, mixture.")
         if prior == "mixture" and self.prior is None:
@@ -295,7 +295,7 @@ class RestoringPipeline(LatentPipeline):
         return labels if self.prior.config.num_class_embeds else None
 
     def _noise_size(self, prior: str | None) -> int:
-        """Random numbers for one latent: a mixture needs one more, which chooses the component."""
+        """Returns how many random numbers one latent takes: a mixture needs one more, which chooses the component."""
         return int(np.prod(self.latent_shape)) + (prior == "mixture")
 
     def _draw(
@@ -306,7 +306,7 @@ class RestoringPipeline(LatentPipeline):
         return temperature * noise.unflatten(1, self.latent_shape)
 
     def _log_prior(self, latents: torch.Tensor, labels: torch.Tensor | None, prior: str | None) -> torch.Tensor:
-        """Of flattened latents, up to a constant: `(B,)`."""
+        """Computes the logarithm of the prior at flattened latents, up to a constant: `(B,)`."""
         if prior == "mixture":
             return self.prior.log_prob(latents, self._prior_labels(labels))
         return -0.5 * latents.square().sum(1) * (prior == "normal")
@@ -315,7 +315,8 @@ class RestoringPipeline(LatentPipeline):
 
     @property
     def _variance(self) -> float:
-        """Variance of pixels in [0, 1] around the decoder's mean; some, lest all depends on one grey level."""
+        """The variance of pixels in [0, 1] around the decoder's mean. It has a floor: with almost none, the search
+        would follow every rounded level."""
         return max(float(self.model.variance) / 4, 1e-6)
 
     def _infer(
@@ -329,7 +330,7 @@ class RestoringPipeline(LatentPipeline):
         prior: str | None,
         generator: Generators,
     ) -> torch.Tensor:
-        """Images `(B, C, H, W)` in [0, 1] that fit the observation."""
+        """Searches for images `(B, C, H, W)` in [0, 1] that fit the observation."""
         prior = self._choose_prior(prior)
         if method == "amortised":
             return self._render(self._in_parts(self._encode, observation.guess, labels), labels)
@@ -369,7 +370,7 @@ class RestoringPipeline(LatentPipeline):
         step_size: float,
         generator: Generators,
     ) -> torch.Tensor:
-        """Metropolis-adjusted Langevin steps, one chain per point, each with a step size of its own."""
+        """Makes Metropolis-adjusted Langevin steps, one chain per point, each with a step size of its own."""
 
         def evaluate(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             points = points.detach().requires_grad_()

@@ -113,7 +113,7 @@ class SelfContained(portable.SelfContained):
         """See [`DiffusionPipeline.from_pretrained`]. Runs no code of the checkpoint and reads no pickles.
 
         Raises:
-            UserError: For a checkpoint whose parts are none that we load, or whose sizes its weights do not fill.
+            UserError: For a checkpoint with parts that we do not load, or with sizes that its weights do not fill.
         """
         if kwargs.get("use_safetensors") is False:
             raise UserError("use_safetensors is False, but weights are read from safetensors alone: leave it out.")
@@ -154,7 +154,7 @@ class SelfContained(portable.SelfContained):
 
 
 def installed(name: str, value: list) -> tuple[list[str], type]:
-    """The class that an entry of `model_index.json` stands for, without running code of the checkpoint.
+    """Returns the class that an entry of `model_index.json` stands for, without running code of the checkpoint.
 
     Args:
         name (`str`): The component.
@@ -166,7 +166,7 @@ def installed(name: str, value: list) -> tuple[list[str], type]:
         a module that was imported already.
 
     Raises:
-        UserError: If it is none of these.
+        UserError: If it is another class.
     """
     if not name.isidentifier() or len(value) != 2 or not all(isinstance(part, str) for part in value):
         raise UserError(f"model_index.json says that {name} is {value}, which is no module and class.")
@@ -189,18 +189,19 @@ def installed(name: str, value: list) -> tuple[list[str], type]:
 
         bases = (transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase)
         bases += (transformers.FeatureExtractionMixin, transformers.ImageProcessingMixin)
-    found = getattr(sys.modules.get(module), kind, None)
-    if not (isinstance(found, type) and issubclass(found, bases)):
+    installed_class = getattr(sys.modules.get(module), kind, None)
+    if not (isinstance(installed_class, type) and issubclass(installed_class, bases)):
         raise UserError(
             f"model_index.json says that {name} is {kind} of {module}, which is no network or scheduler of hfgen, "
             "diffusers, a package that declares a family or a module that was imported before, and no model or "
             f"tokenizer of transformers: if it is yours, import {module} first."
         )
-    return [module, kind], found
+    return [module, kind], installed_class
 
 
 def importable(module: str) -> bool:
-    """Whether a checkpoint may name a module to be imported: of our networks, or of a package with a family."""
+    """Returns whether a checkpoint may name a module to be imported: one of our networks, or of a package with a
+    family."""
     top = module.partition(".")[0]
     return module.startswith("hfgen.models.") if top == "hfgen" else top in export.packages()
 
@@ -210,22 +211,22 @@ def installed_module(name: str) -> str | None:
     `toy_nets_model`; those of hfgen are its networks."""
     top, _, rest = name.partition("_")
     if top == "hfgen":
-        places, last = ["hfgen.models"], [rest]
+        roots, last = ["hfgen.models"], [rest]
     else:
         tops = [top for top in export.packages() if name == top or name.startswith(f"{top}_")]
         if name in tops:
             return name
-        places = sorted(tops)
-        last = [name.removeprefix(f"{top}_") for top in places]
-    for place, rest in zip(places, last, strict=True):
-        found = _below(place, rest)
-        if found:
-            return found
+        roots = sorted(tops)
+        last = [name.removeprefix(f"{top}_") for top in roots]
+    for root, rest in zip(roots, last, strict=True):
+        module = _below(root, rest)
+        if module:
+            return module
     return None
 
 
 def _below(package: str, rest: str) -> str | None:
-    """The module `package.rest`, where some of the `_` in `rest` may stand for dots."""
+    """Finds the module `package.rest`, where some of the `_` in `rest` may stand for dots."""
     words = rest.split("_")
     for count in range(len(words), 0, -1):
         module = f"{package}.{'_'.join(words[:count])}"
@@ -236,14 +237,15 @@ def _below(package: str, rest: str) -> str | None:
         if there and count == len(words):
             return module
         if there:
-            found = _below(module, "_".join(words[count:]))
-            if found:
-                return found
+            inner_module = _below(module, "_".join(words[count:]))
+            if inner_module:
+                return inner_module
     return None
 
 
 def index_folder(name: str, **options: Any) -> Path:
-    """The folder with the `model_index.json` of a checkpoint, a folder or on the Hub; nothing else is downloaded.
+    """Returns the folder with the `model_index.json` of a checkpoint, a folder or on the Hub; nothing else is
+    downloaded.
 
     Raises:
         UserError: If it is too large to be read.
@@ -329,15 +331,15 @@ def check_foreign(kind: Any, folder: Path) -> None:
 
 
 def foreign_key(value: Any) -> str | None:
-    """The first key of a configuration of transformers by which code from elsewhere may come in."""
+    """Returns the first key of a configuration of transformers by which code from elsewhere may come in."""
     for key, inner in (
         value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     ):
         if key in FOREIGN and inner not in (None, False):
             return str(key)
-        found = foreign_key(inner)
-        if found:
-            return found
+        inner_key = foreign_key(inner)
+        if inner_key:
+            return inner_key
     return None
 
 
@@ -372,12 +374,12 @@ def limited(source: str, size: int) -> Iterator[None]:
     """
     numbers, modules, thread = 0, 0, threading.get_ident()
 
-    def count(module: torch.nn.Module, name: str, made: torch.Tensor | torch.nn.Module | None) -> None:
+    def count(module: torch.nn.Module, name: str, part: torch.Tensor | torch.nn.Module | None) -> None:
         nonlocal numbers, modules
-        if made is None or threading.get_ident() != thread:
+        if part is None or threading.get_ident() != thread:
             return
-        if isinstance(made, torch.Tensor):
-            numbers += made.numel()
+        if isinstance(part, torch.Tensor):
+            numbers += part.numel()
         else:
             modules += 1
         if numbers > size:

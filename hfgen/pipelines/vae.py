@@ -1,4 +1,4 @@
-"""What one VAE does: sampling, encoding, walks, traversals, edits, and restoring damaged images."""
+"""The pipeline of VAEs: sampling, encoding, walks, traversals, edits, and restoring damaged images."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What a user can get wrong, said in one line."""
+"""Mistakes of users, said in one line."""
 
 import re
 from collections.abc import Mapping

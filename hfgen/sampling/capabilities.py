@@ -1,4 +1,4 @@
-"""What a pipeline can do, said by one adapter per pipeline class; importable without torch.
+"""Capabilities: what a pipeline can do, said by one adapter per pipeline class; importable without torch.
 
 A family writes an adapter beside its pipeline and declares it in its [`~registry.PipelineEntry`]. All that hfgen does
 with a checkpoint, it does through capabilities, the classes below: an adapter inherits from those that it offers.
@@ -46,7 +46,7 @@ class Adapter(abc.ABC):  # noqa: B024 (capabilities have abstract methods)
 
     options: ClassVar[type] = NoOptions
     lack: ClassVar[str] = "is a {kind}"
-    """What is said of a model without the capability, after its name."""
+    """Words for a model without the capability; they follow its name in messages."""
 
     def __init__(self, pipe: Any):
         self.pipe: Any = pipe
@@ -73,7 +73,7 @@ class Adapter(abc.ABC):  # noqa: B024 (capabilities have abstract methods)
         return Classes(tuple(names), "groups", tuple(shares[str(number)] for number in range(len(names))))
 
     def obstacle(self, capability: type[Adapter]) -> str | None:
-        """Why the pipeline lacks a capability, to be said after its name; `None` if it has it.
+        """Says why the pipeline lacks a capability, in words that follow its name; `None` if it has it.
 
         Override it where not every pipeline of the class has what its adapter inherits.
         """
@@ -110,19 +110,20 @@ class Generates(Adapter):
         """
 
     def settings(self, options: Any) -> dict[str, Any]:
-        """What the images are made with, for records and reports: JSON; by default the options."""
+        """Returns the settings that the images are made with, for records and reports: JSON; by default the
+        options."""
         return as_dict([options])
 
     def passes(self, options: Any) -> int:
-        """Evaluations of the network for an image."""
+        """Returns the evaluations of the network for an image."""
         return 1
 
     def fastest(self, options: Any) -> Any:
-        """The options that make images fastest, however bad they are: for rehearsals."""
+        """Returns the options that make images fastest, however bad they are: for rehearsals."""
         return options
 
     def sliders(self) -> dict[str, Slider]:
-        """The options that a page lets visitors change."""
+        """Returns the options that a page lets visitors change."""
         return {}
 
 
@@ -159,7 +160,7 @@ class HasDensity(Adapter):
     def log_prob(
         self, images: Tensor, labels: Tensor | None = None, generator: Generator | None = None, num_samples: int = 1
     ) -> Density:
-        """The log-probability of 8-bit images: a density is to be integrated over each pixel's bin.
+        """Computes the log-probability of 8-bit images: a density is to be integrated over each pixel's bin.
 
         Args:
             images (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1] with 256 levels, on the pipeline's
@@ -173,7 +174,7 @@ class HasDensity(Adapter):
         """
 
     def details(self, num_samples: int) -> dict[str, Any]:
-        """What the number is, for reports: JSON, with `bound` and, where there are several, `likelihood`."""
+        """Describes the number for reports: JSON, with `bound` and, where there are several, `likelihood`."""
         return {"bound": "exact"}
 
 
@@ -190,18 +191,18 @@ class HasLatents(Adapter):
 
     @abc.abstractmethod
     def encode(self, images: Tensor, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:
-        """The latents `(B, ...)` of images `(B, C, H, W)` in [0, 1]; `generator` is for searches that begin
-        anywhere."""
+        """Encodes images `(B, C, H, W)` in [0, 1] into latents `(B, ...)`; `generator` is for searches with random
+        starts."""
 
     @abc.abstractmethod
     def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The images `(B, C, H, W)` in [0, 1] of latents."""
+        """Decodes latents into images `(B, C, H, W)` in [0, 1]."""
 
     def draw(
         self, generators: Sequence[Generator], labels: Tensor | None, options: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Latents of images as [`Generates.generate`] makes them, and their classes; by default those that `encode`
-        finds. Without `labels`, the images of a conditional model share a class that is drawn."""
+        """Draws latents of images as [`Generates.generate`] makes them, and their classes; by default those that
+        `encode` finds. Without `labels`, the images of a conditional model share a class that is drawn."""
         assert isinstance(self, Generates)
         if labels is None and self.classes is not None:
             import torch
@@ -238,7 +239,8 @@ class Restores(Adapter):
         generator: Generator | None = None,
         **settings: Any,
     ) -> Tensor:
-        """Images `(B, C, H, W)` in [0, 1] of damaged ones; `settings` say what the damage is, and how to search."""
+        """Restores damaged images, as `(B, C, H, W)` in [0, 1]; `settings` say what the damage is, and how to
+        search."""
 
 
 class Translates(Adapter):
@@ -248,11 +250,11 @@ class Translates(Adapter):
 
     @abc.abstractmethod
     def translate(self, images: Tensor, generators: Sequence[Generator] | None = None, options: Any = None) -> Tensor:
-        """Images `(B, C, H, W)` in [0, 1] of the other set, for those of the one."""
+        """Translates images of one set into images `(B, C, H, W)` in [0, 1] of the other."""
 
 
 def adapter_of(pipe: Any) -> Any:
-    """The adapter of a pipeline: that of its class, or of the nearest class that it derives from.
+    """Returns the adapter of a pipeline: that of its class, or of the nearest class that it derives from.
 
     Args:
         pipe (`DiffusionPipeline`): A pipeline of an installed family.
@@ -271,7 +273,7 @@ def adapter_of(pipe: Any) -> Any:
 
 
 def adapter_class(entry: PipelineEntry) -> Any:
-    """The class of the adapter that a family declares.
+    """Returns the class of the adapter that a family declares.
 
     Raises:
         UserError: If it is not there, or lacks a part.

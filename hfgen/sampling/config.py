@@ -36,14 +36,14 @@ class SamplingConfig(Options):
 
 @dataclass(frozen=True)
 class NoOptions(Options):
-    """Sampling of models that leave nothing to choose."""
+    """Sampling of models without options."""
 
 
 @dataclass(frozen=True)
 class GANSamplingConfig(Options):
     """Sampling of GANs."""
 
-    truncation: float = option(1.0, "truncation of a StyleGAN2: 1 is none, 0 the mean image")
+    truncation: float = option(1.0, "truncation of a StyleGAN2: 1 changes nothing, 0 gives the mean image")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class VAESamplingConfig(Options):
 class DDPMSamplingConfig(Options):
     """Sampling of DDPMs."""
 
-    guidance_scale: float | None = option(None, "classifier-free guidance; 1 is none (default: the model's own)")
+    guidance_scale: float | None = option(None, "classifier-free guidance; 1 turns it off (default: the model's own)")
     sampler: str | None = option(
         None,
         "how to sample a DDPM (default: sde-dpmsolver++)",
@@ -76,7 +76,7 @@ class DDPMSamplingConfig(Options):
 
 
 def names_of(kind: type) -> list[str]:
-    """The names of the options of a dataclass."""
+    """Returns the names of the options of a dataclass."""
     return [field.name for field in dataclasses.fields(kind)]
 
 
@@ -126,7 +126,8 @@ def share_options(adapters: Mapping[str, Adapter], given: Mapping[str, Any]) -> 
 
 
 def all_sampling_options() -> list[type]:
-    """The dataclasses of all sampling options, for flags: [`SamplingConfig`], and for each family those of its own.
+    """Returns the dataclasses of all sampling options, for flags: [`SamplingConfig`], and for each family those of its
+    own.
 
     An option that several families have comes once, with the first one's default and help; what a model has is
     decided later, by [`choose_options`], from the values that were given.
@@ -160,7 +161,7 @@ def all_sampling_options() -> list[type]:
 
 
 def given_values(configs: Iterable[Any]) -> dict[str, Any]:
-    """The options that differ from their defaults, by name: what a user gave, as far as it matters."""
+    """Returns the options that differ from their defaults, by name."""
     return {
         field.name: value
         for config in configs

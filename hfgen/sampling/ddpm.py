@@ -1,4 +1,4 @@
-"""What denoising networks can do: the stock `DDPMPipeline`, and ours with classes."""
+"""The adapters of denoising networks: the stock `DDPMPipeline`, and ours with classes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -33,11 +33,11 @@ class DDPMAdapter(Generates):
         return config.out_channels, height, width
 
     def guidance(self, options: DDPMSamplingConfig) -> float | None:
-        """The guidance that the options stand for; `None` for a model without classes."""
+        """Returns the guidance that the options stand for; `None` for a model without classes."""
         return options.guidance_scale
 
     def scheduler(self, options: DDPMSamplingConfig) -> SchedulerMixin:
-        """A scheduler of the options' kind, with its timesteps."""
+        """Makes a scheduler of the options' kind, with its timesteps."""
         scheduler = sampling_scheduler(self.pipe.scheduler, options.sampler or "sde-dpmsolver++")
         set_timesteps(scheduler, options.num_inference_steps)
         return scheduler
@@ -102,8 +102,8 @@ class ClassConditionalDDPMAdapter(DDPMAdapter):
         return super().generate(generators, labels, options)
 
     def sliders(self) -> dict[str, Slider]:
-        found = super().sliders()
+        sliders = super().sliders()
         if self.null_class is not None:
             usual = self.pipe.config.guidance_scale
-            found["guidance_scale"] = Slider("Guidance", 0, max(10, usual), 0.1, usual)
-        return found
+            sliders["guidance_scale"] = Slider("Guidance", 0, max(10, usual), 0.1, usual)
+        return sliders

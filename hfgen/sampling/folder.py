@@ -49,8 +49,8 @@ def write_images(
     images: dict[int, Any] = {}
     with tqdm(total=num_images, unit="img", disable=not accelerator.is_main_process) as bar:
         for batch in batches_of_process(num_images, size, accelerator.process_index, accelerator.num_processes):
-            made = sampler(batch, seed).permute(0, 2, 3, 1).cpu().numpy()
-            images.update(zip(batch, made, strict=True))
+            arrays = sampler(batch, seed).permute(0, 2, 3, 1).cpu().numpy()
+            images.update(zip(batch, arrays, strict=True))
             bar.update(min(len(batch) * accelerator.num_processes, num_images - int(bar.n)))
     names = {index: f"{seed + index:06d}.png" for index in range(num_images)}
     if accelerator.is_main_process:

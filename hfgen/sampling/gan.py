@@ -1,4 +1,4 @@
-"""What GANs can do."""
+"""The adapter of GANs."""
 
 from collections.abc import Sequence
 
@@ -54,7 +54,8 @@ class GANAdapter(Generates, HasLatents, HasStyles):
     def draw(
         self, generators: Sequence[torch.Generator], labels: torch.Tensor | None, options: GANSamplingConfig
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The very latents of the images, without a search. Without `labels`, all have the class of the first."""
+        """Draws the latents that the images are made from, without a search. Without `labels`, all have the class of
+        the first."""
         self.check(options)
         model, device = self.pipe.model, self.pipe.device
         shape = (len(generators), model.config.latent_dim)

@@ -109,7 +109,8 @@ def attribute_direction(
     labels_with: torch.Tensor | None = None,
     labels_without: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The difference between the mean latents of images with an attribute and of images without it, for [`edit`]."""
+    """Computes the difference between the mean latents of images with an attribute and of images without it, for
+    [`edit`]."""
     with_it, without = adapter.encode(images_with, labels_with), adapter.encode(images_without, labels_without)
     return with_it.mean(0) - without.mean(0)
 
@@ -122,7 +123,7 @@ def _decode(adapter: HasLatents, latents: torch.Tensor, labels: torch.Tensor | N
 def _decode_rows(
     adapter: HasLatents, latents: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor | None
 ) -> torch.Tensor:
-    """Images `(B, S, C, H, W)` of flattened latents `(B, S, N)`."""
+    """Decodes flattened latents `(B, S, N)` into images `(B, S, C, H, W)`."""
     labels = None if labels is None else labels.repeat_interleave(rows.shape[1])
     points = rows.flatten(0, 1).unflatten(1, latents.shape[1:])
     return _decode(adapter, points, labels).unflatten(0, rows.shape[:2])

@@ -17,14 +17,14 @@ HUB = ("revision", "token", "cache_dir", "local_files_only")  # arguments of dow
 
 
 def entry_of(path: str, **hub: Any) -> PipelineEntry:
-    """What a family declares of a checkpoint's pipeline. Of the checkpoint, no more than `model_index.json` is read.
+    """Finds what a family declares of a checkpoint's pipeline. Of the checkpoint, only `model_index.json` is read.
 
     Args:
         path (`str`): Folder or Hub id.
         hub: `revision`, `token`, `cache_dir`, `local_files_only`.
 
     Raises:
-        UserError: If there is no such checkpoint, or its class is none that a family declares.
+        UserError: If there is no such checkpoint, or no family declares its class.
     """
     # diffusers passes an argument that huggingface_hub calls deprecated.
     warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
@@ -55,7 +55,7 @@ def load_pipeline(path: str, **kwargs: Any) -> diffusers.DiffusionPipeline:
         kwargs: Passed to `from_pretrained`: `revision`, `dtype`, `token`, ...
 
     Raises:
-        UserError: If there is no such checkpoint, its class is none that a family declares, or it cannot be loaded.
+        UserError: If there is no such checkpoint, no family declares its class, or it cannot be loaded.
     """
     entry = entry_of(path, **{key: kwargs[key] for key in HUB if key in kwargs})
     kind = load(entry.pipeline, f"the pipeline {entry.class_name}")
@@ -71,7 +71,7 @@ def load_pipeline(path: str, **kwargs: Any) -> diffusers.DiffusionPipeline:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without diffusers' progress bar, which is over before it can be read."""
+    """Hides diffusers' progress bar, which is over before it can be read."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -17,7 +17,7 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]:
-    """The generator of image `i` of a seeded set: seeded with `seed + i`, on the CPU.
+    """Makes the generator of each image `i` of a seeded set: seeded with `seed + i`, on the CPU.
 
     It depends on nothing else, so batch size, order and number of processes change no image; and
     `torch.Generator().manual_seed(seed + i)` repeats image `i` alone, with plain diffusers too.
@@ -87,11 +87,11 @@ class Sampler:
         return self.adapter.image_shape
 
     def class_of(self, index: int) -> int | None:
-        """The class that image `index` is to show; `None` where that is left to the model."""
+        """Returns the class that image `index` is to show; `None` where that is left to the model."""
         return self.classes[index % len(self.classes)] if self.classes else None
 
     def fastest(self) -> "Sampler":
-        """A sampler like this one that makes its images as fast as it can, however bad they are."""
+        """Returns a sampler like this one that makes its images as fast as it can, however bad they are."""
         sampler = copy.copy(self)
         sampler.options = self.adapter.fastest(self.options)
         return sampler
@@ -138,7 +138,7 @@ class Sampler:
         return (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
 
     def _choose_classes(self, labels: Sequence[str] | None) -> list[int] | None:
-        """The classes that are made in turn."""
+        """Returns the classes that are made in turn."""
         names = list(self.class_names)
         if not names and labels:
             raise UserError(f"`class_labels` {' '.join(labels)}: {self.name} knows no classes. Leave them out.")

@@ -1,4 +1,4 @@
-"""What VAEs can do."""
+"""The adapter of VAEs."""
 
 import math
 from collections.abc import Sequence
@@ -81,7 +81,7 @@ class VAEAdapter(Generates, HasDensity, HasLatents, Restores):
         **settings: Any,
     ) -> torch.Tensor:
         if task not in self.tasks:
-            raise UserError(f"task {task} is none of this model's: {', '.join(self.tasks)}.")
+            raise UserError(f"task {task} is not one of this model's: {', '.join(self.tasks)}.")
         search = {"class_labels": labels, "generator": generator, "output_type": "pt"}
         return getattr(self.pipe, task)(images, **search, **settings)
 

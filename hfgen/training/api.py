@@ -9,7 +9,7 @@ import torch
 
 from hfgen.data.columns import DEFAULT, Derived, Sources, kept_columns
 from hfgen.data.derived import derive
-from hfgen.data.streams import open_stream
+from hfgen.data.streams import Stream, open_stream
 from hfgen.hub.push import check_push, push_folder
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.launch import make_accelerator
@@ -17,7 +17,7 @@ from hfgen.runtime.machine import Machine
 from hfgen.training.engine import digest
 from hfgen.training.folder import RunFolder
 from hfgen.training.options import RunOptions, collect
-from hfgen.training.recipe import FROZEN
+from hfgen.training.recipe import FROZEN, Recipe
 from hfgen.training.run import Run
 
 FIRST = 256  # rows that a recipe looks at beforehand
@@ -92,6 +92,21 @@ def prepare(options: RunOptions, say: Callable[[str], None] | None = None) -> Ru
     RunFolder(options)  # mistakes in the folder are told before any data is read
     tracker = None if training.logger == "none" else training.logger
     accelerator = make_accelerator(training.mixed_precision, training.cpu_threads, tracker, training.output_dir)
+    recipe, stream, options, live = open_recipe(options, accelerator)
+    return Run(recipe, stream, options, accelerator, live, say)
+
+
+def open_recipe(options: RunOptions, accelerator: Any) -> tuple[Recipe, Stream, RunOptions, bool]:
+    """Opens the data and makes the networks.
+
+    Returns:
+        The recipe, the data, the options with numbers in place of what was left to data and machine, and whether
+        derived columns are encoded in each step.
+
+    Raises:
+        UserError: For data that cannot be used, or that do not fit the options.
+    """
+    training = options.training
     spec = options.family.load("spec")
     asked = spec(options.own, options.data) if spec else DEFAULT
     sources = asked if isinstance(asked, Sources) else Sources(asked)
@@ -100,7 +115,6 @@ def prepare(options: RunOptions, say: Callable[[str], None] | None = None) -> Ru
     options = options.resolve(stream.info, Machine.here(), accelerator.mixed_precision)
     torch.manual_seed(training.seed)  # the initial weights
     recipe = options.family.load("recipe")(options.own, stream.info)
-    recipe.check_batch_size(training.train_batch_size)
     if not options.data.streaming:  # a stream's images come once
         recipe.check_images(stream.read(0, min(FIRST, stream.info.num_images or FIRST)))
     kept = kept_columns(sources)
@@ -111,4 +125,4 @@ def prepare(options: RunOptions, say: Callable[[str], None] | None = None) -> Ru
         weights = "-".join(map(digest, frozen))
         stream = derive(stream, sources, recipe.encode, weights, accelerator.device, training.train_batch_size)
     live = any(isinstance(column, Derived) and column.live for column in sources.columns.values())
-    return Run(recipe, stream, options, accelerator, live, say)
+    return recipe, stream, options, live

@@ -116,7 +116,7 @@ class TrainingConfig(Options):
             raise UserError(f"`metric_for_best_model` {best} is measured by evaluations: give {lacking}, too.")
         if self.hub_strategy == "every_save" and not self.save_model_epochs and best is None:
             raise UserError(
-                "`hub_strategy` every_save pushes what is saved during training, which is nothing: give "
+                "`hub_strategy` every_save pushes what is saved during training, and nothing is saved: give "
                 "`save_model_epochs` or `metric_for_best_model`, too."
             )
         if self.eval_every is not None and (self.eval_num_images < 2 or not self.eval_metrics):

@@ -69,7 +69,20 @@ class RunOptions:
         training = dataclasses.replace(self.training, mixed_precision=precision)
         resolve = self.family.load("resolve")
         own = resolve(self.own, info, machine) if resolve else self.own
+        check_together(own, data, training)
         return dataclasses.replace(self, data=data, training=training, own=own)
+
+
+def check_together(own: Any, data: DataConfig, training: TrainingConfig) -> None:
+    """Checks the options of a family beside those of data and training, if it has a method `check` that does.
+
+    It gets the resolution, `None` before it is known, and the images of a process and micro-batch.
+
+    Raises:
+        UserError: For options that do not go together.
+    """
+    if hasattr(own, "check"):
+        own.check(data.resolution, training.train_batch_size)
 
 
 def option_kinds(family: Family) -> tuple[type, type, type]:
@@ -104,6 +117,7 @@ def collect(family: str | Family, preset: str | None = None, command: str = "", 
     data, training, own = make(option_kinds(family), values | given)
     if data.dataset_name in (None, DIGITS) and data.train_data_dir is None and data.resolution is None:
         data = dataclasses.replace(data, resolution=16)  # 8x8 as they come are too few pixels to please the eye
+    check_together(own, data, training)
     if data.streaming and training.max_train_steps is None:
         raise UserError("`streaming` has no epochs: give the length with `max_train_steps`.")
     training = dataclasses.replace(training, output_dir=training.output_dir or default_folder(family, values | given))

@@ -176,13 +176,6 @@ class Recipe:
             UserError: If they cannot be trained on.
         """
 
-    def check_batch_size(self, size: int) -> None:
-        """Called with the number of images in a micro-batch, before anything is written.
-
-        Raises:
-            UserError: If the networks or the loss need another.
-        """
-
     def encode(self, columns: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Derived columns of the others of a batch, without random numbers: see [`~data.columns.Derived`]."""
         raise NotImplementedError
@@ -227,7 +220,8 @@ class Recipe:
         raise NotImplementedError
 
     def card_images(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> list[torch.Tensor]:
-        """What becomes of some given images, for the card: rows `(N, C, H, W)` in [0, 1]; by default none."""
+        """Shows what the networks make of training images, for the card: rows `(N, C, H, W)` in [0, 1]; by default
+        none."""
         return []
 
 

@@ -4,14 +4,15 @@ import json
 import subprocess
 import sys
 
+import data as BENCHMARK
 import pytest
-from helpers import ROOT, load_script, run
+from helpers import ROOT, run_benchmark, spelled
 
 from hfgen.data.cache import open_images
 from hfgen.data.config import DataConfig
 from hfgen.runtime.errors import UserError
 
-BENCHMARK = load_script("benchmark_data")
+OPTIONS = "--sizes 90 --resolution 8 --processes 2 --batch_size 8 --num_read 64 --num_streamed 16 --repeats 1".split()
 
 
 def test_the_data_is_what_is_said(tmp_path, monkeypatch):
@@ -33,7 +34,7 @@ def test_memory_is_the_peak_without_files(tmp_path):
     code = f"""
 import time
 import numpy as np
-from benchmark_data import watched_memory
+from data import watched_memory
 file = np.memmap({str(tmp_path / "file")!r}, dtype=np.uint8, mode="w+", shape=50_000_000)
 found = {{}}
 with watched_memory(found):
@@ -44,7 +45,7 @@ with watched_memory(found):
 print(found["megabytes"], found["resident_megabytes"])
 """
     # In a process of its own: this one may have memory to spare.
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "scripts", capture_output=True, check=True)
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, check=True)
     anonymous, resident = map(float, result.stdout.split())
     assert 35 < anonymous < 50 and resident > 50
 
@@ -63,13 +64,17 @@ def test_growth(last, constant):
     assert ("yes" if constant else "no") in table[1]
 
 
-def test_a_run(tmp_path):
+def test_a_run(tmp_path, capsys, monkeypatch):
+    def here(world, function, *arguments):  # processes of their own take long to start
+        return [function(*arguments, rank, world) for rank in range(world)]
+
+    monkeypatch.setattr(BENCHMARK, "in_processes", here)
+    monkeypatch.setattr(BENCHMARK.tempfile, "tempdir", str(tmp_path))
+    for name in ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")  # to be as it was afterwards
     output = tmp_path / "reports" / "data.json"
-    options = "--sizes 90 --resolution 8 --processes 2 --batch_size 8 --num_read 64 --num_streamed 16 --repeats 1"
-    env = {"TMPDIR": str(tmp_path)}
-    result = run("benchmark_data", *options.split(), "--output", output, launcher=False, env=env)
-    assert result.returncode == 0, result.stderr
-    report = json.loads(output.read_text())
+    BENCHMARK.main([*OPTIONS, "--output", str(output)])
+    report, printed = json.loads(output.read_text()), capsys.readouterr().out
     rows = {row["kind"]: row for row in report["measured"]["rows"]}
     for kind, count in (("cache", 90), ("read", 2 * 64), ("stream", 2 * 16)):
         (found,) = rows[kind]["turns"]
@@ -81,12 +86,19 @@ def test_a_run(tmp_path):
         assert 0 < rows[kind]["start_seconds"] < 100
     assert [row["cost_ratio"] for row in report["measured"]["growth"]] == [1, 1, 1]
     assert len(report["tables"]) == 4 and report["config"]["sizes"] == [90]
-    assert "| Streaming | 2 | 90 | 90 | times 1.000 | +0.00 | yes |" in result.stdout
+    assert "| Streaming | 2 | 90 | 90 | times 1.000 | +0.00 | yes |" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["reports"]  # the data is gone
 
 
+@pytest.mark.slow
+def test_processes_of_their_own(tmp_path):
+    result = run_benchmark("data", *OPTIONS, env={"TMPDIR": str(tmp_path)})
+    assert result.returncode == 0, result.stderr
+    assert "stream, 90 images, 2 processes" in result.stdout and not [*tmp_path.iterdir()]
+
+
 def test_help_imports_no_torch():
-    command = [sys.executable, "-X", "importtime", ROOT / "scripts" / "benchmark_data.py", "--help"]
+    command = [sys.executable, "-X", "importtime", ROOT / "benchmarks" / "data.py", "--help"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0 and "--num_streamed" in result.stdout
     assert " torch\n" not in result.stderr and " datasets\n" not in result.stderr
@@ -103,6 +115,6 @@ def test_help_imports_no_torch():
     ],
 )
 def test_mistakes(arguments, message):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError) as error, spelled():
         BENCHMARK.main(arguments.split())
     assert message in str(error.value) and "\n" not in str(error.value)

@@ -6,15 +6,15 @@ import subprocess
 import sys
 from unittest.mock import MagicMock
 
+import metrics as BENCHMARK
 import numpy as np
 import pytest
 import torch
 from common import peak_memory
-from helpers import ROOT, load_script, run
+from helpers import ROOT, run_benchmark, spelled
 
 from hfgen.runtime.errors import UserError
 
-BENCHMARK = load_script("benchmark_metrics")
 SIZES = {"inception": 4}  # images
 TOLERANCES = {"frechet": 1e-8, "frechet_low_rank": 1e-5, "covariance": 1e-6, "kernel": 1e-4, "inception": 1e-5}
 
@@ -78,7 +78,7 @@ before = peak_memory(reset=True)
 print(peak_memory() - before)
 """
     # In a process of its own: this one may have memory to spare.
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "scripts", capture_output=True, check=True)
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, check=True)
     first, second = map(float, found.stdout.split())
     assert 60 < first < 80 and second < 10
 
@@ -93,7 +93,7 @@ def test_a_run(tmp_path):
     paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     output = tmp_path / "metrics.json"
     options = "--metrics frechet --num_images 20 --dim 8 --repeats 2".split()
-    result = run("benchmark_metrics", *options, "--output", output, launcher=False, env=paths)
+    result = run_benchmark("metrics", *options, "--output", output, env=paths)
     assert result.returncode == 0, result.stderr
     report = json.loads(output.read_text())
     measured, table = report["measured"], report["tables"]["Metrics"]
@@ -110,7 +110,7 @@ def test_a_run(tmp_path):
 
 
 def test_help_imports_no_torch():
-    command = [sys.executable, "-X", "importtime", ROOT / "scripts" / "benchmark_metrics.py", "--help"]
+    command = [sys.executable, "-X", "importtime", ROOT / "benchmarks" / "metrics.py", "--help"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0 and "--repeats" in result.stdout
     assert " numpy\n" in result.stderr and " torch\n" not in result.stderr
@@ -127,6 +127,6 @@ def test_help_imports_no_torch():
     ],
 )
 def test_mistakes(arguments, message):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError) as error, spelled():
         BENCHMARK.main(arguments.split())
     assert message in str(error.value)

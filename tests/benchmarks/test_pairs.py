@@ -1,22 +1,16 @@
 """benchmarks/pairs.py: its interval, what it says of a folder that is no checkout, and one pair as users run it."""
 
-import importlib.util
 import json
 import random
 
+import pairs
 import pytest
-from helpers import ROOT
+from helpers import ROOT, spelled
+
+from hfgen.runtime.errors import UserError
 
 
-@pytest.fixture(scope="module")
-def pairs():
-    spec = importlib.util.spec_from_file_location("pairs", ROOT / "benchmarks" / "pairs.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_interval_holds_the_median_of_most_samples(pairs, monkeypatch):
+def test_the_interval_holds_the_median_of_most_samples(monkeypatch):
     monkeypatch.setattr(pairs, "RESAMPLES", 200)
     rng, held = random.Random(0), 0
     for _ in range(100):
@@ -26,19 +20,22 @@ def test_the_interval_holds_the_median_of_most_samples(pairs, monkeypatch):
     assert pairs.median_interval([1.5]) == (1.5, 1.5)
 
 
-def test_a_folder_without_the_library_is_refused(pairs, tmp_path):
+def test_a_folder_without_the_library_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SystemExit, match="error: .*hfgen"):
-        pairs.main(["--before", str(tmp_path / "empty"), "--after", str(ROOT), "--pairs", "1"])
+    for folder, message in ((tmp_path / "empty", "has no hfgen"), (ROOT, "--after is missing")):
+        with pytest.raises(UserError, match=message), spelled():
+            after = [] if folder == ROOT else ["--after", str(ROOT)]
+            pairs.main(["--before", str(folder), *after, "--pairs", "1"])
 
 
 @pytest.mark.slow
-def test_a_pair(pairs, tmp_path, capsys):
+def test_a_pair(tmp_path, capsys):
     output = tmp_path / "pairs.json"
     short = "--family vae --pairs 1 --steps 6 --logging_steps 2".split()
     more = ["--options", "--train_batch_size 8", "--output", str(output)]
     pairs.main(["--before", str(ROOT), "--after", str(ROOT), *short, *more])
     report = json.loads(output.read_text())
-    (row,) = report["pairs"]
-    assert report["interval"] == [row["ratio"]] * 2 and row["ratio"] == row["after"] / row["before"] > 0
-    assert "8" in report["options"] and "95 % interval" in capsys.readouterr().out
+    measured = report["measured"]
+    (row,) = measured["pairs"]
+    assert measured["interval"] == [row["ratio"]] * 2 and row["ratio"] == row["after"] / row["before"] > 0
+    assert "8" in measured["options"] and "95 % interval" in capsys.readouterr().out

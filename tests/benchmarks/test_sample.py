@@ -6,19 +6,18 @@ import subprocess
 import sys
 
 import pytest
+import sample as BENCHMARK
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from evaluation.tiny import save_classifier, save_data, save_model
-from helpers import ROOT, load_script, run
+from helpers import ROOT, run_benchmark, spelled
 
 from hfgen.evaluation.frechet import frechet_from_features
 from hfgen.evaluation.statistics import FeatureStatistics
 from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline
 from hfgen.runtime.errors import UserError
-from hfgen.sampling.config import SamplingConfig
 from hfgen.sampling.sampler import load_sampler
 
-BENCHMARK = load_script("benchmark_sample")
 STEPS = 100  # of the training: as few as count as many
 
 
@@ -49,10 +48,9 @@ def files(tmp_path_factory):
 @pytest.mark.slow
 def test_a_run(files, tmp_path):
     options = "--batch_sizes 1 3 --repeats 1 --steps 5 20 --num_images 40 --num_images_full 20 --batch_size 15"
-    result = run(
-        "benchmark_sample", "--model", files["gan"], files["plain"], "--extractor", files["classifier"],
+    result = run_benchmark(
+        "sample", "--model", files["gan"], files["plain"], "--extractor", files["classifier"],
         "--dataset_name", files["data"], *options.split(), "--cpu_threads", 1, "--output", tmp_path / "sample.json",
-        launcher=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "sample.json").read_text())
@@ -93,8 +91,8 @@ def test_a_run(files, tmp_path):
 
 
 def test_stock_images_are_those_of_diffusers(files):
-    config = BENCHMARK.BenchmarkConfig(model=(files["plain"],), steps=())
-    methods, notes = BENCHMARK.methods_of(load_sampler(files["plain"], SamplingConfig()), config, SamplingConfig())
+    config = BENCHMARK.SampleBenchmark(model=(files["plain"],), steps=())
+    methods, notes = BENCHMARK.methods_of(load_sampler(files["plain"]), config, {})
     found = methods[0].make([4, 5], 100)
     pipe = DDPMPipeline.from_pretrained(files["plain"])
     pipe.set_progress_bar_config(disable=True)
@@ -112,8 +110,8 @@ def test_stock_images_are_those_of_diffusers(files):
     ],
 )
 def test_what_plain_diffusers_cannot_do(files, model, samplers, note):
-    config = BENCHMARK.BenchmarkConfig(model=(files[model],), steps=(10,))
-    methods, notes = BENCHMARK.methods_of(load_sampler(files[model], SamplingConfig()), config, SamplingConfig())
+    config = BENCHMARK.SampleBenchmark(model=(files[model],), steps=(10,))
+    methods, notes = BENCHMARK.methods_of(load_sampler(files[model]), config, {})
     assert [(method.name, method.steps) for method in methods] == samplers
     assert all(note in text for text in notes) and notes
     assert [method.count for method in methods] == [5000, 1000]
@@ -139,7 +137,7 @@ def test_distances_and_their_error():
 
 
 def test_help_imports_no_torch():
-    command = [sys.executable, "-X", "importtime", ROOT / "scripts" / "benchmark_sample.py", "--help"]
+    command = [sys.executable, "-X", "importtime", ROOT / "benchmarks" / "sample.py", "--help"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0 and "--num_images_full" in result.stdout
     assert " torch\n" not in result.stderr
@@ -157,12 +155,12 @@ def test_help_imports_no_torch():
         ("--model a --seed -1", "--seed -1 is out of range"),
         ("--model a --output .", "--output . is a folder: give a file."),
         ("--model {absent}", "holds no pipeline"),
-        ("--model {gan} --guidance_scale 2", "there is no DDPM here"),
+        ("--model {gan} --guidance_scale 2", "no model here has it (GAN)"),
         ("--model {plain} --extractor {absent}", "absent is neither a folder nor a name on the Hub"),
     ],
 )
 def test_mistakes(files, arguments, message, tmp_path):
     names = files | {"absent": str(tmp_path / "absent")}
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError) as error, spelled():
         BENCHMARK.main(arguments.format(**names).split())
     assert message in str(error.value) and "\n" not in str(error.value)

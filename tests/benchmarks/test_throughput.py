@@ -3,16 +3,16 @@
 import json
 import shlex
 import statistics
-import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import throughput as BENCHMARK
 import torch
-from helpers import ROOT, load_script
+from helpers import modules_of, spelled
 
+from hfgen.commands.train import read_options
 from hfgen.runtime.errors import UserError
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import benchmark_throughput as BENCHMARK  # under its own name, by which the processes that it starts find it
+from hfgen.training import api
 
 SMALL = "--dataset_name digits --resolution 8 --train_batch_size 16 --cpu_threads 1".split()
 QUICK = "--rounds 3 --round_seconds 0.01".split()
@@ -22,18 +22,18 @@ VAE = "--block_out_channels 8 8 --latent_channels 4".split()
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
-def job(network, *more):
+def run_of(network, *more):
     flags = BENCHMARK.network_flags(network, [*SMALL, *more])
-    return BENCHMARK.read_job(BENCHMARK.NETWORKS[network][0], flags)
+    return BENCHMARK.read_run(BENCHMARK.NETWORKS[network][0], flags)
 
 
 @pytest.mark.parametrize("setting", BENCHMARK.SETTINGS)
 def test_settings_reach_the_loop(setting, monkeypatch):
-    recipes, make, seen = [], BENCHMARK.Job.recipe, []
-    monkeypatch.setattr(BENCHMARK.Job, "recipe", lambda *args: recipes.append(make(*args)) or recipes[-1])
-    with BENCHMARK.in_a_folder(BENCHMARK.with_setting(job("vae", *VAE), setting)) as placed:
-        step = BENCHMARK.ours(placed)
-        modules = recipes[0].modules.values()
+    opened, make, seen = [], api.open_recipe, []
+    monkeypatch.setattr(api, "open_recipe", lambda *args: opened.append(make(*args)) or opened[-1])
+    with BENCHMARK.in_a_folder(BENCHMARK.with_setting(run_of("vae", *VAE), setting)) as options:
+        step = BENCHMARK.hfgen_loop(options)
+        modules = modules_of(opened[0][0]).values()
         compiled = {module._compiled_call_impl is not None for module in modules}
         assert compiled == {"compile" in setting}
         for module in modules:
@@ -50,6 +50,22 @@ def test_settings_reach_the_loop(setting, monkeypatch):
 
 
 def test_a_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(BENCHMARK, "worker", lambda: ThreadPoolExecutor(1))  # a process takes long to start
+    output = tmp_path / "throughput.json"
+    options = "--networks gan-mlp --base_channels 32 --settings float32 --minutes 2".split()
+    BENCHMARK.main([*options, *QUICK, *SMALL, "--output", str(output)])
+    report, printed = json.loads(output.read_text()), capsys.readouterr().out
+    found = report["measured"]["gan-mlp"]
+    assert report["machine"].startswith("CPU") and report["config"]["gan-mlp"]["objective"] == "nonsaturating"
+    assert report["command"].startswith("python benchmarks/throughput.py --networks gan-mlp ")
+    median = found["images_per_second"]["float32"]["median"]
+    assert [set(turn) for turn in found["turns"]] == 3 * [{"float32"}] and found["flops_per_image"] > 1e5
+    assert f"| gan-mlp | {median:,.0f} ± " in printed
+    assert f"--max_train_steps {int(120 * median / 16)} " in report["notes"][0]
+
+
+@pytest.mark.slow
+def test_settings_take_turns(tmp_path, capsys, monkeypatch):
     """One setting fails, as without a C++ compiler nothing is compiled for a CPU; the others are measured."""
     monkeypatch.setenv("CXX", "/nonexistent")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # where nothing is compiled already
@@ -58,14 +74,13 @@ def test_a_run(tmp_path, capsys, monkeypatch):
     BENCHMARK.main([*options, *QUICK, *SMALL, "--output", str(output)])
     report, printed = json.loads(output.read_text()), capsys.readouterr().out
     found = report["measured"]["gan-mlp"]
-    assert report["machine"].startswith("CPU") and report["config"]["gan-mlp"]["objective"] == "nonsaturating"
     assert [set(turn) for turn in found["turns"]] == 3 * [{"float32", "bf16"}] and found["flops_per_image"] > 1e5
     assert list(found["failed"]) == ["float32+compile"] and "compiler" in found["failed"]["float32+compile"]
     speeds, ratios, work = (table[1] for table in report["tables"].values())
     medians = {setting: speed["median"] for setting, speed in found["images_per_second"].items()}
     assert speeds[:2] == ["gan-mlp", "failed"] and speeds[3].startswith(f"{medians['bf16']:,.0f} ± ")
-    wanted = statistics.median(turn["bf16"] / turn["float32"] for turn in found["turns"])
-    assert ratios == ["gan-mlp", f"{wanted:.2f}", "", ""]
+    expected = statistics.median(turn["bf16"] / turn["float32"] for turn in found["turns"])
+    assert ratios == ["gan-mlp", f"{expected:.2f}", "", ""]
     assert work[2:] == ["16", f"{found['flops_per_image'] / 1e6:,.0f}"]
     fastest, failed, _ = report["notes"]
     best = max(medians, key=lambda setting: medians[setting])
@@ -84,26 +99,25 @@ def test_compiled(capsys):
 @pytest.mark.parametrize("setting", BENCHMARK.SETTINGS)
 @pytest.mark.parametrize("name", BENCHMARK.NETWORKS)
 def test_commands_do_what_was_measured(name, setting):
-    _, jobs, others = BENCHMARK.read_options(["--networks", name, "--seed", "3"])  # the data are CIFAR-10
-    words = shlex.split(BENCHMARK.training_command(name, jobs[name], setting, 1234, others))
-    assert words[:2] == ["accelerate", "launch"]
-    script = load_script(words[2].removeprefix("scripts/").removesuffix(".py"))
-    data, training, options = script.read_options(words[3:])
-    wanted = BENCHMARK.with_setting(jobs[name], setting)
-    assert data == wanted.data and options == wanted.options and data.dataset_name == "uoft-cs/cifar10"
+    _, runs, others = BENCHMARK.read_options(["--networks", name, "--seed", "3"])  # the data are CIFAR-10
+    words = shlex.split(BENCHMARK.training_command(name, runs[name], setting, 1234, others))
+    assert words[:5] == "accelerate launch -m hfgen train".split()
+    data, training, own = read_options(words[5:])
+    expected = BENCHMARK.with_setting(runs[name], setting)
+    assert data == expected.data and own == expected.own and data.dataset_name == "uoft-cs/cifar10"
     assert training.max_train_steps == 1234 and training.output_dir == f"out/{name}-cifar10" and training.seed == 3
     for switch in ("mixed_precision", "compile", "channels_last"):
-        assert getattr(training, switch) == getattr(wanted.training, switch)
+        assert getattr(training, switch) == getattr(expected.training, switch)
 
 
 def test_a_network_whose_penalty_is_a_gradient_by_images():
-    found = BENCHMARK.look_at(BENCHMARK.with_setting(job("gan-wgan-gp", "--base_channels", "8"), "float32"))
+    found = BENCHMARK.describe_run(BENCHMARK.with_setting(run_of("gan-wgan-gp", "--base_channels", "8"), "float32"))
     assert found["batch"] == 16 and list(found["uncompiled"]) == ["discriminator"]
     assert found["flops_per_image"] > 1e5
 
 
 def test_tables_of_a_gpu():
-    config = BENCHMARK.ThroughputConfig(settings=("float32", "bf16", "bf16+compile"))
+    config = BENCHMARK.ThroughputBenchmark(settings=("float32", "bf16", "bf16+compile"))
     found = {
         "machine": "NVIDIA H100 80GB HBM3, precision by setting",
         "flops_per_image": 1e11,
@@ -142,13 +156,14 @@ def test_pairs_of_settings():
     ],
 )
 def test_mistakes(arguments, message):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError) as error, spelled():
         BENCHMARK.main(arguments.split())
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_mistakes_that_data_show():
-    """They come as one line out of the process that finds them, before anything is measured."""
+def test_mistakes_that_data_show(monkeypatch):
+    """They come before anything is measured."""
+    monkeypatch.setattr(BENCHMARK, "worker", lambda: ThreadPoolExecutor(1))
     options = "--networks ddpm --dataset_name digits --resolution 8 --cpu_threads 1".split()
-    with pytest.raises(UserError, match="--attention_resolutions does not fit --resolution 8"):
+    with pytest.raises(UserError, match="--attention_resolutions does not fit --resolution 8"), spelled():
         BENCHMARK.main(options)

@@ -1,27 +1,27 @@
-"""BENCHMARKS.md is written from the reports of the benchmarks."""
+"""benchmarks/reports.md is written from the reports of the benchmarks."""
 
 import json
 
 import pytest
-from common import save_report
-from helpers import ROOT, load_script
+import write as WRITE
+from common import publish
+from helpers import ROOT, spelled
 
 from hfgen.runtime.errors import UserError
 
-WRITE = load_script("write_benchmarks")
 BEFORE = "# Benchmarks"
 BEFORE += "\n\nWords\u00a0of people.  \r\n\n<!-- benchmark: train -->\nold\n<!-- end -->\n\n## More\n\nThe end.\n"
 
 
 def report(path, speed="12"):
     tables = {"Images per second": [["", "hfgen"], ["ddpm", speed]]}
-    save_report(path, "python scripts/x.py --y 1", "A machine", {"y": 1}, tables, ["What to know."], {"speed": speed})
+    publish(str(path), "python benchmarks/x.py --y 1", "A machine", {"y": 1}, tables, ["What to know."], {})
     return path
 
 
 @pytest.fixture
 def document(tmp_path):
-    path = tmp_path / "BENCHMARKS.md"
+    path = tmp_path / "reports.md"
     path.write_bytes(BEFORE.encode())
     return path
 
@@ -34,7 +34,7 @@ def test_a_report_is_put_in_its_place(tmp_path, document):
     assert written.partition(begin)[0] == BEFORE.partition(begin)[0]
     assert written.partition(end)[2] == BEFORE.partition(end)[2]
     section = written.partition(begin)[2].partition(end)[0]
-    assert section.startswith("```bash\npython scripts/x.py --y 1\n```\n\nA machine; hfgen ")
+    assert section.startswith("```bash\npython benchmarks/x.py --y 1\n```\n\nA machine; hfgen ")
     assert "\n**Images per second**\n\n|  | hfgen |\n|---|---|\n| ddpm | 12 |\n\n- What to know." in section
     versions = json.loads((tmp_path / "train.json").read_text())["versions"]
     assert f"torch {versions['torch']}" in section and f"python {versions['python']}" in section
@@ -78,14 +78,14 @@ def test_mistakes(tmp_path, document):
         (path, tmp_path / "open.md", "is not followed by one <!-- end -->"),
         (path, tmp_path / "twice.md", "comes twice"),
     ):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=message), spelled():
             WRITE.main(["--reports", str(reports), "--document", str(target)])
     assert document.read_bytes() == BEFORE.encode()
 
 
 def test_the_document_agrees_with_the_reports():
     reports = sorted((ROOT / "benchmarks").glob("*.json"))
-    text = after = (ROOT / "BENCHMARKS.md").read_text()
+    text = after = (ROOT / "benchmarks" / "reports.md").read_text()
     for path in reports:
         after = WRITE.insert(after, path.stem, WRITE.section(path))
-    assert text == after, "run scripts/write_benchmarks.py"
+    assert text == after, "run benchmarks/write.py"

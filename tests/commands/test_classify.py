@@ -111,7 +111,7 @@ def test_the_card_says_what_was_measured(trained):
     assert result.metric_value == report["test_accuracy"]
     assert (result.metric_type, result.dataset_name, result.dataset_split) == ("accuracy", "digits", "train")
     assert f"**Test accuracy: {report['test_accuracy']:.2%}** of 359 images of digits" in card.text
-    assert "held out from training" in card.text and "too little" not in card.text
+    assert "held out from training" in card.text and "too low" not in card.text
     assert report["command"].endswith(f"--num_epochs 8 --base_channels 16 --output_dir {trained}")
     assert (report["config"]["random_crop"], report["config"]["num_epochs"]) == (1, 8)
 
@@ -119,8 +119,8 @@ def test_the_card_says_what_was_measured(trained):
 def test_the_seed_decides(script, tmp_path, capsys):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         script.main([*TINY, "--random_crop", "1", "--seed", str(seed), "--output_dir", str(tmp_path / name)])
-    assert "is too little to judge by" in capsys.readouterr().out
-    assert "too little to judge others by" in (tmp_path / "a" / "README.md").read_text()
+    assert "is too low to measure other images by" in capsys.readouterr().out
+    assert "too low to measure other images by" in (tmp_path / "a" / "README.md").read_text()
     first, again, other = (load_file(tmp_path / name / "model.safetensors") for name in "abc")
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["classifier.1.weight"], other["classifier.1.weight"])
@@ -175,8 +175,8 @@ def test_parts(script, tmp_path):
         ("--balance_classes", "--balance_classes is not for classifiers"),
         ("--resolution 2", "--resolution 2 is too small"),
         ("--epochs 3", "unknown flag --epochs. Did you mean --num_epochs"),
-        ("--output_dir {full}", "holds something already"),
-        ("--output_dir {full}/file", "holds something already"),
+        ("--output_dir {full}", "is not empty"),
+        ("--output_dir {full}/file", "is not empty"),
         ("--dataset_name {data}/one --test_split train", "has only the class 'dark'"),
         (
             "--dataset_name {data}/other --label_column label",
@@ -218,4 +218,4 @@ def test_the_job_without_arguments(tmp_path):
     assert report["test_accuracy"] > 0.98
     result = run("train_classifier", cwd=tmp_path)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    assert "error: --output_dir out/classifier-digits holds something already" in result.stderr
+    assert "error: --output_dir out/classifier-digits is not empty" in result.stderr

@@ -87,7 +87,7 @@ def test_what_is_missing_is_trained(place, tmp_path, script, capfd):
     arguments = options(place, tmp_path, extractor=None, max_train_steps=3)
     script.main(arguments)
     shown = capfd.readouterr().out
-    assert shown.count("is there already") == 2 and shown.count("\nhfgen train ") == 2
+    assert shown.count("is already trained") == 2 and shown.count("\nhfgen train ") == 2
     report = json.loads((tmp_path / "compare.json").read_text())
     assert report["extractor"]["id"] == "classifier" and report["config"]["max_train_steps"] == 3
     (cost,) = (model["cost"] for model in report["models"] if model["model"]["family"] == "DDPM")
@@ -98,7 +98,7 @@ def test_what_is_missing_is_trained(place, tmp_path, script, capfd):
     script.main([*arguments, "--overwrite_report", "--metrics", "precision_recall"])
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.json")} == written
     shown = capfd.readouterr().out
-    assert shown.count("is there already") == 3 and "hfgen train" not in shown
+    assert shown.count("is already trained") == 3 and "hfgen train" not in shown
 
 
 def test_what_is_found(place, tmp_path, script, capsys):

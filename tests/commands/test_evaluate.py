@@ -271,7 +271,7 @@ def test_broken_weights(place, tmp_path, evaluate):
         ("--model {gan} --num_real_images 1", "--num_real_images 1 is out of range"),
         ("--model {gan} --model_name x", "unknown flag --model_name"),
         ("--model {gan} {gan}", "has a checkpoint twice"),
-        ("--model {gan} {vae} --revision main", "--revision main is of one checkpoint"),
+        ("--model {gan} {vae} --revision main", "--revision main belongs to one checkpoint"),
         ("--model {gan}/absent", "holds no pipeline"),
         ("--model {gan} {gan}/absent", "holds no pipeline"),
         ("--model {gan} --output {gan}", "is a folder: give a file"),

@@ -119,11 +119,11 @@ def test_a_broken_plugin_that_is_asked_for_says_so(plugin, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["trian"], "hfgen has no verb 'trian': train, sample, evaluate, compare, classify, show, demo, push, list"),
+        (["trian"], "hfgen has no verb 'trian': it has train, sample, evaluate, compare, classify, show, demo"),
         (["trian"], "Did you mean train?"),
         (["train"], "hfgen train needs the name of a family first: ddpm, gan, vae."),
         (["train", "--seed", "1"], "needs the name of a family first"),
-        (["train", "gna"], "there is no family 'gna': ddpm, gan, vae are there. Did you mean gan?"),
+        (["train", "gna"], "there is no family 'gna': the families are ddpm, gan, vae. Did you mean gan?"),
         (["train", "gan", "--resolutin", "8"], "unknown flag --resolutin. Did you mean --resolution?"),
         (["train", "gan", "--resolution", "2"], "--resolution 2 is too small"),
         (["list", "gan"], "hfgen list takes no arguments"),

@@ -62,7 +62,7 @@ def test_the_readmes_example(trained):
     namespace = {}
     exec(code.replace("out/gan-mnist", str(folder)).replace("walk.gif", str(folder.parent / "walk.gif")), namespace)
     assert (folder.parent / "walk.gif").exists()
-    assert len(namespace["rows"][0]) == 3
+    assert len(namespace["edited"][0]) == 3
 
 
 def test_a_fresh_process_loads_it(trained, tmp_path):
@@ -153,10 +153,11 @@ def test_an_alarm_reaches_the_user(script, tmp_path, capsys, monkeypatch):
     ("arguments", "message"),
     [
         ("--label_column kind --class_conditional", "--label_column kind is not a column"),
-        ("--resolution 7", "--resolution does not fit dcgan at 7 pixels: sample_size is 7, but this network makes"),
+        ("--resolution 300", "--resolution 300 is out of range: GANs make images of 8 to 256 pixels"),
+        ("--resolution 7", "--resolution 7 is out of range"),
         ("--balance_classes", "--balance_classes is about labels, and --num_clusters 100 puts groups in their place"),
         ("--augmentations blur", "--augmentations blur is unknown: choose from flip"),
-        ("--train_batch_size 1", "--train_batch_size 1: batch normalisation of one image is nothing"),
+        ("--train_batch_size 1", "--train_batch_size 1: batch normalisation needs several images"),
         ("--architecture stylegan2 --train_batch_size 37", "--train_batch_size 37: minibatch statistics need groups"),
         ("--objective hinge --label_smoothing 0.1", "--objective hinge has no target to lower"),
         ("--objectiv hinge", "unknown flag --objectiv. Did you mean --objective?"),

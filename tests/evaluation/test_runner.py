@@ -419,7 +419,7 @@ def test_metrics_that_do_not_fit(samplers, config, extractor, kind, metric, numb
 
 
 def test_classifiers_that_do_not_fit(samplers, config, extractor):
-    with pytest.raises(UserError, match="it needs a classifier, and classifier is none"):
+    with pytest.raises(UserError, match="it needs a classifier, and classifier is not one"):
         run(samplers["gan"], config, dataclasses.replace(extractor, labels=None), "label_divergence")
     others = tuple(f"kind {number}" for number in range(10))
     with pytest.raises(UserError, match="does not know the classes of"):

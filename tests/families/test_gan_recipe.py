@@ -252,12 +252,12 @@ def test_batches_too_small_for_their_statistics():
     for architecture, size in (("mlp", 1), ("dcgan", 1), ("stylegan2", 1), ("stylegan2", 37)):
         config = dataclasses.replace(TINY, architecture=architecture)
         with pytest.raises(UserError, match=f"`train_batch_size` {size}: "):
-            config.check_batch_size(size)
+            config.check(None, size)
         with pytest.raises(ValueError):  # the networks say so, too
             recipe = GANRecipe(config, INFO)
             recipe.loss(recipe.phases[0], batch_of(torch.rand(size, 1, 8, 8), 0), Progress(0, 0, 0))
     for architecture, size in (("residual", 1), ("dcgan", 2), ("stylegan2", 74)):
-        dataclasses.replace(TINY, architecture=architecture).check_batch_size(size)
+        dataclasses.replace(TINY, architecture=architecture).check(None, size)
 
 
 def test_a_penalised_discriminator_is_not_compiled():

@@ -148,3 +148,9 @@ def metrics(folder: Path) -> list[dict]:
     """The lines of metrics of a run, without what the clock says."""
     lines = [json.loads(line) for line in (Path(folder) / "logs" / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in CLOCK} for line in lines]
+
+
+def run_benchmark(name: str, *arguments, env: dict | None = None) -> subprocess.CompletedProcess:
+    """Runs `python benchmarks/NAME.py` to its end."""
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | (env or {}), timeout=300)

@@ -19,8 +19,8 @@ from hfgen.hub.card import (
     UNMEASURED,
     Shown,
     add_results,
+    escape_markdown,
     license_of_data,
-    plain,
     render,
     shown_command,
     with_location,
@@ -286,7 +286,7 @@ def test_what_nobody_should_see_or_click(tmp_path, monkeypatch):
         f"python scripts/x.py --model /home/me/out/gan --data_dir=/home/me/x {tmp_path}/y -n 3 --name a=/b '/c d'"
     )
     assert shown_command(command) == "python scripts/x.py --model gan --data_dir=x y -n 3 --name a=/b 'c d'"
-    assert plain({"a|b": ["https://evil.example", "www.evil.example", 3]}) == {
+    assert escape_markdown({"a|b": ["https://evil.example", "www.evil.example", 3]}) == {
         "a&#124;b": ["https&#58;//evil.example", "www&#46;evil.example", 3]
     }
 

@@ -217,7 +217,7 @@ def test_mistakes(pipe, arguments, message):
 def test_without_a_null_class():
     pipe = ClassConditionalDDPMPipeline(tiny_unet(3), sampling_scheduler(DDPMScheduler()))
     assert pipe.class_names == ["0", "1", "2"]
-    with pytest.raises(ValueError, match="guidance_scale is 2.0, but this network knows no class for none"):
+    with pytest.raises(ValueError, match="guidance_scale is 2.0, but this network was trained without label dropout"):
         pipe(class_labels=0, guidance_scale=2.0)
     with pytest.raises(ValueError, match="class_labels is missing"):
         pipe()

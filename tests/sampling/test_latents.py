@@ -120,5 +120,5 @@ def test_restoration_is_that_of_the_pipeline(vae):
     expected = vae.denoise(images(2), 0.2, steps=2, generator=torch.Generator().manual_seed(0), output_type="pt")
     found = adapter.restore("denoise", images(2), generator=torch.Generator().manual_seed(0), **options)
     assert torch.equal(found, expected) and "inpaint" in adapter.tasks
-    with pytest.raises(UserError, match="task colour is none of this model's: inpaint"):
+    with pytest.raises(UserError, match="task colour is not one of this model's: inpaint"):
         adapter.restore("colour", images(2))

@@ -45,7 +45,7 @@ class DDPMRecipe(Recipe):
         if unlabelled and not config.label_dropout:
             raise UserError(
                 f"`label_dropout` 0: {unlabelled} of the images have no class, and only label dropout gives the "
-                "network a class for none. Use more than 0, or label the images."
+                'network "no class". Use more than 0, or label the images.'
             )
         unet = self._unet(info)
         self.scheduler = DDPMScheduler(

@@ -120,14 +120,16 @@ class GANConfig(Options):
                 f"`spectral_norm` does not exist in {self.architecture}: leave it out, or use mlp or dcgan."
             )
 
-    def check_batch_size(self, size: int) -> None:
-        """Checks the number of images in a micro-batch.
+    def check(self, resolution: int | None, size: int) -> None:
+        """Checks the size of the images, if known, and the number of them in a micro-batch.
 
         Raises:
-            UserError: If statistics over it need more images.
+            UserError: If the networks cannot make that size, or statistics over the batch need more images.
         """
+        if resolution is not None and not 8 <= resolution <= 256:
+            raise UserError(f"`resolution` {resolution} is out of range: GANs make images of 8 to 256 pixels.")
         if size == 1 and self.architecture in ("mlp", "dcgan"):
-            raise UserError("`train_batch_size` 1: batch normalisation of one image is nothing. Use 2 or more.")
+            raise UserError("`train_batch_size` 1: batch normalisation needs several images. Use 2 or more.")
         if self.architecture == "stylegan2" and all(size % group for group in range(2, 33)):
             raise UserError(
                 f"`train_batch_size` {size}: minibatch statistics need groups of 2 to 32 images of equal size. Use a "

@@ -84,9 +84,6 @@ class GANRecipe(Recipe):
         )
         self._alarms = Alarms(config)
 
-    def check_batch_size(self, size: int) -> None:
-        self.config.check_batch_size(size)
-
     def loss(self, phase: Phase, batch: Batch, progress: Progress) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         latents = batch.random.normal(self.config.latent_dim)
         labels = batch["label"] if self.class_names else None  # pairs share their class, as relativistic ones must
