@@ -76,7 +76,15 @@ def test_what_is_published_is_whole(run, tmp_path):
     with run.publisher.pipeline(run.publisher.batches()) as pipeline:
         run.publisher.publish(pipeline, target, run.record(), last=True)
     names = {path.name for path in target.iterdir()}
-    assert {"model_index.json", "README.md", "run.json", "samples.png", "reconstructions.png", "model", "prior"} <= names
+    assert {
+        "model_index.json",
+        "README.md",
+        "run.json",
+        "samples.png",
+        "reconstructions.png",
+        "model",
+        "prior",
+    } <= names
     assert json.loads((target / "run.json").read_text())["images_seen"] == 0
     assert np.array_equal(pixels(target / "samples.png"), pixels(run.folder.grid(0)))
     pipe = hfgen.VAEPipeline.from_pretrained(target)
