@@ -152,8 +152,10 @@ def _declared() -> tuple[dict[str, Family], dict[str, UserError]]:
                     f"{origin} declares a family {family.name!r}, which {working[family.name].origin} has already: "
                     "uninstall one of them."
                 )
-        except UserError as error:
-            broken[point.name] = error
+        except Exception as error:  # whatever a package does wrong must not take the other families with it
+            reason = f"the family {point.name!r} is declared at {point.value} of {origin}, which cannot be imported: "
+            reason += f"{type(error).__name__}: {error}. Fix {origin}, or uninstall it."
+            broken[point.name] = error if isinstance(error, UserError) else UserError(reason)
             continue
         object.__setattr__(family, "origin", origin)
         working[family.name] = family

@@ -93,8 +93,8 @@ def option_kinds(family: Family) -> tuple[type, type, type]:
 def collect(family: str | Family, preset: str | None = None, command: str = "", **given: Any) -> RunOptions:
     """Makes the options of a run.
 
-    What wins, from weakest to strongest: the default, the preset, the record of the run that is resumed, what is
-    given. Without any data named, the preset is `digits`.
+    What wins, from weakest to strongest: the default; the preset, or in its place the record of the run that is
+    resumed; what is given. Without any data named, the preset is `digits`.
 
     Args:
         family (`str` or [`~registry.Family`]): What to train.
@@ -113,7 +113,8 @@ def collect(family: str | Family, preset: str | None = None, command: str = "", 
     values = family.preset_values(preset) if preset else {}
     if given.get("train_data_dir") is not None:
         values.pop("dataset_name", None)
-    values |= read_record(family, values | given)
+    # An option that is newer than the record has its default, not the value of a preset: it changes nothing then.
+    values = read_record(family, values | given) or values
     data, training, own = make(option_kinds(family), values | given)
     if data.dataset_name in (None, DIGITS) and data.train_data_dir is None and data.resolution is None:
         data = dataclasses.replace(data, resolution=16)  # 8x8 as they come are too few pixels to please the eye
