@@ -107,7 +107,7 @@ class Family:
         return None
 
     def preset_values(self, name: str) -> dict[str, Any]:
-        """The values of a preset.
+        """Returns the values of a preset.
 
         Raises:
             UserError: For an unknown name; the nearest one is suggested.
@@ -152,8 +152,10 @@ def _declared() -> tuple[dict[str, Family], dict[str, UserError]]:
                     f"{origin} declares a family {family.name!r}, which {working[family.name].origin} has already: "
                     "uninstall one of them."
                 )
-        except UserError as error:
-            broken[point.name] = error
+        except Exception as error:  # whatever a package does wrong must not take the other families with it
+            reason = f"the family {point.name!r} is declared at {point.value} of {origin}, which cannot be imported: "
+            reason += f"{type(error).__name__}: {error}. Fix {origin}, or uninstall it."
+            broken[point.name] = error if isinstance(error, UserError) else UserError(reason)
             continue
         object.__setattr__(family, "origin", origin)
         working[family.name] = family
@@ -186,12 +188,12 @@ def find_family(name: str) -> Family:
 
 
 def pipeline_entries() -> dict[str, PipelineEntry]:
-    """What is known of each pipeline class, by the name that `model_index.json` has for it."""
+    """Returns the declared entry of each pipeline class, by the name that `model_index.json` has for it."""
     return {entry.class_name: entry for family in families().values() for entry in family.pipelines}
 
 
 def family_of(class_name: str) -> Family | None:
-    """The family whose checkpoints hold that pipeline class."""
+    """Returns the family whose checkpoints hold that pipeline class."""
     return next(
         (f for f in families().values() for entry in f.pipelines if entry.class_name == class_name),
         None,

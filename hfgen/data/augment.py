@@ -62,12 +62,12 @@ def prepare(raw: RawBatch, config: DataConfig, random: Uniform) -> dict[str, Any
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 to float32 in [-1, 1]."""
+    """Converts uint8 to float32 in [-1, 1]."""
     return images.float().div_(127.5).sub_(1)
 
 
 def _expand(chosen: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """`(B,)` to as many dimensions as `values` has."""
+    """Reshapes `(B,)` to as many dimensions as `values` has."""
     return chosen.view(-1, *[1] * (values.ndim - 1))
 
 

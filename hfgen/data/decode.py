@@ -43,7 +43,7 @@ def decode(value: dict[str, Any] | None) -> Image.Image:
 
 
 def image_mode(image: Image.Image) -> str:
-    """The mode that keeps all that the image has: `L`, `RGB` or `RGBA`."""
+    """Returns the mode that keeps all that the image has: `L`, `RGB` or `RGBA`."""
     if image.mode in GRAY_MODES:
         return "L"
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or (image.mode == "P" and "transparency" in image.info):
@@ -100,11 +100,11 @@ def read_header(value: dict[str, Any] | None) -> tuple[str, tuple[int, int]] | O
 
 
 def richest_mode(modes: Iterable[str]) -> str:
-    """The mode that loses nothing of any image."""
+    """Returns the mode that loses nothing of any image."""
     return max(modes, key=list(IMAGE_MODES).index)
 
 
 def common_resolution(sizes: np.ndarray) -> int:
-    """The size that all images share if they are square and at most 64 pixels wide, else 64."""
+    """Returns the size that all images share if they are square and at most 64 pixels wide, else 64."""
     side = int(sizes[0, 0])
     return side if side <= 64 and (sizes == side).all() else 64

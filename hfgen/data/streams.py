@@ -138,7 +138,7 @@ def open_stream(
 
 
 def _grouped_column(config: DataConfig, columns: Mapping[str, SourceColumn], count: int) -> str:
-    """The column of classes that groups of similar images take the place of."""
+    """Finds the column of classes that groups of similar images replace."""
     if config.streaming:
         raise UserError(f"`num_clusters` {count} needs all images, and `streaming` keeps none: use `num_clusters` 0.")
     if config.balance_classes:
@@ -153,12 +153,12 @@ def _grouped_column(config: DataConfig, columns: Mapping[str, SourceColumn], cou
 
 
 def order(seed: int, epoch: int, size: int) -> torch.Tensor:
-    """The permutation of `size` images in one epoch: a pure function of its arguments."""
+    """Returns the permutation of `size` images in one epoch: a pure function of its arguments."""
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed_from(seed, "order", epoch)))
 
 
 def balanced_order(seed: int, epoch: int, labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """As [`order`], with every class equally often; images without a class are left out.
+    """Returns the [`order`] in which every class is equally often; images without a class are left out.
 
     Args:
         labels (`torch.Tensor` of shape `(N,)`): Classes, negative for none.
@@ -509,7 +509,8 @@ class _Reader:
             state = following
 
     def _decode(self, number: int, row: dict[str, Any], crop: float) -> dict[str, Any] | None:
-        """The values of a row, its images cropped alike; `None` if one of them is corrupt and may be skipped."""
+        """Decodes the values of a row, its images cropped alike; `None` if one of them is corrupt and may be
+        skipped."""
         config, decoded, shapes = self.stream.config, {}, set()
         for name, column in self.stream.columns.items():
             info, value = self.stream.info.columns[name], row[column]
@@ -568,7 +569,7 @@ class _Reader:
         return block, following | {"block": state["block"] + 1, "offset": 0}
 
     def _rows(self, shard: int, state: Any) -> tuple[Any, Iterator]:
-        """A shard and its rows from `state` on, which is where the last block ended, or where a run is resumed.
+        """Yields a shard and its rows from `state` on, which is where the last block ended, or where a run is resumed.
 
         Only the latter has to search: `datasets` comes to a state by reading all that stands before.
         """

@@ -21,5 +21,5 @@ class UserError(ValueError):
         return match[1] if match else None
 
     def renamed(self, names: Mapping[str, str]) -> "UserError":
-        """The same error for a user to whom some options have other names."""
+        """Returns the same error for a user to whom some options have other names."""
         return UserError(OPTION.sub(lambda match: f"`{names.get(match[1], match[1])}`", str(self)))

@@ -89,7 +89,7 @@ def _fits(value: Any, kind: type) -> bool:
 
 
 def as_dict(configs: Iterable[Any]) -> dict[str, Any]:
-    """All values of some dataclasses in one flat, JSON-ready dict; secrets are left out."""
+    """Returns all values of some dataclasses in one flat, JSON-ready dict; secrets are left out."""
     return {
         field.name: list(value) if isinstance(value := getattr(config, field.name), tuple) else value
         for config in configs
@@ -115,7 +115,7 @@ def make(kinds: Sequence[type], values: Mapping[str, Any]) -> list[Any]:
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """A sentence that suggests the known name that is most like an unknown one."""
+    """Returns a sentence that suggests the known name that is most like an unknown one."""
     import difflib
 
     match = difflib.get_close_matches(name, list(known), n=1)

@@ -22,17 +22,17 @@ XMP = (
 
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:
-    """`(B, C, H, W)` in [0, 1] to `(B, H, W, C)` in uint8."""
+    """Converts `(B, C, H, W)` in [0, 1] to `(B, H, W, C)` in uint8."""
     return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def to_pil(image: np.ndarray) -> Image.Image:
-    """`(H, W, C)` in uint8 to an image with 1, 3 or 4 channels."""
+    """Converts `(H, W, C)` in uint8 to an image with 1, 3 or 4 channels."""
     return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
 
 
 def make_grid(images: Sequence[np.ndarray], columns: int | None = None, cell: int = 64, gap: int = 4) -> Image.Image:
-    """A near-square grid of images of shape `(H, W, C)`, row by row.
+    """Makes a near-square grid of images of shape `(H, W, C)`, row by row.
 
     Small images are enlarged by a whole factor, without smoothing, to at most `cell` pixels; `gap` gray pixels part
     them.
@@ -49,7 +49,7 @@ def make_grid(images: Sequence[np.ndarray], columns: int | None = None, cell: in
 
 
 def notes(origin: dict[str, Any], composite: bool = False) -> dict[str, str]:
-    """What a PNG file says of its origin, by the key of the text: see [`save_png`]."""
+    """Returns the texts about its origin in a PNG file, by their keys: see [`save_png`]."""
     kind = "compositeWithTrainedAlgorithmicMedia" if composite else "trainedAlgorithmicMedia"
     return {
         "Source": str(origin["model"]),

@@ -5,5 +5,5 @@ from typing import Any
 
 
 def seed_from(*parts: Any) -> int:
-    """A seed that depends on all of `parts` and on nothing else."""
+    """Returns a seed that depends on all of `parts` and on nothing else."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "little")

@@ -28,12 +28,12 @@ PREFIX = "checkpoint-"
 
 
 def path_of(folder: Path, images_seen: int) -> Path:
-    """The folder of a checkpoint."""
+    """Returns the folder of a checkpoint."""
     return folder / f"{PREFIX}{images_seen:012d}"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
+    """Lists the checkpoints of a run, oldest first."""
     found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
     return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
 

@@ -99,7 +99,7 @@ class Evaluation:
         return values, notes, best[0]
 
     def _before(self, measure: dict[str, Any]) -> float | None:
-        """The value of the best pipeline so far, if there is one that was measured in the same way."""
+        """Reads the value of the best pipeline so far, if there is one that was measured in the same way."""
         try:
             found = json.loads(self.best.read_text())["evaluation"]
             return found["value"] if measure.items() <= found.items() else None

@@ -51,7 +51,8 @@ class Metrics:
         self._first_bad[phase] = torch.where(finite, first, first.clamp_max(images_seen))
 
     def first_bad_step(self) -> tuple[str, int] | None:
-        """The first phase, and the images seen before it, that was not finite in any process; waits for the device."""
+        """Returns the first phase, and the images seen before it, that was not finite in any process; waits for the
+        device."""
         if not self._first_bad:
             return None
         firsts = self.accelerator.gather(torch.stack(list(self._first_bad.values())).view(1, -1)).amin(0).tolist()
@@ -59,7 +60,7 @@ class Metrics:
         return (phase, images_seen) if images_seen < NEVER else None
 
     def means(self) -> dict[str, float]:
-        """The means over all processes since the last call; waits for the device."""
+        """Returns the means over all processes since the last call; waits for the device."""
         if not self._sums:
             return {}
         totals = self.accelerator.reduce(torch.stack(list(self._sums.values())), reduction="sum").tolist()
@@ -68,7 +69,7 @@ class Metrics:
         return means
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The sums since the last call of `means`, over all processes.
+        """Returns the sums since the last call of `means`, over all processes.
 
         This run goes on from the same sums as a resumed one, so that both round alike.
         """

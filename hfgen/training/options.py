@@ -58,7 +58,7 @@ class RunOptions:
         return bool(fields[name].metadata.get("resolved")) and any(value in (None, "auto") for value in values)
 
     def resolve(self, info: Any, machine: Machine, precision: str) -> "RunOptions":
-        """The options with numbers in place of what was left to the data and the machine.
+        """Returns the options with numbers in place of what was left to the data and the machine.
 
         Args:
             info ([`~data.info.DataInfo`]): What is known of the data.
@@ -86,15 +86,15 @@ def check_together(own: Any, data: DataConfig, training: TrainingConfig) -> None
 
 
 def option_kinds(family: Family) -> tuple[type, type, type]:
-    """The dataclasses that hold the options of a run."""
+    """Returns the dataclasses that hold the options of a run."""
     return DataConfig, TrainingConfig, family.load("options")
 
 
 def collect(family: str | Family, preset: str | None = None, command: str = "", **given: Any) -> RunOptions:
     """Makes the options of a run.
 
-    What wins, from weakest to strongest: the default, the preset, the record of the run that is resumed, what is
-    given. Without any data named, the preset is `digits`.
+    What wins, from weakest to strongest: the default; the preset, or in its place the record of the run that is
+    resumed; what is given. Without any data named, the preset is `digits`.
 
     Args:
         family (`str` or [`~registry.Family`]): What to train.
@@ -113,7 +113,8 @@ def collect(family: str | Family, preset: str | None = None, command: str = "", 
     values = family.preset_values(preset) if preset else {}
     if given.get("train_data_dir") is not None:
         values.pop("dataset_name", None)
-    values |= read_record(family, values | given)
+    # An option that is newer than the record has its default, not the value of a preset: it changes nothing then.
+    values = read_record(family, values | given) or values
     data, training, own = make(option_kinds(family), values | given)
     if data.dataset_name in (None, DIGITS) and data.train_data_dir is None and data.resolution is None:
         data = dataclasses.replace(data, resolution=16)  # 8x8 as they come are too few pixels to please the eye
@@ -125,13 +126,13 @@ def collect(family: str | Family, preset: str | None = None, command: str = "", 
 
 
 def default_folder(family: Family, values: Mapping[str, Any]) -> str:
-    """The folder of a run that is given none."""
+    """Returns the folder of a run for which none was given."""
     source = values.get("train_data_dir") or values.get("dataset_name") or DIGITS
     return f"out/{family.name}-{Path(source).resolve().name}"
 
 
 def read_record(family: Family, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that the run had which is to be resumed, so that it goes on by its own, and not by new defaults.
+    """Reads the options of the run that is to be resumed, so that it goes on by its own, and not by new defaults.
 
     Raises:
         UserError: If it is a run of another family.

@@ -45,15 +45,15 @@ class StepRandom:
         self._generator = torch.Generator(device).manual_seed(seed_from(seed, images_seen, purpose))
 
     def normal(self, *shape: int) -> torch.Tensor:
-        """Standard normal numbers, `shape` per image."""
+        """Draws standard normal numbers, `shape` per image."""
         return torch.randn(self.total, *shape, generator=self._generator, device=self.device)[self.slice]
 
     def uniform(self, *shape: int) -> torch.Tensor:
-        """Numbers in [0, 1), `shape` per image."""
+        """Draws numbers in [0, 1), `shape` per image."""
         return torch.rand(self.total, *shape, generator=self._generator, device=self.device)[self.slice]
 
     def stratified(self) -> torch.Tensor:
-        """One number in [0, 1) per image, exactly one in each of `total` equal intervals, in random order.
+        """Draws one number in [0, 1) per image, exactly one in each of `total` equal intervals, in random order.
 
         Less noisy than independent ones when a loss is averaged over timesteps.
         """

@@ -170,18 +170,19 @@ class Recipe:
     batch_statistics: str | None = None
 
     def check_images(self, columns: Mapping[str, Any]) -> None:
-        """Called with the first rows of the data as they are stored (images uint8), before anything is written.
+        """Checks the first rows of the data as they are stored (images uint8), before anything is written.
 
         Raises:
             UserError: If they cannot be trained on.
         """
 
     def encode(self, columns: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """Derived columns of the others of a batch, without random numbers: see [`~data.columns.Derived`]."""
+        """Computes derived columns from the others of a batch, without random numbers: see
+        [`~data.columns.Derived`]."""
         raise NotImplementedError
 
     def loss(self, phase: Phase, batch: Batch, progress: Progress) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The loss of a micro-batch and what is worth logging.
+        """Computes the loss of a micro-batch and what is worth logging.
 
         Called under autocast; what must be exact is computed in float32 here.
 
@@ -191,11 +192,11 @@ class Recipe:
         raise NotImplementedError
 
     def after_step(self, images: int) -> None:
-        """Called after each step of `images` images, in all processes alike: for state that no optimizer trains."""
+        """Changes state that no optimizer trains, after each step of `images` images, in all processes alike."""
 
     def warnings(self, means: dict[str, float], images_seen: int) -> list[str]:
-        """What a person should know about the means of the metrics since the last call: what is wrong, and what to
-        try. Options are named in backticks."""
+        """Returns warnings about the means of the metrics since the last call: what is wrong, and what to try. Options
+        are named in backticks."""
         return []
 
     def fit(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> Any:
@@ -211,7 +212,7 @@ class Recipe:
         return None
 
     def pipeline(self, modules: dict[str, nn.Module], fitted: Any = None) -> DiffusionPipeline:
-        """The pipeline that samples and is published.
+        """Makes the pipeline that samples and is published.
 
         Args:
             modules: Averaged and frozen networks by name, in evaluation mode.
@@ -226,7 +227,8 @@ class Recipe:
 
 
 def class_names(data: DataInfo, class_conditional: bool, needs_all: bool = True) -> tuple[str, ...] | None:
-    """The names of the classes to train on: those of the labels, or of the groups in their place; `None` for neither.
+    """Returns the names of the classes to train on: those of the labels, or of the groups in their place; `None` for
+    neither.
 
     Raises:
         UserError: If labels are asked for and the data has none, or not for all images where each needs one.
@@ -248,11 +250,13 @@ def class_names(data: DataInfo, class_conditional: bool, needs_all: bool = True)
 
 
 def group_shares(data: DataInfo) -> tuple[float, ...] | None:
-    """The share of the images in each group, by which pipelines draw one; `None` for labels, and without classes."""
+    """Returns the share of the images in each group, by which pipelines draw one; `None` for labels, and without
+    classes."""
     return data.classes.shares if data.classes and data.classes.groups else None
 
 
 def class_columns(data: DataInfo, names: tuple[str, ...] | None) -> int | None:
-    """The columns of a sample grid that shows a class in each, if there are not too many and they mean something."""
+    """Returns the columns of a sample grid that shows a class in each; `None` if there are too many or they mean
+    nothing."""
     named = names and data.classes and not data.classes.groups and len(names) <= 16
     return len(names) if named and names else None

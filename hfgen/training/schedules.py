@@ -6,7 +6,7 @@ from hfgen.training.config import TrainingConfig
 
 
 def lr_factor(name: str, images: float, warmup: float, total: float) -> float:
-    """What the peak learning rate is multiplied with after `images` of `total` images.
+    """Returns the factor of the peak learning rate after `images` of `total` images.
 
     The names mean what they mean in diffusers and transformers; `constant` has no warm-up, all others rise linearly
     over `warmup` images.
@@ -64,7 +64,7 @@ class Schedule:
         self._lr_scheduler = config.lr_scheduler
 
     def learning_rate(self, images_seen: int) -> float:
-        """The factor of the learning rates of the step that begins after `images_seen` images."""
+        """Returns the factor of the learning rates of the step that begins after `images_seen` images."""
         return lr_factor(self._lr_scheduler, images_seen + self.batch, self.warmup, self.total + self.batch)
 
     def due(self, interval: int | None, images_seen: int) -> bool:

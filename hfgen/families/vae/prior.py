@@ -98,7 +98,7 @@ def fit_mixture(
 
 
 def _fit(points: np.ndarray, num_components: int, regularisation: float, seed: int) -> Any:
-    """A fitted `sklearn.mixture.GaussianMixture` of points `(B, N)`."""
+    """Fits a `sklearn.mixture.GaussianMixture` to points `(B, N)`."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 

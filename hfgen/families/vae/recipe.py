@@ -210,7 +210,7 @@ class VAERecipe(Recipe):
 
 
 def degrade(batch: Batch, task: str | None, level: float | None) -> torch.Tensor:
-    """What the encoder sees: the images, or, for a task, noisy or coarse ones of the same size."""
+    """Returns what the encoder sees: the images, or, for a task, noisy or coarse ones of the same size."""
     images = batch["image"]
     if task == "denoise":
         noise = batch.random.normal(*images.shape[1:])

@@ -1,0 +1,30 @@
+"""Errors name options, and nothing but the command line knows how these are spelt as flags."""
+
+import pytest
+
+from hfgen.runtime.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        ("`resolution` 3 is too small: use at least 4 pixels.", "resolution"),
+        ("`r1_gamma` and `r2_gamma` exclude each other.", "r1_gamma"),
+        ("give `latest` or a folder", "latest"),
+        ("the data set has no rows", None),
+        ("`a b` is no option, nor is `--flag`", None),
+    ],
+)
+def test_the_option_of_an_error(message, field):
+    assert UserError(message).field == field
+
+
+def test_an_error_for_a_user_who_has_other_names():
+    error = UserError("`metrics` fd needs more than `num_images` 3: see `seed`.")
+    renamed = error.renamed({"metrics": "eval_metrics", "num_images": "eval_num_images"})
+    assert str(renamed) == "`eval_metrics` fd needs more than `eval_num_images` 3: see `seed`."
+    assert str(error).startswith("`metrics`")
+
+
+def test_it_is_a_value_error():
+    assert issubclass(UserError, ValueError)

@@ -1,0 +1,97 @@
+"""Options check themselves when they are made, wherever their values come from."""
+
+from dataclasses import dataclass, fields
+
+import pytest
+
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.options import (
+    Options,
+    as_dict,
+    make,
+    nearest,
+    option,
+    require_not_negative,
+    require_positive,
+)
+
+
+@dataclass(frozen=True)
+class Colours(Options):
+    mode: str = option("rgb", "the mode", choices=("rgb", "gray"))
+    width: int = option(8, "pixels")
+    zoom: float | None = option(None, "factor")
+    flip: bool = option(False, "mirror")
+    sizes: tuple[int, ...] = option((8, 16), "of each level")
+    names: tuple[str, ...] | None = option(None, "of each level", choices=("a", "b"))
+    token: str | None = option(None, "a secret", secret=True)
+
+    def validate(self) -> None:
+        require_positive(self, "width")
+        require_not_negative(self, "zoom")
+
+
+@dataclass(frozen=True)
+class Sound(Options):
+    volume: float = option(1.0, "of 1")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"width": "8"}, "`width` is '8', but must be int."),
+        ({"width": 8.0}, "`width` is 8.0, but must be int."),
+        ({"width": True}, "`width` is True, but must be int."),
+        ({"width": None}, "`width` is None, but must be int."),
+        ({"zoom": True}, "`zoom` is True, but must be float or None."),
+        ({"zoom": "2"}, "`zoom` is '2', but must be float or None."),
+        ({"flip": 1}, "`flip` is 1, but must be bool."),
+        ({"sizes": 8}, "`sizes` is 8, but must be a list of int."),
+        ({"sizes": (8, True)}, r"`sizes` is \(8, True\), but must be a list of int."),
+        ({"names": "a"}, "`names` is 'a', but must be a list of str or None."),
+        ({"mode": "hsv"}, "`mode` 'hsv' is no choice: use rgb, gray."),
+        ({"names": ["a", "c"]}, "`names` 'c' is no choice: use a, b."),
+        ({"width": 0}, "`width` 0 is out of range: use more than 0."),
+        ({"zoom": -1}, "`zoom` -1 is negative: use 0 or more."),
+    ],
+)
+def test_wrong_values(values, message):
+    with pytest.raises(UserError, match=message):
+        Colours(**values)
+
+
+def test_right_values():
+    options = Colours(mode="gray", zoom=2, sizes=[4, 4], names=("b",))
+    assert options.sizes == (4, 4) and options.zoom == 2 and options.names == ("b",)
+    assert Colours(zoom=0).zoom == 0 and Colours(names=[]).names == ()
+
+
+def test_making_several_from_names():
+    colours, sound = make((Colours, Sound), {"volume": 0.5, "width": 4})
+    assert colours == Colours(width=4) and sound == Sound(volume=0.5)
+    with pytest.raises(UserError, match="`volme` is no option here. Did you mean volume?") as caught:
+        make((Colours, Sound), {"volme": 0.5})
+    assert caught.value.field == "volme"
+    with pytest.raises(UserError, match="`qqq` is no option here.$"):
+        make((Colours, Sound), {"qqq": 0.5})
+
+
+def test_values_as_json_has_them():
+    values = as_dict((Colours(token="hf_x"), Sound()))
+    assert values == {
+        "mode": "rgb", "width": 8, "zoom": None, "flip": False, "sizes": [8, 16], "names": None, "volume": 1.0,
+    }  # fmt: skip
+    assert make((Colours, Sound), values) == [Colours(), Sound()]
+
+
+def test_declaring():
+    metadata = {field.name: field.metadata for field in fields(Colours)}
+    assert metadata["mode"]["help"] == "the mode" and metadata["mode"]["choices"] == ("rgb", "gray")
+    assert metadata["token"]["secret"] and not metadata["mode"].get("secret")
+    with pytest.raises(TypeError, match="use a tuple"):
+        option([1], "a list")
+
+
+def test_the_nearest():
+    assert nearest("colour", ["color", "size"]) == " Did you mean color?"
+    assert nearest("xyz", ["color"]) == "" and nearest("xyz", ["color"], " No.") == " No."
