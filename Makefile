@@ -28,6 +28,10 @@ test:  ## the default tests
 test-slow:  ## the tests that take longer, among them the main job as it stands
 	$(PYTHON) -m pytest -m slow
 
+.PHONY: test-peers
+test-peers:  ## our metrics beside those of other libraries: pip install --no-deps -r tests/peers.txt
+	REQUIRE_PEERS=1 $(PYTHON) -m pytest -n 0 tests/benchmarks/test_metrics.py -k peers
+
 .PHONY: test-end-to-end
 test-end-to-end:  ## train, kill, resume and sample through the launchers
 	$(PYTHON) -m pytest tests/scripts

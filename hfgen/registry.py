@@ -188,12 +188,12 @@ def find_family(name: str) -> Family:
 
 
 def pipeline_entries() -> dict[str, PipelineEntry]:
-    """Returns what is known of each pipeline class, by the name that `model_index.json` has for it."""
+    """Returns the declared entry of each pipeline class, by the name that `model_index.json` has for it."""
     return {entry.class_name: entry for family in families().values() for entry in family.pipelines}
 
 
 def family_of(class_name: str) -> Family | None:
-    """Returns the family whose checkpoints hold that pipeline class; `None` for one that no family declares."""
+    """Returns the family whose checkpoints hold that pipeline class."""
     return next(
         (f for f in families().values() for entry in f.pipelines if entry.class_name == class_name),
         None,

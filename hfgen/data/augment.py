@@ -67,7 +67,7 @@ def to_float(images: torch.Tensor) -> torch.Tensor:
 
 
 def _expand(chosen: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Gives `(B,)` as many dimensions as `values` has."""
+    """Reshapes `(B,)` to as many dimensions as `values` has."""
     return chosen.view(-1, *[1] * (values.ndim - 1))
 
 

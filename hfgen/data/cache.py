@@ -163,7 +163,7 @@ def cache_root(config: DataConfig) -> Path:
 
 
 def cache_key(**parts: Any) -> str:
-    """Returns a digest of all these values, which must be JSON-ready."""
+    """Makes a name from all these values, JSON-ready."""
     text = json.dumps({"format": CACHE_FORMAT, **parts}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -200,7 +200,7 @@ def build_once(path: Path, build: Callable[[Path], None]) -> Path:
 
 
 def _fingerprint(columns: Mapping[str, Column]) -> str:
-    """Computes the digest of the first images followed by the first classes, and then of all other columns."""
+    """Computes the digest of the first images with the first classes behind them, and then of all other columns."""
     images = next((column for column in columns.values() if isinstance(column.info, ImageInfo)), None)
     labels = next((column for column in columns.values() if isinstance(column.info, LabelInfo)), None)
     first, parts = images.digest if images else "", []
@@ -228,7 +228,7 @@ def _fingerprint(columns: Mapping[str, Column]) -> str:
 
 
 def _images(root: Path, dataset: Any, column: str, config: DataConfig, source: str) -> tuple[Column, np.ndarray]:
-    """Opens a column of images; also returns the rows whose image is corrupt."""
+    """Decodes a column of images; also returns the rows whose image is corrupt."""
     from datasets import is_progress_bar_enabled
 
     quiet = not is_progress_bar_enabled()
@@ -356,7 +356,8 @@ def _scan(path: Path, dataset: Any, column: str, config: DataConfig, quiet: bool
 
 
 def _in_threads(pool: ThreadPoolExecutor, function: Callable[[Any], Any], values: list[Any]) -> Iterator[Any]:
-    """As `pool.map`, with several values per task, since a task costs as much as to decode a small image."""
+    """Does the same as `pool.map`, with several values per task, since a task costs as much as to decode a small
+    image."""
     tasks = [values[start : start + TASK_SIZE] for start in range(0, len(values), TASK_SIZE)]
     return chain.from_iterable(pool.map(lambda task: list(map(function, task)), tasks))
 
@@ -376,7 +377,7 @@ def _refuse(corrupt: list[Any], config: DataConfig) -> None:
 
 
 def _labels(root: Path, dataset: Any, column: str, rows: np.ndarray, source: str) -> Column:
-    """Opens a column of classes: -1 for rows that have none.
+    """Reads a column of classes: -1 for rows that have none.
 
     A `ClassLabel` column brings its names; whole numbers from 0 on are taken as they are; strings are sorted and
     numbered.
@@ -405,7 +406,7 @@ def _key_of_rows(dataset: Any, column: str, rows: np.ndarray, **more: Any) -> st
 
 
 def _number(values: list[Any], column: str, known: tuple[str, ...] | None) -> tuple[np.ndarray, list[str]]:
-    """Returns the class of each value, and the names of the classes."""
+    """Numbers the class of each value; also returns the names of the classes."""
     present = [value for value in values if value is not None]
     if known is not None:
         names = list(known)
@@ -425,7 +426,7 @@ def _number(values: list[Any], column: str, known: tuple[str, ...] | None) -> tu
 
 
 def _texts(root: Path, dataset: Any, column: str, rows: np.ndarray, source: str) -> Column:
-    """Opens a column of texts."""
+    """Reads a column of texts."""
 
     def build(folder: Path) -> None:
         folder.mkdir()

@@ -116,7 +116,7 @@ class Classes:
 
 
 def by_source(spec: Spec) -> dict[str, dict[str, SourceColumn]]:
-    """Groups the columns that data sets hold by their source; sources are in the order in which columns name them."""
+    """Returns the columns that data sets hold, for each source in the order in which they name it."""
     sources: dict[str, dict[str, SourceColumn]] = {}
     for name, column in spec.items():
         if not isinstance(column, Derived):
@@ -125,7 +125,7 @@ def by_source(spec: Spec) -> dict[str, dict[str, SourceColumn]]:
 
 
 def kept_columns(spec: Spec | Sources) -> dict[str, Derived]:
-    """Returns the derived columns that are computed once for each row and kept."""
+    """Returns the derived columns that are made once for each row."""
     columns = spec.columns if isinstance(spec, Sources) else spec
     return {name: column for name, column in columns.items() if isinstance(column, Derived) and not column.live}
 

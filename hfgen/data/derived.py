@@ -123,7 +123,8 @@ def _encode(
 
 
 def _plain(raw: RawBatch, name: str, mirror: bool) -> Any:
-    """Returns images without augmentation, cropped in the centre, perhaps mirrored; other columns as they are."""
+    """Reads a column of images without augmentation, cropped in the centre, perhaps mirrored; other columns as they
+    are."""
     value = raw[name]
     if getattr(value, "dtype", None) != torch.uint8:
         return value

@@ -61,7 +61,7 @@ def with_groups(data: SourceData, label: str, count: int) -> SourceData:
 
 
 def cluster(images: np.ndarray, count: int) -> np.ndarray:
-    """Returns the group of each image, by spectral clustering (Ng, Jordan and Weiss, NIPS 2001).
+    """Computes the group of each image, by spectral clustering (Ng, Jordan and Weiss, NIPS 2001).
 
     Images are linked to those that look most alike, and groups are regions with many links inside. On MNIST, 94 % of
     the images have the digit that is most frequent in their group of 100; by plain k-means it is 87 %.

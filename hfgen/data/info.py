@@ -145,7 +145,8 @@ class DataInfo:
         return self.classes.names if self.classes else None
 
     def as_record(self) -> dict[str, Any]:
-        """Returns what `run.json` holds: plain values, flat for the first source; all if there are more."""
+        """Returns the data's part of `run.json`: plain values, flat for the first source; all of it if there is more
+        than that."""
         classes = self.classes
         record: dict[str, Any] = {
             "name": self.name,

@@ -64,7 +64,7 @@ def load_source(config: DataConfig, token: str | None = None) -> tuple[Any, str]
 
 
 def _digits() -> Any:
-    """Makes a data set of the 1797 handwritten digits of UCI (8x8, 16 gray levels) that scikit-learn ships."""
+    """Loads the 1797 handwritten digits of UCI (8x8, 16 gray levels) that scikit-learn ships."""
     from datasets import ClassLabel, Dataset, Features
     from datasets import Image as ImageFeature
     from sklearn.datasets import load_digits
@@ -168,7 +168,7 @@ def _is_text(feature: Any) -> bool:
 
 
 def class_names(feature: Any) -> tuple[str, ...] | None:
-    """Returns the names of the classes of a column, if it is a `ClassLabel`, which knows them beforehand."""
+    """Returns the names of the classes of a column, which a `ClassLabel` knows beforehand."""
     return tuple(feature.names) if _is_classes(feature) else None
 
 

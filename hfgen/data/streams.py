@@ -138,7 +138,7 @@ def open_stream(
 
 
 def _grouped_column(config: DataConfig, columns: Mapping[str, SourceColumn], count: int) -> str:
-    """Returns the column of classes that groups of similar images replace."""
+    """Finds the column of classes that groups of similar images replace."""
     if config.streaming:
         raise UserError(f"`num_clusters` {count} needs all images, and `streaming` keeps none: use `num_clusters` 0.")
     if config.balance_classes:
@@ -158,7 +158,7 @@ def order(seed: int, epoch: int, size: int) -> torch.Tensor:
 
 
 def balanced_order(seed: int, epoch: int, labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """Returns an order as [`order`], with every class equally often; images without a class are left out.
+    """Returns the [`order`] in which every class is equally often; images without a class are left out.
 
     Args:
         labels (`torch.Tensor` of shape `(N,)`): Classes, negative for none.
@@ -509,7 +509,8 @@ class _Reader:
             state = following
 
     def _decode(self, number: int, row: dict[str, Any], crop: float) -> dict[str, Any] | None:
-        """Decodes a row and crops its images alike; returns `None` if one of them is corrupt and may be skipped."""
+        """Decodes the values of a row, its images cropped alike; `None` if one of them is corrupt and may be
+        skipped."""
         config, decoded, shapes = self.stream.config, {}, set()
         for name, column in self.stream.columns.items():
             info, value = self.stream.info.columns[name], row[column]
@@ -568,7 +569,7 @@ class _Reader:
         return block, following | {"block": state["block"] + 1, "offset": 0}
 
     def _rows(self, shard: int, state: Any) -> tuple[Any, Iterator]:
-        """Returns a shard and its rows from `state` on: where the last block ended, or where a run is resumed.
+        """Yields a shard and its rows from `state` on, which is where the last block ended, or where a run is resumed.
 
         Only the latter is slow: `datasets` comes to a state by reading all rows before it.
         """

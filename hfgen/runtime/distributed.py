@@ -13,7 +13,7 @@ Table = dict[str, torch.Tensor]  # columns by name, one row for each image
 
 
 def batches_of_process(count: int, size: int, rank: int = 0, world_size: int = 1) -> list[list[int]]:
-    """Returns the image numbers of each batch of one process; batches of `size` are dealt to the processes in turn."""
+    """Returns the image numbers of each batch of one process: batches of `size` are dealt to the processes in turn."""
     batches = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
     return batches[rank::world_size]
 

@@ -22,13 +22,13 @@ from hfgen.runtime.errors import UserError
 
 
 def on_cpu() -> bool:
-    """Says whether this run will train on the CPU."""
+    """Returns whether this run will train on the CPU."""
     accelerated = torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
     return not accelerated or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
 
 
-def resolve_precision(precision: str) -> str:
-    """Returns `no`, `bf16` or `fp16` for what `mixed_precision` says.
+def resolve_precision(wanted: str) -> str:
+    """Resolves `mixed_precision` to `no`, `bf16` or `fp16`.
 
     Raises:
         UserError: For fp16 on a CPU, which accelerate would silently ignore.
@@ -57,7 +57,7 @@ def make_accelerator(
     tracker: str | None = None,
     output_dir: str | None = None,
 ) -> Accelerator:
-    """Configures Accelerate; nothing else does.
+    """Makes the `Accelerator`: the one place that configures Accelerate.
 
     Args:
         mixed_precision (`str`, *optional*, defaults to `"no"`): `"no"`, `"bf16"`, `"fp16"` or `"auto"`.
@@ -116,7 +116,7 @@ def make_accelerator(
 
 
 def cores() -> int:
-    """Returns the number of CPU cores that this process may use."""
+    """Counts the CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -128,7 +128,7 @@ def cpu_name() -> str:
 
 
 def describe(accelerator: Accelerator, precision: str) -> str:
-    """Describes the machine in words, for the first line of a run."""
+    """Describes the machine, in words, for the first line of a run."""
     many = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
     if accelerator.device.type == "cpu":
         count = torch.get_num_threads()

@@ -19,7 +19,7 @@ class Machine:
 
     @classmethod
     def here(cls) -> "Machine":
-        """Returns the machine of this process: its accelerator, unless `ACCELERATE_USE_CPU` says to use none."""
+        """Returns the machine of this process: its accelerator, unless `ACCELERATE_USE_CPU` says to do without."""
         import torch
 
         from hfgen.runtime.launch import on_cpu

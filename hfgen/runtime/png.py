@@ -49,7 +49,7 @@ def make_grid(images: Sequence[np.ndarray], columns: int | None = None, cell: in
 
 
 def notes(origin: dict[str, Any], composite: bool = False) -> dict[str, str]:
-    """Returns what a PNG file says of its origin, by the key of the text: see [`save_png`]."""
+    """Returns the texts about its origin in a PNG file, by their keys: see [`save_png`]."""
     kind = "compositeWithTrainedAlgorithmicMedia" if composite else "trainedAlgorithmicMedia"
     return {
         "Source": str(origin["model"]),

@@ -70,7 +70,7 @@ def run_training(options: RunOptions, say: Callable[[str], None] | None = None) 
 
 
 def call(family: str, preset: str | None, options: dict[str, Any]) -> str:
-    """Returns the call of [`train`] as text, without secrets."""
+    """Writes the call of [`train`] as text, without secrets."""
     secret = ("hub_token",)
     preset_text = [f"preset={preset!r}"] if preset else []
     values = [f"{name}={'***' if name in secret else repr(value)}" for name, value in options.items()]

@@ -33,9 +33,9 @@ def path_of(folder: Path, images_seen: int) -> Path:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Returns the checkpoints of a run, oldest first."""
-    checkpoints = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
-    return sorted(checkpoints, key=lambda path: int(path.name.removeprefix(PREFIX)))
+    """Lists the checkpoints of a run, oldest first."""
+    found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
 
 
 def save(folder: Path, images_seen: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> Path:

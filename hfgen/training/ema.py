@@ -31,7 +31,7 @@ class EMA:
         ]
 
     def decay(self, images: int, images_seen: int) -> float:
-        """Returns the share of the average that a step of `images` images keeps; `images_seen` includes these."""
+        """Returns how much of the average a step of `images` images keeps, `images_seen` being counted after it."""
         half_life = min(self.half_life, self.ramp * images_seen) if self.ramp else self.half_life
         return 0.5 ** (images / max(half_life, 1e-8))
 

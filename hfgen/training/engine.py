@@ -176,7 +176,7 @@ class Engine:
         return StepRandom(self.config.seed, images_seen, self.schedule.batch, start, stop, purpose, self.device)
 
     def _prepare(self, images_seen: int, start: int, raw: Any) -> Mapping[str, Any]:
-        """Returns the columns of a micro-batch as all its phases see them."""
+        """Prepares the columns of a micro-batch as all its phases see them."""
         columns = prepare(raw, self.data, self._random(images_seen, start, "augmentation"))
         if self.config.channels_last:
             columns = {
@@ -318,7 +318,7 @@ def check_architecture(name: str, module: nn.Module, saved: Tensors) -> None:
 
 
 def digest(module: nn.Module) -> str:
-    """Returns a digest of a module's weights and buffers."""
+    """Computes a digest of a module's weights and buffers."""
     whole = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

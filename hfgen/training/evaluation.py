@@ -99,7 +99,7 @@ class Evaluation:
         return values, notes, best[0]
 
     def _before(self, measure: dict[str, Any]) -> float | None:
-        """Returns the value of the best pipeline so far, if there is one that was measured in the same way."""
+        """Reads the value of the best pipeline so far, if there is one that was measured in the same way."""
         try:
             evaluation = json.loads(self.best.read_text())["evaluation"]
             return evaluation["value"] if measure.items() <= evaluation.items() else None

@@ -38,7 +38,7 @@ class RunFolder:
         return self.options.training.hub_model_id or self.path.resolve().name
 
     def grid(self, images_seen: int) -> Path:
-        """Returns the file of a sample grid."""
+        """Returns the path of a sample grid."""
         return self.path / "samples" / f"{images_seen:012d}.png"
 
     def last_good(self) -> str:
@@ -139,5 +139,5 @@ class RunFolder:
                 path.unlink()
 
     def record(self, **progress: Any) -> dict[str, Any]:
-        """Returns what `run.json` holds."""
+        """Returns the content of `run.json`."""
         return record(self.options.command, family=self.options.family.name, config=self.options.values, **progress)

@@ -51,7 +51,8 @@ class Metrics:
         self._first_bad[phase] = torch.where(finite, first, first.clamp_max(images_seen))
 
     def first_bad_step(self) -> tuple[str, int] | None:
-        """Returns the first phase that was not finite in any process, and its images seen; waits for the device."""
+        """Returns the first phase, and the images seen before it, that was not finite in any process; waits for the
+        device."""
         if not self._first_bad:
             return None
         firsts = self.accelerator.gather(torch.stack(list(self._first_bad.values())).view(1, -1)).amin(0).tolist()

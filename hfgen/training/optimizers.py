@@ -11,7 +11,7 @@ from hfgen.training.recipe import AdamW, Phase
 
 
 def select(candidates: Mapping[str, nn.Parameter], phase: Phase) -> dict[str, nn.Parameter]:
-    """Selects the parameters that a phase updates, by name, in the order of its patterns."""
+    """Returns the parameters that a phase updates, by name, in the order of its patterns."""
     chosen: dict[str, nn.Parameter] = {}
     for pattern in phase.updates:
         matches = {n: p for n, p in candidates.items() if n.startswith(f"{pattern}.") or fnmatchcase(n, pattern)}
@@ -24,7 +24,8 @@ def select(candidates: Mapping[str, nn.Parameter], phase: Phase) -> dict[str, nn
 def parameter_groups(
     parameters: Mapping[str, nn.Parameter], value: AdamW
 ) -> list[tuple[dict[str, nn.Parameter], float, float]]:
-    """Returns parameters, learning rate and weight decay of each group that is not empty; first those without one."""
+    """Returns parameters, learning rate and weight decay of each group that is not empty; first those without a
+    group."""
     parts: list[dict[str, nn.Parameter]] = [{} for _ in range(len(value.groups) + 1)]
     for name, parameter in parameters.items():
         matches = (i for i, g in enumerate(value.groups, 1) if any(fnmatchcase(name, pattern) for pattern in g.select))

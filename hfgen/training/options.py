@@ -126,7 +126,7 @@ def collect(family: str | Family, preset: str | None = None, command: str = "", 
 
 
 def default_folder(family: Family, values: Mapping[str, Any]) -> str:
-    """Returns the folder of a run whose options name none."""
+    """Returns the folder of a run for which none was given."""
     source = values.get("train_data_dir") or values.get("dataset_name") or DIGITS
     return f"out/{family.name}-{Path(source).resolve().name}"
 

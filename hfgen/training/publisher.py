@@ -61,7 +61,7 @@ class Publisher:
                 module.train()
 
     def batches(self) -> Iterator[Batch]:
-        """Yields training images from the beginning of the run, without end, the same ones in every process."""
+        """Yields the training images from the beginning of the run, without end, the same ones in every process."""
         engine, size = self.engine, self.engine.schedule.micro_batch
 
         def read(start: int) -> Batch:
@@ -71,7 +71,7 @@ class Publisher:
         return map(read, itertools.count(step=size))
 
     def sampler(self, pipeline: Any) -> Sampler:
-        """Returns what makes the images of sample grids and evaluations, from seeds."""
+        """Makes the sampler of sample grids and evaluations, from seeds."""
         return Sampler(pipeline, self.recipe.sampling, name=str(self.folder.path), autocast=self.accelerator.autocast)
 
     def sample_grid(self, pipeline: Any, images_seen: int) -> None:
@@ -221,7 +221,7 @@ def save_all_but_weights(pipeline: Any, folder: Path) -> int:
 
 
 def module_size(module: nn.Module) -> int:
-    """Returns the bytes of a module's weights and buffers."""
+    """Counts the bytes of a module's weights and buffers."""
     return sum(map(size, module.state_dict().values()))
 
 

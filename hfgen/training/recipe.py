@@ -177,7 +177,8 @@ class Recipe:
         """
 
     def encode(self, columns: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """Makes derived columns of the others of a batch, without random numbers: see [`~data.columns.Derived`]."""
+        """Computes derived columns from the others of a batch, without random numbers: see
+        [`~data.columns.Derived`]."""
         raise NotImplementedError
 
     def loss(self, phase: Phase, batch: Batch, progress: Progress) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -194,8 +195,8 @@ class Recipe:
         """Changes state that no optimizer trains, after each step of `images` images, in all processes alike."""
 
     def warnings(self, means: dict[str, float], images_seen: int) -> list[str]:
-        """Returns what a person should know about the means of the metrics since the last call: what is wrong, and
-        what to try. Options are named in backticks."""
+        """Returns warnings about the means of the metrics since the last call: what is wrong, and what to try. Options
+        are named in backticks."""
         return []
 
     def fit(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> Any:
@@ -226,7 +227,8 @@ class Recipe:
 
 
 def class_names(data: DataInfo, class_conditional: bool, needs_all: bool = True) -> tuple[str, ...] | None:
-    """Returns the names of the classes to train on: of the labels, or of the groups instead; `None` for neither.
+    """Returns the names of the classes to train on: those of the labels, or of the groups in their place; `None` for
+    neither.
 
     Raises:
         UserError: If labels are asked for and the data has none, or not for all images where each needs one.
@@ -248,11 +250,13 @@ def class_names(data: DataInfo, class_conditional: bool, needs_all: bool = True)
 
 
 def group_shares(data: DataInfo) -> tuple[float, ...] | None:
-    """Returns the share of the images in each group, by which pipelines draw one; `None` unless there are groups."""
+    """Returns the share of the images in each group, by which pipelines draw one; `None` for labels, and without
+    classes."""
     return data.classes.shares if data.classes and data.classes.groups else None
 
 
 def class_columns(data: DataInfo, names: tuple[str, ...] | None) -> int | None:
-    """Returns the columns of a sample grid with a class in each, if these are few and mean something; else `None`."""
+    """Returns the columns of a sample grid that shows a class in each; `None` if there are too many or they mean
+    nothing."""
     named = names and data.classes and not data.classes.groups and len(names) <= 16
     return len(names) if named and names else None

@@ -300,7 +300,7 @@ class Run:
         }
 
     def record(self, **more: Any) -> dict[str, Any]:
-        """Returns what `run.json` holds now."""
+        """Returns the content of `run.json` now."""
         return self.folder.record(**self._progress(), **more)
 
     def write_record(self) -> None:

@@ -64,7 +64,7 @@ class Schedule:
         self._lr_scheduler = config.lr_scheduler
 
     def learning_rate(self, images_seen: int) -> float:
-        """Returns the factor of the learning rates for the step that begins after `images_seen` images."""
+        """Returns the factor of the learning rates of the step that begins after `images_seen` images."""
         return lr_factor(self._lr_scheduler, images_seen + self.batch, self.warmup, self.total + self.batch)
 
     def due(self, interval: int | None, images_seen: int) -> bool:

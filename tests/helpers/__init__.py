@@ -93,11 +93,15 @@ def start(script: str, *arguments, launcher: str | None = None, processes: int =
     Args:
         launcher (`str`, *optional*): `"python"`, `"accelerate"` or `"torchrun"`. Without one, it runs in a fork of a
             process that has imported the libraries, which saves the seconds that this takes; unless there are
-            `kwargs` of `subprocess.Popen`, or an environment, which the libraries read when they are imported.
+            `kwargs` of `subprocess.Popen`, or variables in `env` that are read when Python starts or imports.
     """
     command = [script, *arguments] if script == "-m" else [ROOT / "scripts" / f"{script}.py", *arguments]
-    if launcher is None and env is None and not kwargs.keys() - {"cwd"}:
-        return Forked(command, processes, **kwargs)
+    if (
+        launcher is None
+        and not kwargs.keys() - {"cwd"}
+        and not any(n.startswith(("HF_", "PYTHON")) for n in env or ())
+    ):
+        return Forked(command, processes, env, **kwargs)
     bin_dir = Path(sys.executable).parent
     front: list = [sys.executable]
     if launcher == "torchrun" or processes > 1:

@@ -4,7 +4,9 @@ A program reads what it imports in its environment only when it is started for r
 the like has to be.
 """
 
+import atexit
 import multiprocessing
+import multiprocessing.util  # its exit handler waits for children; ours, which is registered later, runs before it
 import os
 import runpy
 import signal
@@ -24,6 +26,12 @@ CONTEXT.set_forkserver_preload(
         *(f"hfgen.sampling.{name}" for name in ("ddpm", "gan", "vae")),
     ]
 )
+
+
+@atexit.register
+def _kill_what_is_left() -> None:
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def _program(argv: list[str], env: dict[str, str], cwd: str, out: str, err: str) -> None:
@@ -76,7 +84,7 @@ class Forked:
         """The exit code; `None` while there is none."""
         codes = [process.exitcode for process in self._processes]
         if any(codes):  # the others would wait for it
-            self._signal(signal.SIGKILL)
+            self.kill()
         if self.returncode is None and None not in codes:
             self.returncode = next((code for code in codes if code), 0)
         return self.returncode
@@ -96,12 +104,11 @@ class Forked:
         out, err = (file.read_text() for file in self._files)
         return out, err
 
-    def _signal(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
+        """Sends a signal to each process."""
         for process in self._processes:
             if process.exitcode is None:
                 os.kill(process.pid, number)
-
-    send_signal = _signal
 
     def kill(self) -> None:
         """Kills the processes and what they have started."""

@@ -1,5 +1,7 @@
 """Checkpoints that carry their code, over real HTTP: pushed, then loaded with hfgen, without it, and offline."""
 
+import re
+
 import pytest
 from helpers import run
 from hub.server import ADA, File
@@ -58,13 +60,25 @@ def test_pushed_code_and_weights_are_all_that_is_needed(hub, folder, tmp_path):
     hub.python(WITHOUT_HFGEN, folder, token=ADA, HF_HOME=str(tmp_path / "without"))
 
 
-@pytest.mark.parametrize("name", ["../../../../evil.json", "model/../../../../../evil.safetensors", "/evil.json"])
-def test_file_names_that_lead_elsewhere_write_nothing(hub, folder, tmp_path, name):
+OUTSIDE = ("../../../../evil.json", "model/../../../../../evil.safetensors", "/evil.json")
+LOAD_ALL = """
+import sys
+import hfgen
+for name in sys.argv[1:]:
+    try:
+        hfgen.load_pipeline(name)
+    except (ValueError, OSError) as error:
+        print(name, "is refused:", " ".join(str(error).split()))
+"""
+
+
+def test_file_names_that_lead_elsewhere_write_nothing(hub, folder, tmp_path):
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    repo = hub.create("ada/evil")
-    content = {path: File(content) for path, content in files.items()}
-    repo.add("main", "evil", {**content, name: File(b"{}")}, "ada")
-    code = "import hfgen, sys; hfgen.load_pipeline('ada/evil')"
-    with pytest.raises(AssertionError, match="(?i)invalid|cannot be loaded"):
-        hub.python(code, token=ADA, HF_HOME=str(tmp_path / "home"))
-    assert not list(tmp_path.rglob("evil*"))
+    for number, name in enumerate(OUTSIDE):
+        content = {path: File(content) for path, content in files.items()}
+        hub.create(f"ada/evil{number}").add("main", "evil", {**content, name: File(b"{}")}, "ada")
+    names = [f"ada/evil{number}" for number in range(len(OUTSIDE))]
+    lines = hub.python(LOAD_ALL, *names, token=ADA, HF_HOME=str(tmp_path / "home")).splitlines()
+    assert [line.split()[0] for line in lines] == names
+    assert all(re.search("(?i)is refused: .*(invalid|cannot be loaded)", line) for line in lines)
+    assert not [path for path in tmp_path.rglob("*") if path.name in ("evil.json", "evil.safetensors")]

@@ -20,20 +20,19 @@ LONG = [*TINY, *HARD, *STEPS]
 
 
 @pytest.mark.parametrize(
-    ("extra", "processes"),
+    ("extra", "processes", "launcher"),
     [
-        ("--train_batch_size 16", 1),
-        ("--train_batch_size 8 --gradient_accumulation_steps 2 --mixed_precision bf16", 1),
-        ("--train_batch_size 4 --gradient_accumulation_steps 2", 2),
-        pytest.param("--train_batch_size 16 --no_class_conditional --num_clusters 5", 1, marks=pytest.mark.slow),
+        ("--train_batch_size 16", 1, "accelerate"),
+        ("--train_batch_size 8 --gradient_accumulation_steps 2 --mixed_precision bf16", 1, None),
+        ("--train_batch_size 4 --gradient_accumulation_steps 2", 2, "torchrun"),
+        pytest.param("--train_batch_size 16 --no_class_conditional --num_clusters 5", 1, None, marks=pytest.mark.slow),
     ],
     ids=["plain", "accumulation, bf16", "two processes, accumulation", "groups"],
 )
-def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path, extra, processes):
+def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path, extra, processes, launcher):
     options = [*LONG, *extra.split()]
     whole = finished(tmp_path / "whole", *options, processes=processes)
     assert len(metrics(whole)) == 10
-    launcher = "torchrun" if processes > 1 else "accelerate"
     killed = kill_and_resume(tmp_path / "killed", options, random.Random(0), processes=processes, launcher=launcher)
     assert_identical(whole, killed)
 

@@ -153,7 +153,7 @@ class GANRecipe(Recipe):
         return self.discriminator(images, labels).logits
 
     def _augment(self, batch: Batch, images: torch.Tensor) -> torch.Tensor:
-        """Augments what the discriminator sees; penalties are taken with respect to the image before that."""
+        """Augments what the discriminator sees: penalties are taken with respect to the image before."""
         probability = self.adaptive.probability if self.adaptive is not None else self.config.augment_probability
         if self.adaptive is None and not self.config.augment_probability:
             return images
@@ -172,7 +172,8 @@ class GANRecipe(Recipe):
 
 
 def within_class_scatter(images: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-    """Measures how the images of a batch differ: their squared distance from their mean, or from that of their class.
+    """Measures how much the images of a batch differ: their squared distance from their mean, or from that of their
+    class.
 
     The mean squared distance of two images is twice their variance. Between classes there is always some, whatever a
     generator makes of its latents; so only what differs within a class counts.
