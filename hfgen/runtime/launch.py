@@ -27,7 +27,7 @@ def on_cpu() -> bool:
     return not accelerated or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
 
 
-def resolve_precision(wanted: str) -> str:
+def resolve_precision(precision: str) -> str:
     """Resolves `mixed_precision` to `no`, `bf16` or `fp16`.
 
     Raises:
