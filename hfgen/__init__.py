@@ -64,7 +64,7 @@ _PUBLIC = {
     "collect": "hfgen.training.options",
     "denoise": "hfgen.pipelines.ddpm_sampling",
     "evaluate": "hfgen.evaluation.api",
-    "families": "hfgen.registry",
+    "find_family": "hfgen.registry",
     "load_extractor": "hfgen.evaluation.features",
     "load_pipeline": "hfgen.sampling.loading",
     "load_sampler": "hfgen.sampling.sampler",
@@ -102,7 +102,7 @@ if TYPE_CHECKING:
     from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline, denoise, sampling_scheduler
     from hfgen.pipelines.gan import GANPipeline
     from hfgen.pipelines.vae import VAEPipeline
-    from hfgen.registry import Family, PipelineEntry, families
+    from hfgen.registry import Family, PipelineEntry, find_family
     from hfgen.runtime.errors import UserError
     from hfgen.sampling.api import sample
     from hfgen.sampling.capabilities import (

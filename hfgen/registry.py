@@ -4,16 +4,18 @@ A family is declared once, as strings that say where its parts are, so that aski
 none of them and no torch. Whoever needs a part asks for it by name: [`load`] imports it then.
 """
 
+import dataclasses
 import functools
 import importlib
 import importlib.util
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import nearest
+from hfgen.runtime.options import Options, nearest
 
 GROUP = "hfgen.families"
 OURS = ("hfgen.families.ddpm:FAMILY", "hfgen.families.gan:FAMILY", "hfgen.families.vae:FAMILY")
@@ -77,14 +79,28 @@ class Family:
     origin: str = field(default="hfgen", compare=False)
     """The distribution that declares it, for messages."""
 
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[a-z][a-z0-9_]*", self.name):
+            raise ValueError(f"name is {self.name!r}, but must be lower-case letters, digits and underscores.")
+        if not isinstance(self.pipelines, tuple) or not all(isinstance(e, PipelineEntry) for e in self.pipelines):
+            raise ValueError(f"pipelines is {self.pipelines!r}, but must be a tuple of PipelineEntry objects.")
+
     def load(self, part: str) -> Any:
         """Imports a part by the name of its attribute; `None` for one that the family does without.
 
         Raises:
-            UserError: If it is not where the declaration says.
+            UserError: If it is not where the declaration says, or not what it has to be.
         """
         where = getattr(self, part)
-        return None if where is None else load(where, f"the {part} of the family {self.name!r} ({self.origin})")
+        if where is None:
+            return None
+        what = f"the {part} of the family {self.name!r} ({self.origin})"
+        value = load(where, what)
+        if part == "options" and not (dataclasses.is_dataclass(value) and issubclass(value, Options)):  # type: ignore[arg-type]
+            raise UserError(f"{what} at {where} must be a dataclass that derives from hfgen.runtime.options.Options.")
+        if part == "presets" and not isinstance(value, Mapping):
+            raise UserError(f"{what} at {where} must be a dict from names to functions.")
+        return value
 
     def fault(self) -> str | None:
         """Returns what is missing of the parts that the declaration names; imports only those without torch."""
@@ -113,10 +129,10 @@ class Family:
             UserError: For an unknown name; the nearest one is suggested.
         """
         presets: Mapping[str, Any] = self.load("presets") or {}
-        if name not in presets:
+        if not isinstance(name, str) or name not in presets:
             known = ", ".join(presets) or "none"
             raise UserError(
-                f"`preset` {name} does not exist for {self.name}, which has: {known}.{nearest(name, presets)}"
+                f"`preset` {name} does not exist for {self.name}, which has: {known}.{nearest(str(name), presets)}"
             )
         return dict(presets[name]())
 
@@ -180,6 +196,8 @@ def find_family(name: str) -> Family:
         UserError: For an unknown one; the nearest is suggested. For one whose declaration is broken, what is wrong.
     """
     known = families()
+    if not isinstance(name, str):
+        raise UserError(f"the family is {name!r}, but must be one of the names {', '.join(known)}.")
     if name in broken() and name not in known:
         raise broken()[name]
     if name not in known:

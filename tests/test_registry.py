@@ -86,6 +86,11 @@ def test_a_plug_in_is_found(install):
         ("FAMILY = 3", "plugin_bad:FAMILY of plugin_bad-dist is of type int, not"),
         ("raise RuntimeError('no licence')", "plugin_bad:FAMILY of plugin_bad-dist.*RuntimeError: no licence"),
         ("def", "plugin_bad:FAMILY of plugin_bad-dist.*SyntaxError"),
+        (WORKING.format(name="toy ar/x"), "plugin_bad:FAMILY of plugin_bad-dist.*name is 'toy ar/x', but must be"),
+        (
+            WORKING.format(name="x").replace('Adapter"),)', 'Adapter"))'),
+            "pipelines is .*must be a tuple of PipelineEntry",
+        ),
         (WORKING.format(name="gan"), "plugin_bad-dist declares a family 'gan', which hfgen has already: uninstall"),
     ],
 )
@@ -129,3 +134,38 @@ def test_declarations_import_no_torch():
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("declared", "source", "message"),
+    [
+        ('options="plugin_bad:tiny"', "def tiny(): return {}", "options of the family 'bad' .* must be a dataclass"),
+        ('presets="plugin_bad:PRESETS"', "PRESETS = [1]", "presets of the family 'bad' .* must be a dict"),
+        ('recipe="no.such.module:Recipe"', "", "there is no module no.such.module"),
+    ],
+)
+def test_a_part_that_is_not_what_it_has_to_be_ends_no_training(install, declared, source, message):
+    from hfgen.training.options import collect
+
+    name = declared.partition("=")[0]
+    lines = WORKING.format(name="bad").replace("hfgen.families.vae.recipe:VAERecipe", "hfgen.registry:Family")
+    lines = lines.replace("a.b:Other", "hfgen.registry:").replace("a.c:Adapter", "hfgen.registry:Family")
+    old = {"options": 'options="hfgen.families.vae.options:VAEConfig"', "recipe": 'recipe="hfgen.registry:Family"'}
+    lines = (
+        lines.replace(old[name], declared) if name in old else lines.replace('name="bad"', f'name="bad", {declared}')
+    )
+    install(plugin_bad=textwrap.dedent(lines) + source)
+    assert families()["bad"].fault()
+    with pytest.raises(UserError, match=message):
+        collect("bad")
+
+
+@pytest.mark.parametrize(("source", "message"), [("Recipe = 3", "must derive from"), (None, "lacks loss, pipeline")])
+def test_a_recipe_that_lacks_a_part(install, source, message):
+    from hfgen.training.api import recipe_of
+
+    install(plugin_recipe=source or "from hfgen.training.recipe import Recipe as Base\nclass Recipe(Base): pass")
+    family = find_family("vae")
+    broken_family = type(family)(**{**vars(family), "recipe": "plugin_recipe:Recipe"})
+    with pytest.raises(UserError, match=f"plugin_recipe:Recipe, the recipe of 'vae', {message}"):
+        recipe_of(broken_family)

@@ -228,7 +228,7 @@ def _add_flag(group: argparse._ArgumentGroup, kind: type, field: dataclasses.Fie
     kwargs: dict[str, Any] = {
         "dest": field.name,
         "default": argparse.SUPPRESS,
-        "help": OPTION.sub(r"--\1", text).replace("%", "%%"),
+        "help": spell(text).replace("%", "%%"),
     }
     if one_kind is bool:
         group.add_argument(f"--{field.name}", action="store_true", **kwargs)

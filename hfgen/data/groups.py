@@ -41,7 +41,7 @@ def with_groups(data: SourceData, label: str, count: int) -> SourceData:
     pixels, (source, info) = images.arrays[0], next(iter(data.info.sources.items()))
     most = min(len(pixels), SAMPLE)
     if not 2 <= count <= most:
-        raise UserError(f"`num_clusters` {count} does not fit {len(pixels)} images: use 2 to {most}.")
+        raise UserError(f"`num_clusters` {count} does not fit {len(pixels)} images: use 2 to {most}, or 0 for none.")
 
     def build(path: Path) -> None:
         with open(path, "wb") as file:

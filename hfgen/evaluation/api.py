@@ -8,7 +8,7 @@ from hfgen.evaluation.features import extractor_for
 from hfgen.evaluation.report import describe_model
 from hfgen.evaluation.runner import evaluate as measure
 from hfgen.runtime.launch import make_accelerator
-from hfgen.runtime.options import make
+from hfgen.runtime.options import make, require_seed, require_whole
 from hfgen.sampling.config import all_sampling_options, names_of
 from hfgen.sampling.sampler import load_sampler
 
@@ -53,6 +53,9 @@ def evaluate(
     Raises:
         UserError: For a model or data that cannot be read, or metrics and options that do not fit them.
     """
+    require_whole(num_images=num_images, seeds=seeds, batch_size=batch_size, likelihood_samples=likelihood_samples)
+    require_whole(likelihood_images=likelihood_images)
+    require_seed(seed, seeds * num_images)
     reference = make((ReferenceConfig, *all_sampling_options()), options)[0]
     sampling = {name: value for name, value in options.items() if name not in names_of(ReferenceConfig)}
     accelerator = make_accelerator(cpu_threads=cpu_threads)

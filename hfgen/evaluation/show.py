@@ -55,6 +55,11 @@ def show_grids(
         noise_level, factor = float(config.task_level), int(config.task_level)
     if "super_resolve" in tasks and images.shape[-1] % factor:
         raise UserError(f"`factor` {factor} does not divide the {images.shape[-1]} pixels of the images.")
+    if adapter.classes and tuple(class_names) != adapter.classes.names:
+        raise UserError(
+            f"the images have the classes {', '.join(class_names) or 'none'}, and {name} knows "
+            f"{', '.join(adapter.classes.names)}: give its own data with `dataset_name`."
+        )
     classes = labels if adapter.classes else None
     generator = torch.Generator().manual_seed(seed)
     if encodes:

@@ -141,7 +141,8 @@ def pipeline_files(folder: Path) -> list[Path]:
         kind = index.get("_class_name")
     except (OSError, ValueError, AttributeError):
         raise UserError(
-            f"{folder} holds no pipeline: give the `output_dir` of a finished run, or `best` in it."
+            f"{folder} holds no pipeline: give the folder of a finished run or `best` in it, or for a Space "
+            "`repo_type` space."
         ) from None
     paths = [folder / name for name in BESIDE_COMPONENTS]
     if isinstance(kind, list):  # a file and the class in it

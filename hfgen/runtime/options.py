@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import math
+import numbers
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -58,9 +61,11 @@ def checked(kind: type, field: dataclasses.Field, value: Any) -> Any:
     one_kind, optional, many = hints(kind)[field.name]
     if value is None and optional:
         return None
-    values = value if many and isinstance(value, tuple) else (value,)
+    values = tuple(map(_plain, value)) if many and isinstance(value, tuple) else (_plain(value),)
+    value = values if many and isinstance(value, tuple) else values[0]
     if (many and not isinstance(value, tuple)) or not all(_fits(one, one_kind) for one in values):
-        expected = f"{'a list of ' * many}{one_kind.__name__}{' or None' * optional}"
+        name = "a finite number" if one_kind is float else one_kind.__name__
+        expected = f"{'a list of ' * many}{name}{' or None' * optional}"
         raise UserError(f"`{field.name}` is {value!r}, but must be {expected}.")
     choices = field.metadata.get("choices") or ()
     for one in values if choices else ():
@@ -82,9 +87,18 @@ def hints(kind: type) -> dict[str, tuple[type, bool, bool]]:
     return kinds
 
 
+def _plain(value: Any) -> Any:
+    """Turns paths and the numbers of other libraries into those of Python."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, numbers.Integral) and not isinstance(value, int):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, int | float) else value
+
+
 def _fits(value: Any, kind: type) -> bool:
     if kind is float:  # whole numbers are numbers
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
@@ -120,6 +134,20 @@ def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:
 
     match = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean {match[0]}?" if match else otherwise
+
+
+def require_whole(**values: Any) -> None:
+    """Raises [`UserError`] for the first value that is no whole number from 1 on, by the name of its argument."""
+    for name, value in values.items():
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+            raise UserError(f"`{name}` {value!r} is out of range: use a whole number from 1 on.")
+
+
+def require_seed(seed: Any, count: int) -> None:
+    """Raises [`UserError`] unless `count` images can have seeds from `seed` on."""
+    whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+    if not whole or not 0 <= int(seed) <= 2**32 - 1 - count:
+        raise UserError(f"`seed` {seed!r} is out of range: use a whole number from 0 to 2**32 - 1 - {count}.")
 
 
 def require_positive(config: Any, *names: str) -> None:

@@ -6,7 +6,9 @@ from accelerate import PartialState
 from PIL import Image
 
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.options import nearest, require_seed, require_whole
 from hfgen.runtime.png import to_pil
+from hfgen.sampling.config import all_sampling_options, names_of
 from hfgen.sampling.sampler import load_sampler
 
 AT_ONCE = 64  # images
@@ -37,9 +39,14 @@ def sample(
     Raises:
         UserError: If there is no such checkpoint, or an option does not fit it.
     """
-    for name, value in (("num_images", num_images), ("batch_size", batch_size)):
-        if value < 1:
-            raise UserError(f"`{name}` {value} is out of range: use 1 or more.")
+    known = [name for kind in all_sampling_options() for name in names_of(kind)]
+    for name in options:
+        if name not in known:
+            raise UserError(
+                f"`{name}` is no option here.{nearest(name, [*known, 'num_images', 'seed', 'batch_size'])}"
+            )
+    require_whole(num_images=num_images, batch_size=batch_size)
+    require_seed(seed, num_images)
     sampler = load_sampler(model, options, PartialState().device, revision, token)
     batches = [range(start, min(start + batch_size, num_images)) for start in range(0, num_images, batch_size)]
     return [to_pil(image) for batch in batches for image in sampler(batch, seed).permute(0, 2, 3, 1).cpu().numpy()]

@@ -28,6 +28,8 @@ def entry_of(path: str, **hub: Any) -> PipelineEntry:
     """
     # diffusers passes an argument that huggingface_hub calls deprecated.
     warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
+    if not Path(path).exists() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):  # no id on the Hub
+        raise UserError(f"{path} holds no pipeline: there is no such folder. Give a finished run's, or a Hub id.")
     try:
         name = diffusers.DiffusionPipeline.load_config(index_folder(path, **hub)).get("_class_name")
     except Exception as error:  # of many kinds, as the files may be anything

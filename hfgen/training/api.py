@@ -11,6 +11,7 @@ from hfgen.data.columns import DEFAULT, Derived, Sources, kept_columns
 from hfgen.data.derived import derive
 from hfgen.data.streams import Stream, open_stream
 from hfgen.hub.push import check_push, push_folder
+from hfgen.registry import Family
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.launch import make_accelerator
 from hfgen.runtime.machine import Machine
@@ -96,6 +97,21 @@ def prepare(options: RunOptions, say: Callable[[str], None] | None = None) -> Ru
     return Run(recipe, stream, options, accelerator, live, say)
 
 
+def recipe_of(family: Family) -> Any:
+    """Imports the recipe of a family.
+
+    Raises:
+        UserError: If it is no [`Recipe`], or one that lacks a part.
+    """
+    kind = family.load("recipe")
+    if not (isinstance(kind, type) and issubclass(kind, Recipe)):
+        raise UserError(f"{family.recipe}, the recipe of {family.name!r}, must derive from hfgen.Recipe.")
+    lacking = [name for name in ("loss", "pipeline") if getattr(kind, name) is getattr(Recipe, name)]
+    if lacking:
+        raise UserError(f"{family.recipe}, the recipe of {family.name!r}, lacks {', '.join(lacking)}: write it.")
+    return kind
+
+
 def open_recipe(options: RunOptions, accelerator: Any) -> tuple[Recipe, Stream, RunOptions, bool]:
     """Opens the data and makes the networks.
 
@@ -107,6 +123,7 @@ def open_recipe(options: RunOptions, accelerator: Any) -> tuple[Recipe, Stream, 
         UserError: For data that cannot be used, or that do not fit the options.
     """
     training = options.training
+    recipe_of(options.family)  # before the data is read
     spec = options.family.load("spec")
     asked = spec(options.own, options.data) if spec else DEFAULT
     sources = asked if isinstance(asked, Sources) else Sources(asked)
@@ -114,7 +131,7 @@ def open_recipe(options: RunOptions, accelerator: Any) -> tuple[Recipe, Stream, 
     stream = open_stream(sources, options.data, training.seed, training.hub_token, groups)
     options = options.resolve(stream.info, Machine.here(), accelerator.mixed_precision)
     torch.manual_seed(training.seed)  # the initial weights
-    recipe = options.family.load("recipe")(options.own, stream.info)
+    recipe = recipe_of(options.family)(options.own, stream.info)
     if not options.data.streaming:  # a stream's images come once
         recipe.check_images(stream.read(0, min(FIRST, stream.info.num_images or FIRST)))
     kept = kept_columns(sources)

@@ -106,15 +106,22 @@ def collect(family: str | Family, preset: str | None = None, command: str = "", 
         UserError: For options that do not exist, have wrong values, do not go together, or are not those of the run
             that is to be resumed.
     """
-    family = find_family(family) if isinstance(family, str) else family
+    family = family if isinstance(family, Family) else find_family(family)
+    if fault := family.fault():
+        raise UserError(f"the family {family.name!r} of {family.origin} cannot be used: {fault}")
+    if given.get("output_dir") == "":
+        raise UserError("`output_dir` is empty: give a folder, or leave it out.")
     no_data = given.get("dataset_name") in (None, DIGITS) and given.get("train_data_dir") is None
     presets = family.load("presets") or {}
-    preset = preset or (DIGITS if no_data and DIGITS in presets else family.default_preset)
+    asked, preset = preset, preset or (DIGITS if no_data and DIGITS in presets else family.default_preset)
     values = family.preset_values(preset) if preset else {}
     if given.get("train_data_dir") is not None:
         values.pop("dataset_name", None)
     # An option that is newer than the record has its default, not the value of a preset: it changes nothing then.
-    values = read_record(family, values | given) or values
+    record = read_record(family, values | given)
+    if record and given.get("train_data_dir") is not None:  # which stands in place of the other
+        record.pop("dataset_name", None)
+    values = record | (values if asked else {}) if record else values
     data, training, own = make(option_kinds(family), values | given)
     if data.dataset_name in (None, DIGITS) and data.train_data_dir is None and data.resolution is None:
         data = dataclasses.replace(data, resolution=16)  # 8x8, their own size, are too few pixels to look at
@@ -138,7 +145,7 @@ def read_record(family: Family, values: Mapping[str, Any]) -> dict[str, Any]:
         UserError: If it is a run of another family.
     """
     resumed = values.get("resume_from_checkpoint")
-    if resumed is None or values.get("overwrite_output_dir"):
+    if not isinstance(resumed, str) or values.get("overwrite_output_dir"):
         return {}
     folder = Path(values.get("output_dir") or default_folder(family, values))
     beside = resumed != "latest" and Path(resumed).is_dir()  # a checkpoint's record lies beside it

@@ -1,7 +1,9 @@
 """Options check themselves when they are made, wherever their values come from."""
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hfgen.runtime.errors import UserError
@@ -43,8 +45,9 @@ class Sound(Options):
         ({"width": 8.0}, "`width` is 8.0, but must be int."),
         ({"width": True}, "`width` is True, but must be int."),
         ({"width": None}, "`width` is None, but must be int."),
-        ({"zoom": True}, "`zoom` is True, but must be float or None."),
-        ({"zoom": "2"}, "`zoom` is '2', but must be float or None."),
+        ({"zoom": True}, "`zoom` is True, but must be a finite number or None."),
+        ({"zoom": "2"}, "`zoom` is '2', but must be a finite number or None."),
+        ({"zoom": float("inf")}, "`zoom` is inf, but must be a finite number or None."),
         ({"flip": 1}, "`flip` is 1, but must be bool."),
         ({"sizes": 8}, "`sizes` is 8, but must be a list of int."),
         ({"sizes": (8, True)}, r"`sizes` is \(8, True\), but must be a list of int."),
@@ -63,6 +66,8 @@ def test_wrong_values(values, message):
 def test_right_values():
     options = Colours(mode="gray", zoom=2, sizes=[4, 4], names=("b",))
     assert options.sizes == (4, 4) and options.zoom == 2 and options.names == ("b",)
+    plain = Colours(width=np.int64(4), zoom=np.float32(0.5), token=Path("secret"))
+    assert [type(value) for value in (plain.width, plain.zoom, plain.token)] == [int, float, str]
     assert Colours(zoom=0).zoom == 0 and Colours(names=[]).names == ()
 
 

@@ -51,11 +51,15 @@ def test_default_preset_record_given(record):
     assert collect("gan", "conditional", dataset_name="x").own.r1_gamma == 0.05  # default
     assert collect("gan", "wgan-gp", dataset_name="x").own.r1_gamma == 0.0  # preset
     resumed = {"resume_from_checkpoint": "latest", "output_dir": str(record(r1_gamma=0.3, adam_beta2=0.5))}
-    options = collect("gan", "wgan-gp", **resumed)
+    options = collect("gan", **resumed)
     assert options.own.r1_gamma == 0.3 and options.own.objective == "relativistic"  # record
-    options = collect("gan", "wgan-gp", r1_gamma=0.7, **resumed)
+    options = collect("gan", r1_gamma=0.7, **resumed)
     assert options.own.r1_gamma == 0.7 and options.own.adam_beta2 == 0.5  # given
     assert options.given == {"r1_gamma", "resume_from_checkpoint", "output_dir"}
+    with pytest.raises(UserError, match="a different run, .*`objective` relativistic there, wasserstein here"):
+        RunFolder(collect("gan", "wgan-gp", **resumed))  # a preset that is asked for is not ignored
+    with pytest.raises(UserError, match="a different run, .*`train_data_dir` None there, photos here"):
+        RunFolder(collect("gan", train_data_dir="photos", **resumed))
 
 
 def test_a_record_is_read_only_to_go_on(record):
@@ -105,6 +109,17 @@ def test_a_stream_needs_a_length():
     with pytest.raises(UserError, match="`streaming` has no epochs: give the length with `max_train_steps`"):
         collect("gan", **streamed)
     assert collect("gan", **streamed, max_train_steps=3).training.max_train_steps == 3
+
+
+def test_an_empty_folder_name_is_no_default():
+    with pytest.raises(UserError, match="`output_dir` is empty"):
+        collect("gan", output_dir="")
+
+
+@pytest.mark.parametrize(("family", "preset"), [(None, None), (3, None), ("vae", 3), ("vae", ["a"])])
+def test_families_and_presets_of_other_types(family, preset):
+    with pytest.raises(UserError, match="must be one of the names|does not exist for vae"):
+        collect(family, preset)
 
 
 def test_names_and_values_are_checked():
