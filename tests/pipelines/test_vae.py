@@ -579,15 +579,15 @@ def test_models_are_trained_on_what_the_pipeline_gives_them():
     from hfgen.training.random import StepRandom
     from hfgen.training.recipe import Batch
 
-    batch = Batch(2 * pictures(3) - 1, None, StepRandom(0, 0, 3))
+    batch = Batch({"image": 2 * pictures(3) - 1}, StepRandom(0, 0, 3))
     for task, level in (("denoise", 0.3), ("super_resolve", 2.0)):
         pipe = make(task=task, level=level)
         with patch.object(pipe.model, "encode", wraps=pipe.model.encode) as encode:
             if task == "denoise":
                 noise = StepRandom(0, 0, 3).normal(1, 8, 8)
-                pipe.denoise(batch.images / 2 + 0.5 + level * noise, **PT)
+                pipe.denoise(batch["image"] / 2 + 0.5 + level * noise, **PT)
             else:
-                pipe.super_resolve(shrink(batch.images / 2 + 0.5, 2), **PT)
+                pipe.super_resolve(shrink(batch["image"] / 2 + 0.5, 2), **PT)
         torch.testing.assert_close(encode.call_args.args[0], degrade(batch, task, level))
 
 
