@@ -285,7 +285,7 @@ def test_no_address_is_downloaded(demo, vae, tmp_path):
     path = save(np.zeros((8, 8), np.uint8), tmp_path / "it.png")
     assert asyncio.run(file.async_move_resource_to_block_cache(path)).endswith("it.png")
     for address in ("https://localhost/it.png", "HTTP://localhost/it.png"):
-        with pytest.raises(Error, match="An address is no file"):
+        with pytest.raises(Error, match="This is an address, not a file"):
             asyncio.run(file.async_move_resource_to_block_cache(address))
 
 
