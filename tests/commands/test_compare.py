@@ -200,7 +200,7 @@ def test_a_signal_is_handed_on(place, tmp_path):
         ("--model {gan} {gan}/absent", "holds no pipeline"),
         ("--model {gan} {stacked}", "images of different sizes cannot be compared: 1x8x8 of "),
         ("--model {gan} --quality 0", "--quality 0.0 is out of range"),
-        ("--model {gan} --quality=nan", "--quality nan is out of range"),
+        ("--model {gan} --quality=nan", "--quality is nan, but must be a finite number"),
         ("--model {gan} --max_train_steps 5", "with --model nothing is trained"),
         ("--model {gan} --num_images 1", "--num_images 1 is out of range"),
         ("--model {gan} --seeds 0", "--seeds 0 is out of range"),

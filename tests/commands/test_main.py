@@ -81,7 +81,7 @@ def plugin(tmp_path, monkeypatch):
 
 
 def test_list_shows_plugins_with_their_package(plugin, capsys):
-    plugin(PLUGIN + "Nothing = None\n")
+    plugin(PLUGIN + "from hfgen.sampling.config import NoOptions as Nothing\n")
     main(["list"])
     shown = capsys.readouterr().out
     assert "Toy: nothing at all (toy)" in shown and "As small as can be." in shown
@@ -92,11 +92,12 @@ def test_list_shows_plugins_with_their_package(plugin, capsys):
     [
         (PLUGIN, "toy_family:FAMILI", "the family 'toy' that toy declares is not at toy_family:FAMILI"),
         (PLUGIN, "absent_package:FAMILY", "is not at absent_package:FAMILY"),
-        ("FAMILY = 3", "toy_family:FAMILY", "toy_family:FAMILY of toy is a int"),
+        ("FAMILY = 3", "toy_family:FAMILY", "toy_family:FAMILY of toy is of type int"),
         (PLUGIN.replace('"toy"', '"gan"', 1), "toy_family:FAMILY", "toy declares a family 'gan', which hfgen has"),
         (PLUGIN, "toy_family:FAMILY", "the options of the family 'toy' (toy) is not at toy_family:Nothing"),
         (
-            PLUGIN.replace("toy_family:Recipe", "toy_recipe:Recipe") + "Nothing = None\n",
+            PLUGIN.replace("toy_family:Recipe", "toy_recipe:Recipe")
+            + "from hfgen.sampling.config import NoOptions as Nothing\n",
             "toy_family:FAMILY",
             "there is no module toy_recipe",
         ),
