@@ -198,9 +198,9 @@ def find_family(name: str) -> Family:
     known = families()
     if not isinstance(name, str):
         raise UserError(f"the family is {name!r}, but must be one of the names {', '.join(known)}.")
-    if name in broken() and name not in known:
-        raise broken()[name]
     if name not in known:
+        if problem := broken().get(name):  # asked only now: it looks at all packages again
+            raise problem
         raise UserError(f"there is no family {name!r}: the families are {', '.join(known)}.{nearest(name, known)}")
     return known[name]
 
