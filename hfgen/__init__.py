@@ -65,6 +65,7 @@ _PUBLIC = {
     "denoise": "hfgen.pipelines.ddpm_sampling",
     "evaluate": "hfgen.evaluation.api",
     "find_family": "hfgen.registry",
+    "image_seed": "hfgen.runtime.seeds",
     "load_extractor": "hfgen.evaluation.features",
     "load_pipeline": "hfgen.sampling.loading",
     "load_sampler": "hfgen.sampling.sampler",
@@ -104,6 +105,7 @@ if TYPE_CHECKING:
     from hfgen.pipelines.vae import VAEPipeline
     from hfgen.registry import Family, PipelineEntry, find_family
     from hfgen.runtime.errors import UserError
+    from hfgen.runtime.seeds import image_seed
     from hfgen.sampling.api import sample
     from hfgen.sampling.capabilities import (
         Adapter,

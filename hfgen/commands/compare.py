@@ -23,18 +23,19 @@ from pathlib import Path
 from typing import Any
 
 from hfgen.commands.cli import command_line, flags, spell
-from hfgen.commands.options import MeasureOptions, check_models, check_seed, read_sampling, require_least
+from hfgen.commands.options import MeasureOptions, check_models, read_sampling, require_least
+from hfgen.data.config import share_of
 from hfgen.evaluation.config import METRICS, ReferenceConfig
 from hfgen.registry import Family, families
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import as_dict, option, require_positive
+from hfgen.runtime.options import as_dict, option, require_positive, require_seed
 from hfgen.training.options import collect
 
 NUM_IMAGES = 5000
 EVALUATIONS, EVALUATION_IMAGES = 10, 1000  # while training
 DATA = (  # options of the reference that are those of a training, too
-    *("dataset_name", "dataset_config_name", "dataset_split", "image_column", "label_column", "cache_dir"),
-    "skip_corrupt_images",
+    *("dataset_name", "dataset_config_name", "train_data_dir", "dataset_split", "image_column", "label_column"),
+    *("cache_dir", "skip_corrupt_images", "center_crop"),
 )
 
 
@@ -74,7 +75,7 @@ class CompareConfig(MeasureOptions):
         require_least(self, 2, "num_images")
         if self.quality is not None:
             require_positive(self, "quality")
-        check_seed(self.seed, self.seeds * (self.num_images or NUM_IMAGES), "seeds * num_images")
+        require_seed(self.seed, self.seeds)
 
 
 KINDS = (CompareConfig, ReferenceConfig)
@@ -89,12 +90,14 @@ def read_options(argv: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
 
 
 def data_name(reference: ReferenceConfig) -> str:
-    return Path(reference.dataset_name or "digits").resolve().name
+    return Path(reference.source).resolve().name
 
 
 def train_missing(config: CompareConfig, reference: ReferenceConfig, folder: Path) -> tuple[list[str], str]:
     """Trains what the folder does not hold yet; returns the folders of the models, and the extractor."""
     data = {name: value for name in DATA if (value := getattr(reference, name)) not in (None, False)}
+    if share_of(reference.held_out_split) is not None:
+        data["validation_split"] = reference.held_out_split
     extractor = config.extractor or str(folder / "classifier")
     if not config.extractor and not (folder / "classifier" / "config.json").exists():
         run(["classify"], data | {"output_dir": extractor})
@@ -108,7 +111,7 @@ def train_missing(config: CompareConfig, reference: ReferenceConfig, folder: Pat
             print(f"{model} is already trained", flush=True)
             continue
         values = data | {"output_dir": model, "resume_from_checkpoint": "latest"}
-        values |= family.compare if reference.dataset_name not in (None, "digits") else {}
+        values |= family.compare if reference.source != "digits" else {}
         for name in ("max_train_steps", "cpu_threads"):
             values |= {name: value} if (value := getattr(config, name)) is not None else {}
         if config.extractor_weights is not None:

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from hfgen.commands.cli import command_line, spell
-from hfgen.commands.options import MeasureOptions, check_models, check_seed, read_sampling, require_least
+from hfgen.commands.options import MeasureOptions, check_models, read_sampling, require_least
 from hfgen.evaluation.config import ReferenceConfig
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import as_dict, option
+from hfgen.runtime.options import as_dict, option, require_seed
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class EvaluateConfig(MeasureOptions):
                 f"`revision` {self.revision} belongs to one checkpoint, but `model` names {len(self.model)}."
             )
         require_least(self, 2, "num_images")
-        check_seed(self.seed, self.seeds * self.num_images, "seeds * num_images")
+        require_seed(self.seed, self.seeds)
 
 
 KINDS = (EvaluateConfig, ReferenceConfig)

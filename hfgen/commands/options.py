@@ -86,9 +86,3 @@ def check_models(models: tuple[str, ...]) -> None:
     """Raises [`UserError`] for a checkpoint that is named twice."""
     if len(set(models)) < len(models):
         raise UserError(f"`model` {' '.join(models)} has a checkpoint twice: give each once.")
-
-
-def check_seed(seed: int, count: int, formula: str) -> None:
-    """Raises [`UserError`] for a seed from which `count` following ones are no 32-bit numbers."""
-    if not 0 <= seed <= 2**32 - 1 - count:
-        raise UserError(f"`seed` {seed} is out of range: use 0 to 2**32 - 1 - {formula}.")

@@ -1,6 +1,7 @@
 """Samples images from any checkpoint that hfgen writes, to PNG files and a grid.
 
-Image number i is made from the seed `--seed` + i alone: batch size and number of processes change nothing.
+Image number i depends on the seed and on i alone: batch size and number of processes change nothing. Its own seed and
+its class, which repeat it alone, are in `samples.json` and in its file.
 
     hfgen sample --model out/ddpm-digits --num_images 16
     hfgen sample --model user/ddpm-mnist --class_labels 3 8 --guidance_scale 2
@@ -12,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfgen.commands.options import ModelOptions, check_seed, read_sampling, require_least
+from hfgen.commands.options import ModelOptions, read_sampling, require_least
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import option
+from hfgen.runtime.options import option, require_seed
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class SampleConfig(ModelOptions):
     """Images: how many, and where they go."""
 
     num_images: int = option(16, "number of images")
-    seed: int = option(0, "seed of the first image; each following one has the next")
+    seed: int = option(0, "seed of the set: another one makes other images")
     batch_size: int | None = option(None, "images at once per process (default: as many as fit, at most 64)")
     output_dir: str | None = option(
         None, "folder for the images (default: <model>/images, or images-<model> for a Hub id)"
@@ -32,7 +33,7 @@ class SampleConfig(ModelOptions):
     def validate(self) -> None:
         super().validate()
         require_least(self, 1, "num_images", "batch_size")
-        check_seed(self.seed, self.num_images, "num_images")
+        require_seed(self.seed)
 
 
 def read_options(argv: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:

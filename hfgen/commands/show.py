@@ -13,7 +13,7 @@ from hfgen.commands.cli import parse
 from hfgen.commands.options import ModelOptions, require_least
 from hfgen.data.config import ImagesConfig
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import option, require_positive
+from hfgen.runtime.options import option, require_positive, require_seed
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class ShowConfig(ModelOptions):
         require_least(self, 2, "num_images", "factor")
         require_least(self, 1, "steps")
         require_positive(self, "noise_level")
+        require_seed(self.seed)
 
 
 def read_options(argv: Sequence[str]) -> list[Any]:

@@ -8,7 +8,7 @@ the size. How an option was spelt, or left out, is no part of it.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -91,11 +91,36 @@ class SourceData:
         assert column is not None
         return column.arrays[0] if column.index is None else column.arrays[0][column.index]
 
+    def strips(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Returns some images of the first column as they are stored, `(B, C, R, L)`, uint8: see [`Column`]."""
+        column = self._first(ImageInfo)
+        assert column is not None
+        return np.asarray(column.arrays[0][rows if column.index is None else column.index[rows]])
+
+    def squares(self, rows: np.ndarray, offsets: np.ndarray | float = 0.5) -> np.ndarray:
+        """Returns some images of the first column: `(B, C, R, R)`, uint8.
+
+        Args:
+            rows (`np.ndarray` of shape `(B,)`): Which.
+            offsets (`np.ndarray` of shape `(B,)` or `float`): Where oblong images are cropped, in [0, 1); by default
+                in the centre.
+        """
+        strips, layout = self.strips(rows), self.layout
+        if layout is None:
+            return strips
+        size, (length, transposed) = strips.shape[2], layout[rows].T
+        start = np.asarray(offsets * (length - size + 1)).astype(np.int64)
+        along = start[:, None, None, None] + np.arange(size)
+        cut = np.take_along_axis(strips, along, axis=3)
+        return np.where(transposed.astype(bool)[:, None, None, None], cut.swapaxes(2, 3), cut)
+
     @property
     def labels(self) -> np.ndarray | None:
         """Returns the first column of classes: `(N,)`, int64."""
         column = self._first(LabelInfo)
-        return column.arrays[0] if column else None
+        if column is None:
+            return None
+        return column.arrays[0] if column.index is None else column.arrays[0][column.index]
 
     @property
     def layout(self) -> np.ndarray | None:
@@ -105,13 +130,17 @@ class SourceData:
         return column.layout if column.layout is None or column.index is None else column.layout[column.index]
 
 
-def open_images(config: DataConfig, token: str | None = None) -> SourceData:
+def open_images(config: DataConfig, token: str | None = None, held_out: bool = False) -> SourceData:
     """Opens the images, and classes if there are any, of the data set that the options name: see [`open_source`]."""
-    return open_source(config, by_source(DEFAULT)[TRAIN], TRAIN, token)
+    return open_source(config, by_source(DEFAULT)[TRAIN], TRAIN, token, held_out)
 
 
 def open_source(
-    config: DataConfig, columns: Mapping[str, SourceColumn], source: str = TRAIN, token: str | None = None
+    config: DataConfig,
+    columns: Mapping[str, SourceColumn],
+    source: str = TRAIN,
+    token: str | None = None,
+    held_out: bool = False,
 ) -> SourceData:
     """Opens columns of a data set, from the cache or by making it.
 
@@ -123,6 +152,8 @@ def open_source(
         columns (`Mapping[str, Image | Label | Text]`): What is asked for.
         source (`str`, *optional*): What the family calls the data set.
         token (`str`, *optional*): For private data sets on the Hub.
+        held_out (`bool`, *optional*, defaults to `False`): Whether to open the share that `validation_split` leaves
+            out of training, instead of the rest.
 
     Raises:
         UserError: If the data set, its columns or one of its images cannot be used.
@@ -150,9 +181,38 @@ def open_source(
             make = _labels if isinstance(columns[key], Label) else _texts
             stored[key] = make(root, dataset, column, rows, source)
     stored = {key: stored[key] for key in columns if key in stored}
-    info = SourceInfo(name, config.dataset_split, len(rows), len(gone), _fingerprint(stored))
+    if config.validation_share is not None:
+        part = np.flatnonzero(np.isin(rows, _held_out(len(dataset), config.validation_share), invert=not held_out))
+        if not len(part):
+            raise UserError(f"`validation_split` {config.validation_split} leaves nothing of {len(rows)} rows.")
+        stored, rows = {key: _some_rows(column, part) for key, column in stored.items()}, rows[part]
+    split = f"{config.validation_split} of {config.dataset_split}" if held_out else config.dataset_split
+    info = SourceInfo(name, split, len(rows), len(gone), _fingerprint(stored))
     infos = {key: column.info for key, column in stored.items()}
     return SourceData(config, DataInfo({source: info}, infos), stored)
+
+
+def _held_out(count: int, share: float) -> np.ndarray:
+    """Draws the rows that training leaves out: the same ones for each seed of a training, and whatever the images of
+    some rows are like."""
+    return np.random.default_rng(0).permutation(count)[: max(1, round(share * count))]
+
+
+def _some_rows(column: Column, part: np.ndarray) -> Column:
+    """Returns a column that uses only some of its rows; its classes are still those of all rows."""
+    info, index = column.info, part if column.index is None else column.index[part]
+    if isinstance(info, LabelInfo):
+        info = replace(info, classes=_classes(info.classes.names, column.arrays[0][index]))
+    elif isinstance(info, TextInfo):
+        info = replace(info, missing=int(column.arrays[0].missing[index].sum()))
+    return replace(column, info=info, index=index)
+
+
+def _classes(names: tuple[str, ...], labels: np.ndarray) -> Classes:
+    """Counts the classes, -1 for none."""
+    present = labels[labels >= 0]
+    shares = tuple((np.bincount(present, minlength=len(names)) / max(1, len(present))).tolist())
+    return Classes(names, shares=shares if len(present) else None, unlabelled=int((labels < 0).sum()))
 
 
 def cache_root(config: DataConfig) -> Path:
@@ -396,7 +456,7 @@ def _labels(root: Path, dataset: Any, column: str, rows: np.ndarray, source: str
 
     folder = build_once(root / f"labels-{_key_of_rows(dataset, column, rows, names=known)}", build)
     meta, labels = json.loads((folder / META).read_text()), np.load(folder / "labels.npy")
-    classes = Classes(tuple(meta["class_names"]), unlabelled=int((labels < 0).sum()))
+    classes = _classes(tuple(meta["class_names"]), labels)
     return Column(LabelInfo(classes, source), meta["digest"], (labels,), folder=folder)
 
 

@@ -9,7 +9,7 @@
 ```
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -100,7 +100,8 @@ class Classes:
     Attributes:
         names (`tuple[str, ...]`): Their names, in the order of their numbers.
         kind (`str`): `"labels"`, or `"groups"` of similar images that were found by clustering.
-        shares (`tuple[float, ...]`, *optional*): The share of the images in each.
+        shares (`tuple[float, ...]`, *optional*): The share of each among the images that have a class; `None` if it is
+            not known.
         unlabelled (`int`): Number of images without a class.
     """
 
@@ -108,6 +109,12 @@ class Classes:
     kind: Literal["labels", "groups"] = "labels"
     shares: tuple[float, ...] | None = None
     unlabelled: int = 0
+
+    def numbers(self, names: Sequence[str]) -> list[int]:
+        """Returns the number of each of these names; -1 for one that no class has. Data may number its classes in
+        another way than a model that was trained on other data, and their names are what they share."""
+        known = {name: number for number, name in enumerate(self.names)}
+        return [known.get(name, -1) for name in names]
 
     @property
     def groups(self) -> bool:

@@ -17,6 +17,9 @@ class DataConfig(Options):
     )
     dataset_config_name: str | None = option(None, "configuration of the data set, where it has several")
     dataset_split: str = option("train", "split to read")
+    validation_split: str | None = option(
+        None, "what training leaves out and evaluations measure with: a share of the images, as 0.1, or another split"
+    )
     train_data_dir: str | None = option(None, "folder of images (sub-folders become classes)")
     image_column: str | None = option(None, "column with the images; found by type if left out")
     label_column: str | None = option(None, "column with the classes; found by type if left out")
@@ -50,6 +53,16 @@ class DataConfig(Options):
     random_crop: int = option(0, "augmentation: shift by up to this many pixels each way")
     color_jitter: float = option(0.0, "augmentation: change brightness, contrast and saturation by up to this share")
 
+    def __post_init__(self) -> None:
+        if isinstance(self.validation_split, float):  # as Python may give it
+            object.__setattr__(self, "validation_split", str(self.validation_split))
+        super().__post_init__()
+
+    @property
+    def validation_share(self) -> float | None:
+        """The share of the images that training leaves out; `None` where it leaves out none."""
+        return share_of(self.validation_split)
+
     def validate(self) -> None:
         """Checks what can be checked without looking at the data.
 
@@ -77,6 +90,11 @@ class DataConfig(Options):
             raise UserError("`num_clusters` 1 would put all images into one group: use 0 for none, or 2 and more.")
         if self.color_jitter >= 1:
             raise UserError(f"`color_jitter` {self.color_jitter} would make images black: use less than 1.")
+        if self.validation_split is not None and self.validation_split == self.dataset_split:
+            raise UserError(f"`validation_split` {self.validation_split} is what is trained on: give a share, as 0.1.")
+        share = check_share("validation_split", self.validation_split)
+        if share is not None and self.streaming:
+            raise UserError(f"`validation_split` {share:g} needs all images at hand: with `streaming`, name a split.")
         if self.shuffle_buffer_size < 1:
             raise UserError(f"`shuffle_buffer_size` {self.shuffle_buffer_size} holds no image: use 1 or more.")
         if self.dataloader_num_workers and not self.streaming:
@@ -90,29 +108,66 @@ class DataConfig(Options):
             raise UserError("`streaming` needs `dataset_name` or `train_data_dir`: the embedded digits are in memory.")
 
 
+def share_of(split: str | None) -> float | None:
+    """Returns the share that is given in place of a split; `None` for the name of one."""
+    try:
+        return None if split is None else float(split)
+    except ValueError:
+        return None
+
+
+def check_share(name: str, split: str | None) -> float | None:
+    """Returns the same as [`share_of`]. Raises [`UserError`] for a number that is no share."""
+    share = share_of(split)
+    if share is not None and not 0 < share < 1:
+        raise UserError(f"`{name}` {split} is no share of the images: use a number between 0 and 1, as 0.1.")
+    return share
+
+
 @dataclass(frozen=True)
 class ImagesConfig(Options):
     """Images: real ones, to measure or to show a checkpoint with."""
 
     dataset_name: str | None = option(None, "Hub id or folder of the images (default: the digits)")
     dataset_config_name: str | None = option(None, "configuration of the data set, where it has several")
-    dataset_split: str = option("test", "split (the digits have only train)")
+    train_data_dir: str | None = option(None, "folder of images, as for training")
+    dataset_split: str | None = option(
+        None, "split (default: test; of the digits and of a folder of images, which have one only, train)"
+    )
     image_column: str | None = option(None, "column with the images; found by type if left out")
     label_column: str | None = option(None, "column with the classes; found by type if left out")
     skip_corrupt_images: bool = option(False, "count and skip images that cannot be decoded instead of stopping")
     cache_dir: str | None = option(None, "where decoded images are kept (default: hfgen/ in the HF cache)")
 
-    def data(self, image_shape: tuple[int, int, int], split: str) -> DataConfig:
-        """Returns options for a split of them, cropped in the centre to a model's (channels, height, width)."""
+    @property
+    def source(self) -> str:
+        """What was named: a data set, a folder, or `digits`."""
+        return self.train_data_dir or self.dataset_name or "digits"
+
+    @property
+    def has_one_split(self) -> bool:
+        """Whether these are images without splits: the digits, or a folder of images."""
+        return self.train_data_dir is not None or self.source == "digits"
+
+    def data(
+        self,
+        image_shape: tuple[int, int, int],
+        split: str | None = None,
+        center_crop: bool = True,
+        validation_split: str | None = None,
+    ) -> DataConfig:
+        """Returns options for a split of them, cropped to a model's (channels, height, width)."""
         return DataConfig(
             dataset_name=self.dataset_name,
             dataset_config_name=self.dataset_config_name,
-            dataset_split=split,
+            train_data_dir=self.train_data_dir,
+            dataset_split=split or self.dataset_split or ("train" if self.has_one_split else "test"),
+            validation_split=validation_split,
             image_column=self.image_column,
             label_column=self.label_column,
             skip_corrupt_images=self.skip_corrupt_images,
             resolution=image_shape[1],
-            center_crop=True,
+            center_crop=center_crop,
             image_mode=next(mode for mode, channels in IMAGE_MODES.items() if channels == image_shape[0]),
             cache_dir=self.cache_dir,
         )

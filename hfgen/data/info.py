@@ -159,6 +159,7 @@ class DataInfo:
             "class_names": list(classes.names) if classes else None,
             "fingerprint": self.fingerprint,
             "class_shares": list(classes.shares) if classes and classes.shares else None,
+            "class_kind": classes.kind if classes else None,
         }
         if len(self.sources) > 1 or len(self.columns) > 1 + (classes is not None):
             record["sources"] = {name: asdict(source) for name, source in self.sources.items()}

@@ -498,7 +498,8 @@ class _Reader:
         seed = self.stream.seed
         while True:
             block, following = self._block(state)
-            draws = np.random.default_rng([seed_from(seed, "stream", self.index, state["epoch"], state["block"])])
+            block_seed = seed_from(seed, "stream", self.index, state["epoch"], state["block"])
+            draws = np.random.default_rng([block_seed % 2**32])  # as in version 0.1
             permutation, crops = draws.permutation(len(block)), draws.random(len(block))
             for offset in range(state["offset"], len(block)):
                 after = following if offset + 1 == len(block) else state | {"offset": offset + 1}

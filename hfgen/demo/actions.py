@@ -14,6 +14,7 @@ from hfgen.data.decode import decode, fit, to_mode
 from hfgen.demo.limits import MOST_FRAMES, MOST_OBLONG, MOST_SEARCH, MOST_SEED
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.png import notes, to_pil, to_uint8
+from hfgen.runtime.seeds import image_seed
 from hfgen.sampling import latents as codes
 from hfgen.sampling.capabilities import Adapter, Generates, HasLatents
 from hfgen.sampling.sampler import Sampler, image_generators
@@ -83,11 +84,12 @@ def sample(
     labels = None if chosen is None else (names[chosen],)
     sampler = Sampler(adapter, adapter.options(**settings), name, class_labels=labels)
     arrays = sampler(range(count), seed).permute(0, 2, 3, 1).cpu().numpy()
-    classes = [sampler.class_of(index) for index in range(count)]
-    captions = [f"seed {seed + i}" + ("" if c is None else f" · {names[c]}") for i, c in enumerate(classes)]
+    seeds = [image_seed(seed, index) for index in range(count)]
+    classes = [sampler.class_of(index, seed) for index in range(count)]
+    captions = [f"image {i}" + ("" if c is None else f" · {names[c]}") for i, c in enumerate(classes)]
     images = [
-        note(to_pil(array), origin, **sampler.settings, precision="no", seed=seed + index, class_label=classes[index])
-        for index, array in enumerate(arrays)
+        note(to_pil(array), origin, **sampler.settings, precision="no", seed=own, class_label=label)
+        for array, own, label in zip(arrays, seeds, classes, strict=True)
     ]
     return list(zip(images, captions, strict=True))
 
@@ -95,7 +97,7 @@ def sample(
 def interpolate(
     adapter: Any, start: int, end: int, frames: int, label: int = ANY, **settings: float
 ) -> list[Image.Image]:
-    """Walks from the image of one seed to that of another, through the latents of both.
+    """Walks from the first image of one seed to that of another, through the latents of both.
 
     Where these are found by encoding the images, the ends are reconstructions of them.
     """
@@ -105,7 +107,8 @@ def interpolate(
     chosen = check(adapter, label, settings, any_class=walks_any_class(adapter))
     labels = None if chosen is None else torch.full((2,), chosen, device=adapter.pipe.device)
     options = adapter.options(**settings)
-    latents, labels = adapter.draw(image_generators(0, (start, end)), labels, options)
+    generators = [generator for seed in (start, end) for generator in image_generators(seed, [0])]
+    latents, labels = adapter.draw(generators, labels, options)
     return [to_pil(image) for image in to_uint8(codes.walk(adapter, latents, frames, labels))]
 
 

@@ -3,7 +3,7 @@
 MOST_IMAGES = 64  # as many as `hfgen sample` makes at once
 MOST_FRAMES = 32
 MOST_SEARCH = 200  # steps of the search for what fills a hole
-MOST_SEED = 2**32 - 1 - MOST_IMAGES
+MOST_SEED = 2**53 - 1  # the largest whole number that a page can tell from its neighbours
 MOST_PIXELS = 20_000_000  # of an uploaded image; PIL refuses twice as many
 MOST_OBLONG = 20  # its longer side, in shorter ones
 MOST_BYTES = "20mb"

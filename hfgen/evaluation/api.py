@@ -37,8 +37,9 @@ def evaluate(
         extractor, extractor_weights (`str`, *optional*): Whose features are compared: see
             [`~features.load_extractor`].
         num_images (`int`, *optional*, defaults to 10,000): Images to generate, per seed.
-        seed (`int`, *optional*, defaults to 0): The seed of the first image.
-        seeds (`int`, *optional*, defaults to 1): How often to repeat it with new images, for a mean and a deviation.
+        seed (`int`, *optional*, defaults to 0): The seed of the set of images.
+        seeds (`int`, *optional*, defaults to 1): How many sets to measure, of `seed`, `seed + 1`, ..., for a mean and
+            a deviation.
         batch_size (`int`, *optional*, defaults to 64): Images at once per process.
         likelihood_samples, likelihood_images (`int`, *optional*): See [`~runner.Evaluator`].
         cpu_threads (`int`, *optional*): Threads on a CPU; by default all cores.
@@ -55,7 +56,7 @@ def evaluate(
     """
     require_whole(num_images=num_images, seeds=seeds, batch_size=batch_size, likelihood_samples=likelihood_samples)
     require_whole(likelihood_images=likelihood_images)
-    require_seed(seed, seeds * num_images)
+    require_seed(seed, seeds)
     reference = make((ReferenceConfig, *all_sampling_options()), options)[0]
     sampling = {name: value for name, value in options.items() if name not in names_of(ReferenceConfig)}
     accelerator = make_accelerator(cpu_threads=cpu_threads)

@@ -19,7 +19,7 @@ import torch
 
 from hfgen.data.augment import prepare
 from hfgen.data.cache import open_images
-from hfgen.data.config import DataConfig
+from hfgen.data.config import DataConfig, share_of
 from hfgen.data.info import DataInfo
 from hfgen.data.streams import RawBatch
 from hfgen.evaluation.config import ClassifierConfig
@@ -88,8 +88,13 @@ def open_parts(data: DataConfig, config: ClassifierConfig) -> tuple[Part, Part]:
     if train.info.mode == "RGBA":
         raise UserError(f"{train.info.name} has transparent images: add `image_mode` RGB to drop that.")
     same: dict[str, Any] = {"resolution": train.info.resolution, "image_mode": train.info.mode, "center_crop": True}
+    share = share_of(test_split)
     try:
-        test = open_images(dataclasses.replace(data, dataset_split=test_split, **same))
+        if share is not None:  # of what is trained on, if that is not left out already
+            data = dataclasses.replace(data, validation_split=test_split)
+            train, test = open_images(data), open_images(dataclasses.replace(data, **same), held_out=True)
+        else:
+            test = open_images(dataclasses.replace(data, dataset_split=test_split, validation_split=None, **same))
     except UserError as error:
         raise UserError(
             f"`test_split` {test_split}: {error} To hold out a fifth of the images instead, add `test_split` "
@@ -166,7 +171,7 @@ def train(model: Any, part: Part, data: DataConfig, config: ClassifierConfig) ->
     def collate(rows: list[int]) -> dict[str, torch.Tensor]:
         assert part.data.labels is not None
         layout = {} if part.data.layout is None else {"image": torch.from_numpy(part.data.layout[rows])}
-        raw = RawBatch({"image": torch.from_numpy(part.data.images[rows])}, layout)
+        raw = RawBatch({"image": torch.from_numpy(part.data.strips(rows))}, layout)
         images = prepare(raw, data, Augmentation(config.seed, next(steps), len(rows)))["image"]
         images = images.expand(-1, COLOURS, -1, -1).contiguous(memory_format=torch.channels_last)
         return {"pixel_values": images, "labels": torch.from_numpy(part.data.labels[rows])}
@@ -203,7 +208,7 @@ def predict(folder: Path, part: Part) -> torch.Tensor:
     logits = []
     with torch.inference_mode():
         for start in range(0, len(part.rows), 500):
-            images = torch.from_numpy(part.data.images[part.rows[start : start + 500]]).expand(-1, COLOURS, -1, -1)
+            images = torch.from_numpy(part.data.squares(part.rows[start : start + 500])).expand(-1, COLOURS, -1, -1)
             pixels = processor(images, input_data_format="channels_first", return_tensors="pt")
             logits.append(model(**pixels).logits)
     return torch.cat(logits)
@@ -253,7 +258,7 @@ def train_classifier(
         torch.set_num_threads(cores())  # accelerate launch leaves torch one
     threads = torch.get_num_threads()
     machine = f"CPU, {threads} thread{'s' * (threads > 1)}" if on_cpu() else torch.cuda.get_device_name()
-    torch.manual_seed(config.seed)
+    torch.manual_seed(seed_from(config.seed, "weights"))
     model = build_model(info, config)
     say(f"Data:     {info}; {len(train_part.rows)} to train on, {len(test_part.rows)} to measure on")
     say(f"Training: {model.num_parameters() / 1e6:.2f} M parameters; {machine}")

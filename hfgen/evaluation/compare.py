@@ -18,7 +18,7 @@ from hfgen.evaluation.config import ReferenceConfig
 from hfgen.evaluation.features import Extractor, metric_prefix
 from hfgen.evaluation.reference import open_reference
 from hfgen.evaluation.report import describe_model, remarks
-from hfgen.evaluation.runner import evaluate, lacking
+from hfgen.evaluation.runner import evaluate, following, lacking
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.png import make_grid
 from hfgen.sampling.config import share_options
@@ -222,7 +222,7 @@ def compare_models(
     for metric, obstacles in reasons.items():
         if all(obstacles):
             raise UserError(f"`metrics` {metric}: {obstacles[0]}.")
-    parts = open_reference(config, samplers[0].image_shape, NUM_IMAGES, NUM_IMAGES)
+    parts = open_reference(following(config, samplers[0].name), samplers[0].image_shape, NUM_IMAGES, NUM_IMAGES)
     count = num_images or min(NUM_IMAGES, len(parts.real.rows), len(parts.held_out.rows))
     reports = []
     for index, sampler in enumerate(samplers):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfgen.data.config import DataConfig, ImagesConfig
+from hfgen.data.config import DataConfig, ImagesConfig, check_share
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import Options, option, require_positive
 
@@ -36,10 +36,14 @@ ONE_NUMBER = ("fd", "kd", "is", "cmmd", "vendi", "confidence", "conditional_accu
 class ReferenceConfig(ImagesConfig):
     """Reference: the real images to compare with."""
 
-    dataset_split: str = option("train", "split to compare with; for memorisation, the one that was trained on")
+    dataset_split: str | None = option("train", "split to compare with; for memorisation, the one that was trained on")
     held_out_split: str | None = option(
         None,
-        "split that no model has seen, to measure the metrics by (default: test; without one, half of the images)",
+        "what no model has seen, to measure the metrics by: a split, or the share that `validation_split` left out of "
+        "training (default: what the model's training left out, else test; without one, half of the images)",
+    )
+    center_crop: bool | None = option(
+        None, "crop oblong images in the centre (default: as in the model's training, if known, else in the centre)"
     )
     num_real_images: int | None = option(None, "real images, drawn at random (default: as many as are generated)")
 
@@ -49,6 +53,7 @@ class ReferenceConfig(ImagesConfig):
         Raises:
             UserError: For values that are out of range.
         """
+        check_share("held_out_split", self.held_out_split)
         if self.num_real_images is not None and self.num_real_images < 2:
             raise UserError(f"`num_real_images` {self.num_real_images} is out of range: use 2 or more.")
 
@@ -65,14 +70,14 @@ class ClassifierConfig(Options):
     seed: int = option(0, "seed of the weights, the order, the augmentation and of what is held out")
     test_split: str | None = option(
         None,
-        "split to measure on (default: test of a `dataset_name`; of the digits, a folder of images, and where it is "
-        "that of `dataset_split`, a fifth is held out)",
+        "split to measure on (default: `validation_split`, if there is one, else test of a `dataset_name`; of the "
+        "digits, a folder of images, and where it is that of `dataset_split`, a fifth is held out)",
     )
     output_dir: str | None = option(None, "folder of the classifier (default: out/classifier-<name of the data>)")
 
     def validate(self) -> None:
         require_positive(self, "base_channels", "depth", "num_epochs", "train_batch_size", "learning_rate")
-        if not 0 <= self.seed < 2**32:
+        if not 0 <= self.seed < 2**32:  # transformers takes no others
             raise UserError(f"`seed` {self.seed} is out of range: use 0 to 2**32 - 1.")
 
     def resolved(self, data: DataConfig) -> "ClassifierConfig":
@@ -81,7 +86,7 @@ class ClassifierConfig(Options):
         has_splits = source == data.dataset_name != "digits"
         return dataclasses.replace(
             self,
-            test_split=self.test_split or ("test" if has_splits else data.dataset_split),
+            test_split=self.test_split or data.validation_split or ("test" if has_splits else data.dataset_split),
             output_dir=self.output_dir or f"out/classifier-{Path(source).resolve().name}",
         )
 

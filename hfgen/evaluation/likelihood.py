@@ -43,7 +43,7 @@ def measure_likelihood(
     adapter, device, labels = sampler.adapter, accelerator.device, None
     if sampler.class_names:
         assert part.data.labels is not None and part.data.info.class_names is not None
-        numbers = [sampler.class_names.index(name) for name in part.data.info.class_names]
+        numbers = sampler.adapter.classes.numbers(part.data.info.class_names)
         labels = torch.tensor(numbers)[torch.from_numpy(part.data.labels[part.rows])]
 
     def log_probabilities(indices: list[int]) -> Table:

@@ -28,11 +28,12 @@ from hfgen.evaluation.neighbours import memorisation, precision_recall_density_c
 K_PRECISION, K_DENSITY = 3, 5
 NUM_SPLITS = 10  # of the Inception Score
 NUM_BINS = 100  # of NDB
+PER_BIN = 10  # images, as NDB's authors advise: with 4 or fewer, no test sees that a bin is never visited
 PAIRS = 10  # nearest pairs that are remembered for a picture
 CMMD_EXTRACTOR = "openai/clip-vit-large-patch14-336"
 CONFIDENT = 0.9  # top probability from which a classifier is confident
 
-# How many images each metric needs: generated, and real ones (held-out ones for memorisation).
+# How many images each metric needs to say what it claims: generated, and real ones (held-out ones for memorisation).
 LEAST = {
     "fd": (2, 2),
     "kd": (3, 3),
@@ -40,9 +41,9 @@ LEAST = {
     "precision_recall": (K_PRECISION + 1, K_DENSITY + 1),
     "density_coverage": (K_PRECISION + 1, K_DENSITY + 1),
     "cmmd": (2, 2),
-    "ndb": (1, NUM_BINS),
+    "ndb": (PER_BIN * NUM_BINS, PER_BIN * NUM_BINS),
     "birthday": (2, 999),
-    "memorisation": (1, 99),
+    "memorisation": (1, 198),
 }
 
 
@@ -122,10 +123,14 @@ def classifier_score(images: Images, real: Images, extractor: Extractor) -> list
 def prdc(images: Images, real: Images, extractor: Extractor) -> list[Result]:
     values = precision_recall_density_coverage(images.features, real.features, K_PRECISION, K_DENSITY)
     results = []
+    _, row, count = real.features.unique(dim=0, return_inverse=True, return_counts=True)
+    empty = (count[row] > K_DENSITY).double().mean().item()  # balls of no size
+    limit = f"{empty:.1%} of the real images have {K_DENSITY} copies or more among them, which nothing can cover"
     for name, value in values.items():
         precise = name in ("precision", "recall")
         metric, k = ("precision_recall", K_PRECISION) if precise else ("density_coverage", K_DENSITY)
-        results.append(Result(metric, name, name.capitalize(), value, "higher", details={"k": k}))
+        notes = [limit] if empty and not precise else []
+        results.append(Result(metric, name, name.capitalize(), value, "higher", notes=notes, details={"k": k}))
     return results
 
 

@@ -200,9 +200,9 @@ class Memorisation:
 
     Args:
         near_duplicates (`float`): Share of generated images that are as near to a training image as only `quantile` of
-            the held-out ones are, in [0, 1]. New images have `quantile`, copies have 1.
-        near_duplicates_held_out (`float`): The same share of the held-out images: about `quantile`, and more only if
-            they repeat training images.
+            the held-out ones are, in [0, 1]. New images have about `quantile`, copies have 1.
+        near_duplicates_held_out (`float`): The same share of the held-out images, of which each half decides what is
+            near for the other one.
         threshold (`float`): The distance up to which an image counts as a near-duplicate.
         authpct (`float`): Percentage of generated images that are *authentic*: farther from the nearest training
             image than that image is from its own nearest one in the training set. Copies have 0.
@@ -241,23 +241,25 @@ def memorisation(
         quantile (`float`, *optional*, defaults to 0.01): Share of the held-out images that count as near-duplicates.
 
     Raises:
-        ValueError: For a quantile that is not between 0 and 1; for fewer than `1 / quantile - 1` held-out images,
-            which do not say what is rare; and for what [`check_pair`] refuses.
+        ValueError: For a quantile that is not between 0 and 1; for fewer than `2 (1 / quantile - 1)` held-out images,
+            half of which do not say what is rare; and for what [`check_pair`] refuses.
     """
     if not 0 < quantile < 1:
         raise ValueError(f"quantile is {quantile}, but must be between 0 and 1.")
     train, generated = check_pair(train, generated, ("train", "generated"), (2, 1))
-    train, held_out = check_pair(train, held_out, ("train", "held_out"), (2, math.ceil(1 / quantile) - 1))
+    train, held_out = check_pair(train, held_out, ("train", "held_out"), (2, 2 * math.ceil(1 / quantile) - 2))
     distances, indices = (result.squeeze(1) for result in nearest_neighbours(generated, train))
     real_distances, real_indices = (result.squeeze(1) for result in nearest_neighbours(held_out, train))
     threshold = rare_distance(real_distances, quantile)
+    halves = real_distances[::2], real_distances[1::2]
+    near = [half <= rare_distance(other, quantile) for half, other in zip(halves, halves[::-1], strict=True)]
 
     needed, positions = torch.cat([indices, real_indices]).unique(return_inverse=True)
     own = nearest_neighbours(train[needed], train, k=2)[0][:, 1]  # the first is the image itself, or a copy of it
     authentic = torch.cat([distances, real_distances]) > own[positions]
     return Memorisation(
         near_duplicates=(distances <= threshold).double().mean().item(),
-        near_duplicates_held_out=(real_distances <= threshold).double().mean().item(),
+        near_duplicates_held_out=torch.cat(near).double().mean().item(),
         threshold=threshold,
         authpct=100 * authentic[: len(generated)].double().mean().item(),
         authpct_held_out=100 * authentic[len(generated) :].double().mean().item(),

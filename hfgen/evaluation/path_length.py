@@ -27,6 +27,7 @@ from hfgen.evaluation.resize import as_channels, filter_weights, resize_tf1
 from hfgen.pipelines.base import slerp
 from hfgen.runtime.distributed import Table, map_over_processes
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.seeds import image_seed
 from hfgen.sampling.sampler import Sampler
 
 EPSILON = 1e-4  # of the papers
@@ -56,7 +57,7 @@ def measure_path_length(
         sampler ([`~sampling.sampler.Sampler`]): The model, which [`~sampling.capabilities.HasStyles`].
         extractor ([`Extractor`]), accelerator (`Accelerator`): The features, and the processes.
         count (`int`): Paths, `PATHS` at most.
-        seed (`int`): Seed of path number 0.
+        seed (`int`): Seed of the set of paths.
         leave (`bool`, *optional*, defaults to `True`): Whether the finished progress bar stays.
     """
     count = min(count, PATHS)
@@ -102,7 +103,7 @@ def path_distances(
 ) -> torch.Tensor:
     """Measures the squared distance of images that are `epsilon` of a path apart, divided by `epsilon^2`.
 
-    Path number i depends on seed + i alone. By default paths are those that StyleGAN2 reports
+    Path number i depends on the seed and i alone. By default paths are those that StyleGAN2 reports
     (https://huggingface.co/papers/1912.04958): straight ones in w, measured where they begin. There is no truncation,
     the noise is that of the checkpoint, both ends have the same class (drawn as the pipeline draws them), and nothing
     is cropped. Other than in the papers, images are clamped to what can be shown (which took 6 to 15 % off with two
@@ -116,7 +117,7 @@ def path_distances(
         pipe (`DiffusionPipeline`): With a style-based generator, such as [`~pipelines.gan.GANPipeline`] may have.
         extractor ([`Extractor`]): Whose features are compared. It takes two images per path.
         pairs (`Sequence[int]`): Numbers of the paths.
-        seed (`int`, *optional*, defaults to 0): Seed of path number 0.
+        seed (`int`, *optional*, defaults to 0): Seed of the set of paths.
         space (`str`, *optional*, defaults to `"w"`): `"w"` for straight lines between styles, `"z"` for arcs between
             latents.
         sampling (`str`, *optional*, defaults to `"end"`): `"end"` for t = 0, `"full"` for t from U(0, 1).
@@ -150,7 +151,9 @@ def path_distances(
     distances = []
     with torch.inference_mode(), full_precision(device):
         for start in range(0, len(pairs), at_once):
-            first, second, t, labels = _draw(pipe, [seed + pair for pair in pairs[start : start + at_once]], sampling)
+            first, second, t, labels = _draw(
+                pipe, [image_seed(seed, pair, "path") for pair in pairs[start : start + at_once]], sampling
+            )
             first, second, t = (part.to(device) for part in (first, second, t))
             labels = None if labels is None else labels.to(device)
             if space == "w":

@@ -1,5 +1,6 @@
 """The real images of an evaluation: which ones they are, and their features."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from hfgen.data.cache import SourceData, open_images
-from hfgen.data.config import IMAGE_MODES, ImagesConfig
+from hfgen.data.columns import Classes
+from hfgen.data.config import IMAGE_MODES, ImagesConfig, share_of
 from hfgen.data.info import DataInfo
 from hfgen.evaluation.config import ReferenceConfig
 from hfgen.evaluation.features import Extractor
@@ -33,6 +35,8 @@ DATA_SEED = 0  # decides which real images are taken: the same ones whatever is 
 class Part:
     """Some images of a split.
 
+    Oblong images that training crops at random places are cropped so here, too, each at the same place every time.
+
     Attributes:
         data ([`~data.cache.SourceData`]): The split, at the size of the model's images and in their mode.
         rows (`np.ndarray` of shape `(N,)`): Which of its images, ascending.
@@ -43,7 +47,12 @@ class Part:
 
     def images(self, indices: Sequence[int]) -> torch.Tensor:
         """Returns images, uint8 `(B, C, H, W)`."""
-        return torch.from_numpy(np.array(self.data.images[self.rows[indices]]))
+        rows, offsets = self.rows[indices], 0.5 if self.data.layout is None else self._offsets[self.rows[indices]]
+        return torch.from_numpy(np.array(self.data.squares(rows, offsets)))
+
+    @functools.cached_property
+    def _offsets(self) -> np.ndarray:
+        return np.random.default_rng(DATA_SEED).random(self.data.info.num_images)
 
     def describe(self) -> dict[str, Any]:
         info = self.data.info
@@ -81,8 +90,10 @@ def open_reference(
         UserError: If the data cannot be read.
     """
 
-    def open_split(split: str) -> SourceData:
-        return open_images(config.data(image_shape, split))
+    def open_split(split: str | None, held_out: bool = False) -> SourceData:
+        center_crop = config.center_crop is not False
+        wanted = config.data(image_shape, split, center_crop, None if share is None else str(share))
+        return open_images(wanted, held_out=held_out)
 
     channels, height, width = image_shape
     if channels not in IMAGE_MODES.values() or height != width:
@@ -90,11 +101,14 @@ def open_reference(
             f"the model makes images of {channels} channels and {height}x{width} pixels: only square gray and colour "
             "images can be compared with data."
         )
+    share = share_of(config.held_out_split)
     data = open_split(config.dataset_split)
     split = config.held_out_split or "test"
     other, notes, reason = None, [], f"`dataset_split` is {split!r}, too"
-    if config.dataset_name in (None, "digits") and config.held_out_split is None:
-        reason = "the digits have one split only"
+    if share is not None:
+        other = open_split(config.dataset_split, held_out=True)
+    elif config.has_one_split and config.held_out_split is None:
+        reason = f"{data.info.name} has one split only"
     elif split != config.dataset_split:
         try:
             other = open_split(split)
@@ -102,17 +116,17 @@ def open_reference(
             if config.held_out_split:
                 raise UserError(f"`held_out_split` {split}: {error}") from None
             reason = f"the split {split!r} cannot be read ({str(error).split('. ')[0].rstrip('.')})"
-    order = np.random.default_rng(DATA_SEED).permutation(len(data.images))
+    order = np.random.default_rng(DATA_SEED).permutation(data.info.num_images)
     if other is None:
         half = len(order) // 2
         order, rest = order[:half], order[half:]
         other = data
         notes.append(
             f"{reason}: half of {config.dataset_split!r} is held out in its place, on which the model was probably "
-            "trained; `held_out_split` names a better one"
+            "trained; `held_out_split` names a better one, and training with `validation_split` leaves one out"
         )
     else:
-        rest = np.random.default_rng(DATA_SEED).permutation(len(other.images))
+        rest = np.random.default_rng(DATA_SEED).permutation(other.info.num_images)
     return Reference(
         real=Part(data, np.sort(order[:num_real])),
         held_out=Part(other, np.sort(rest[:num_held_out])),
@@ -123,8 +137,8 @@ def open_reference(
 
 def transform(part: Part) -> dict[str, Any]:
     """Describes what was done to the real images."""
-    info = part.data.info
-    return {"resolution": info.resolution, "mode": info.mode, "center_crop": True, "resample": "bicubic"}
+    info, crop = part.data.info, part.data.config.center_crop
+    return {"resolution": info.resolution, "mode": info.mode, "center_crop": crop, "resample": "bicubic"}
 
 
 # Their features
@@ -209,6 +223,26 @@ def cache_folder(config: ReferenceConfig) -> Path:
     return root / "features"
 
 
+def shares_of(part: Part, classes: Classes) -> tuple[tuple[float, ...] | None, list[str]]:
+    """Counts how often each of a model's classes is among real images: classes are the same if their names are.
+
+    Returns:
+        The shares by the model's numbers, `None` if the images have none of these classes; and what a reader of a
+        comparison has to know.
+    """
+    info, labels = part.data.info, part.data.labels
+    if labels is None or info.class_names is None:
+        return None, [f"{info.name} has no classes that would say how often the model is to make each of its own"]
+    numbers = np.array([*classes.numbers(info.class_names), -1])[labels[part.rows]]
+    counts = np.bincount(numbers[numbers >= 0], minlength=len(classes.names))
+    if not counts.any():
+        return None, [f"{info.name} has none of the model's classes ({', '.join(classes.names[:20])})"]
+    unknown, notes = int((numbers < 0).sum()), []
+    if unknown:
+        notes.append(f"{unknown} of {len(numbers)} real images have no class, or one that the model does not know")
+    return tuple((counts / counts.sum()).tolist()), notes
+
+
 def class_numbers(names: Sequence[str] | None, extractor: Extractor) -> list[int] | None:
     """Returns the classifier's number of each class; `None` if it does not know them all."""
     labels = extractor.labels or ()
@@ -233,7 +267,6 @@ def pick_images(
     Raises:
         UserError: If the data cannot be read.
     """
-    split = "train" if config.dataset_name in (None, "digits") else config.dataset_split
-    data = open_images(config.data(image_shape, split))
-    rows = np.sort(np.random.default_rng(seed).permutation(len(data.images))[:count])
-    return np.array(data.images[rows]), None if data.labels is None else data.labels[rows], data.info
+    data = open_images(config.data(image_shape))
+    rows = np.sort(np.random.default_rng(seed).permutation(data.info.num_images)[:count])
+    return np.array(data.squares(rows)), None if data.labels is None else data.labels[rows], data.info

@@ -171,10 +171,13 @@ def card_section(report: dict[str, Any], whole: dict[str, Any]) -> str:
     settings = [
         f"{name.replace('_', ' ')} {value}"
         for name, value in generation.items()
-        if name not in ("num_images", "seeds", "batch_size", "classes", "precision") and value is not None
+        if name not in ("num_images", "seeds", "batch_size", "classes", "class_shares", "precision")
+        and value is not None
     ]
+    if generation.get("class_shares"):
+        settings.append("classes as often as among the real images")
     seeds = " and ".join(map(str, generation["seeds"]))
-    generated = ", ".join([f"Generated from seed {seeds} on", *settings, f"in {PRECISIONS[generation['precision']]}"])
+    generated = ", ".join([f"Generated from seed {seeds}", *settings, f"in {PRECISIONS[generation['precision']]}"])
     lines = [f"### {heading(report, extractor)}", "", table([report]), "", f"{generated}."]
     if held_out:
         lines[-1] += (

@@ -31,6 +31,7 @@ from hfgen.evaluation.reference import (
     features_of,
     open_reference,
     real_images,
+    shares_of,
     transform,
 )
 from hfgen.runtime.distributed import Table, map_over_processes
@@ -179,6 +180,10 @@ class Evaluator:
 
         self.metrics, self.left_out = choose_metrics(metrics, why_not, is_stacked)
         self.notes = list(reference.notes)
+        self.class_shares: tuple[float, ...] | None = None
+        if sampler.classes and not sampler.asked:
+            self.class_shares, notes = shares_of(reference.real, sampler.adapter.classes)
+            self.notes += notes
         self.features = any(metric not in WITHOUT_FEATURES for metric in self.metrics)
         if self.features and info.channels < extractor.preprocessing["channels"]:
             wanted = extractor.preprocessing["channels"]
@@ -210,14 +215,20 @@ class Evaluator:
         assert self._real is not None
         return compare(self.metrics, images, self._real, self.extractor, text, self.leave_bars)
 
+    def ready(self, sampler: Sampler) -> Sampler:
+        """Returns a sampler that makes its classes as often as they are among the real images; where these have none
+        of them, as often as they were in its training."""
+        return sampler.with_shares(self.class_shares or (sampler.adapter.classes and sampler.adapter.classes.shares))
+
     def measure(self, sampler: Sampler, seed: int = 0) -> list[Result]:
-        """Measures images that are made from `seed` on. Every process must call this; the first one gets the results.
+        """Measures images of the set of `seed`. Every process must call this; the first one gets the results.
 
         Raises:
             UserError: If an image has NaN or infinite values.
         """
         if not self.features:
             return []
+        sampler = self.ready(sampler)
         generated, results = self._generate(sampler, seed), []
         if generated is not None:
             results = self._compare(generated, "Metrics")
@@ -253,8 +264,8 @@ class Evaluator:
             return None
         labels, numbers = None, class_numbers(sampler.class_names, self.extractor)
         if sampler.classes and numbers is not None and not sampler.grouped:
-            shown = [numbers[number] for number in sampler.classes]
-            labels = torch.tensor([shown[index % len(shown)] for index in range(self.num_images)])
+            shown = [sampler.class_of(index, seed) for index in range(self.num_images)]
+            labels = torch.tensor([*numbers])[torch.tensor(shown)]
         return Images(**table, labels=labels)
 
 
@@ -271,13 +282,14 @@ def evaluate(
     likelihood_samples: int = 100,
     likelihood_images: int = 1000,
 ) -> dict[str, Any]:
-    """Evaluates a generator against data. Every process must call this.
+    """Evaluates a generator against data, which [`following`] adapts to its training. Every process must call this.
 
     Args:
         sampler, config, extractor, accelerator, metrics, num_images, batch_size, likelihood_samples,
             likelihood_images: As for [`Evaluator`].
-        seed (`int`, *optional*, defaults to 0): The seed of the first image.
-        seeds (`int`, *optional*, defaults to 1): How often to repeat it with new images, for a mean and a deviation.
+        seed (`int`, *optional*, defaults to 0): The seed of the set of images.
+        seeds (`int`, *optional*, defaults to 1): How many sets to measure, of `seed`, `seed + 1`, ..., for a mean and
+            a deviation.
 
     Returns:
         `dict`: The report, JSON, the same in every process.
@@ -287,7 +299,7 @@ def evaluate(
     """
     evaluator = Evaluator(
         sampler,
-        config,
+        following(config, sampler.name),
         extractor,
         accelerator,
         metrics,
@@ -297,8 +309,9 @@ def evaluate(
         likelihood_images=likelihood_images,
     )
     start = time.perf_counter()
-    starts = [seed + number * num_images for number in range(seeds)]
-    repeats = [evaluator.measure(sampler, first) for first in starts]
+    sampler = evaluator.ready(sampler)
+    sets = list(range(seed, seed + seeds))
+    repeats = [evaluator.measure(sampler, each) for each in sets]
     once = evaluator.likelihood(sampler)
     report: list[Any] = [None]
     if accelerator.is_main_process:
@@ -322,10 +335,11 @@ def evaluate(
             },
             "generation": {
                 "num_images": num_images,
-                "seeds": starts,
+                "seeds": sets,
                 "batch_size": batch_size,
                 **sampler.settings,
                 "classes": [sampler.class_names[number] for number in sampler.classes] if sampler.classes else None,
+                "class_shares": sampler.class_shares and list(sampler.class_shares),
                 "precision": sampler.precision,
             },
             "results": {result.key: as_json(result) for result in results},
@@ -379,7 +393,7 @@ def training_notes(name: str, train: Part, memorisation: bool) -> list[str]:
     """Says whether the model was trained on other images than those that it is compared with, as far as that is
     known."""
     notes = []
-    if memorisation and len(train.rows) < len(train.data.images):
+    if memorisation and len(train.rows) < (train.data.info.num_images or 0):
         notes.append(
             f"memorisation sees copies of the {len(train.rows):,} images that are not held out, and no others"
         )
@@ -393,13 +407,36 @@ def training_notes(name: str, train: Part, memorisation: bool) -> list[str]:
     return notes
 
 
+def read_record(name: str) -> dict[str, Any]:
+    """Reads the `run.json` of a folder; empty for a model that hfgen did not train, or that came without."""
+    try:
+        record = json.loads((Path(name) / "run.json").read_text(encoding="utf-8"))
+        return record if isinstance(record.get("config"), dict) else {}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
 def training_data(name: str) -> dict[str, Any] | None:
     """Reads what a folder was trained on, if hfgen did it."""
     try:
-        data = json.loads((Path(name) / "run.json").read_text(encoding="utf-8"))["data"]
+        data = read_record(name)["data"]
         return {key: data[key] for key in ("name", "split", "num_images", "fingerprint")}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return None
+
+
+def following(config: ReferenceConfig, name: str) -> ReferenceConfig:
+    """Returns the data as the training of a model saw it, in what was not asked for: where oblong images are cropped,
+    and, if it is the same data, what was left out of training.
+
+    Without a record of the training, oblong images are cropped in the centre.
+    """
+    trained = read_record(name).get("config", {})
+    center = trained.get("center_crop") if config.center_crop is None else config.center_crop
+    source = trained.get("train_data_dir") or trained.get("dataset_name") or "digits"
+    same = Path(source).name == Path(config.source).name and trained.get("dataset_split") == config.dataset_split
+    held_out = config.held_out_split or (trained.get("validation_split") if same else None)
+    return dataclasses.replace(config, center_crop=center, held_out_split=held_out)
 
 
 def nearest_pairs(sampler: Sampler, config: ReferenceConfig, report: dict[str, Any]) -> list[tuple[Any, Any]]:
@@ -411,7 +448,8 @@ def nearest_pairs(sampler: Sampler, config: ReferenceConfig, report: dict[str, A
     result = report["results"].get("near_duplicates")
     if result is None:
         return []
-    train = open_reference(config, sampler.image_shape, 0, 0).train
+    train = open_reference(following(config, sampler.name), sampler.image_shape, 0, 0).train
+    sampler = sampler.with_shares(report["generation"]["class_shares"])
     pairs = []
     for pair in result["details"]["pairs"]:
         both = (sampler([pair["image"]], pair["seed"]), train.images([pair["train"]]))

@@ -55,12 +55,17 @@ def show_grids(
         noise_level, factor = float(config.task_level), int(config.task_level)
     if "super_resolve" in tasks and images.shape[-1] % factor:
         raise UserError(f"`factor` {factor} does not divide the {images.shape[-1]} pixels of the images.")
-    if adapter.classes and tuple(class_names) != adapter.classes.names:
-        raise UserError(
-            f"the images have the classes {', '.join(class_names) or 'none'}, and {name} knows "
-            f"{', '.join(adapter.classes.names)}: give its own data with `dataset_name`."
-        )
-    classes = labels if adapter.classes else None
+    classes = None
+    if adapter.classes:
+        assert labels is not None
+        # The data may number its classes in another way, or have some of them alone.
+        classes = torch.tensor([*adapter.classes.numbers(class_names), -1])[labels]
+        if (classes < 0).any():
+            shown = {class_names[number] if number >= 0 else "none" for number in labels[classes < 0].tolist()}
+            raise UserError(
+                f"the images have the classes {', '.join(sorted(shown))}, and {name} knows "
+                f"{', '.join(adapter.classes.names)}: give its own data with `dataset_name`."
+            )
     generator = torch.Generator().manual_seed(seed)
     if encodes:
         yield from latent_grids(adapter, images, labels, classes, class_names)

@@ -111,7 +111,8 @@ def write_card(folder: Path, record: dict[str, Any], location: Path | None = Non
     """
     config, data, family = record["config"], record["data"], find_family(record["family"])
     conditional = bool(config.get("class_conditional"))
-    groups = not conditional and bool(data.get("class_shares"))
+    # Records of version 0.1 have shares for groups alone, and no kind.
+    groups = not conditional and data.get("class_kind", "groups") == "groups" and bool(data.get("class_shares"))
     entry = find_entry(folder, family)
     name = config["dataset_name"]
     on_hub = (

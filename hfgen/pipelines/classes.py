@@ -14,13 +14,18 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 class ClassPipeline(SelfContained):
     """A pipeline that knows the names of its classes; none, if it is unconditional."""
 
-    def _register_classes(self, id2label: dict | None, class_shares: Sequence[float] | dict | None) -> None:
+    def _register_classes(
+        self, id2label: dict | None, class_shares: Sequence[float] | dict | None, class_kind: str | None = None
+    ) -> None:
+        if class_kind not in (None, "labels", "groups"):
+            raise ValueError(f"class_kind is {class_kind!r}, but must be labels or groups.")
         # JSON turns the keys into strings; register what will be read back. No lists: diffusers takes one for a
         # component.
         names = {str(key): name for key, name in (id2label or {}).items()}
         shares = class_shares if isinstance(class_shares, dict) else dict(enumerate(class_shares or ()))
         self.register_to_config(id2label=names or None)
         self.register_to_config(class_shares={str(key): share for key, share in shares.items()} or None)
+        self.register_to_config(class_kind=class_kind)
 
     @property
     def class_names(self) -> list[str]:
@@ -55,7 +60,8 @@ class ClassPipeline(SelfContained):
         return torch.tensor(numbers, device=self._execution_device)
 
     def _classes_without_labels(self, batch_size: int, generator: Generators) -> torch.Tensor:
-        """Draws classes `(batch_size,)` for a call that names none: each as likely as the others or by its share."""
+        """Draws classes `(batch_size,)` for a call that names none: each by its share or, where that is not known, as
+        likely as the others."""
         shares = self.config.class_shares
         if shares:
             return draw_classes([shares[str(number)] for number in range(len(shares))], batch_size, generator)

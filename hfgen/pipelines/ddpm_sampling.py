@@ -178,10 +178,12 @@ class ClassConditionalDDPMPipeline(ClassPipeline):
         id2label (`dict[int, str]`, *optional*):
             Names of the classes.
         class_shares (`list[float]` or `dict[int, float]`, *optional*):
-            For classes without a meaning (groups of similar images found by clustering): how often each is in the
-            data. Images of no particular class are then made by drawing one.
+            How often each class is in the data, and so how often it is drawn where no `class_labels` are given.
         guidance_scale (`float`, *optional*, defaults to 1.0):
             The guidance that suits the network: the default of a call.
+        class_kind (`str`, *optional*):
+            `"labels"`, or `"groups"` for classes without a meaning (groups of similar images found by clustering);
+            by default groups if there are `class_shares`, which is what checkpoints of version 0.1 mean.
     """
 
     model_cpu_offload_seq = "unet"
@@ -194,11 +196,12 @@ class ClassConditionalDDPMPipeline(ClassPipeline):
         id2label: dict | None = None,
         class_shares: Sequence[float] | dict | None = None,
         guidance_scale: float = 1.0,
+        class_kind: str | None = None,
     ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
         numbers = range(unet.config.num_class_embeds)
-        self._register_classes(id2label or {number: str(number) for number in numbers}, class_shares)
+        self._register_classes(id2label or {number: str(number) for number in numbers}, class_shares, class_kind)
         self.register_to_config(guidance_scale=guidance_scale)
 
     @property
@@ -208,7 +211,7 @@ class ClassConditionalDDPMPipeline(ClassPipeline):
         return count if self.unet.config.num_class_embeds > count else None
 
     def _classes_without_labels(self, batch_size: int, generator: Generators) -> torch.Tensor:
-        """Returns "no class" for each image, or where classes are groups of images, drawn ones."""
+        """Returns drawn classes, or where their shares are not known, "no class" for each image."""
         if self.config.class_shares:
             return super()._classes_without_labels(batch_size, generator)
         if self.null_class is None:
@@ -247,11 +250,11 @@ class ClassConditionalDDPMPipeline(ClassPipeline):
             batch_size (`int`, *optional*):
                 Number of images; by default as many as there are `class_labels`, or 1.
             class_labels (`int`, `str`, list of them or `torch.Tensor`, *optional*):
-                Class of each image, by number or by name; one for all, or one per image. Without it, images of no
-                particular class.
+                Class of each image, by number or by name; one for all, or one per image. Without it, they are drawn
+                as `class_shares` says; without these, images of no particular class.
             guidance_scale (`float`, *optional*):
-                How closely to follow the class: 1 is no guidance, 1.5 to 3 trade diversity for it. By default what
-                the pipeline was saved with.
+                How closely to follow the class: 1 is no guidance, 1.5 to 3 trade diversity for it, and 0 makes images
+                of no particular class. By default what the pipeline was saved with.
             generator (`torch.Generator` or list of them, *optional*):
                 Makes the images repeatable; with one per image, each depends on its own alone.
             num_inference_steps (`int`, *optional*):

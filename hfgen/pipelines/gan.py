@@ -46,8 +46,10 @@ class GANPipeline(Pipeline):
         id2label (`dict[int, str]`, *optional*):
             Names of the classes, for a class-conditional model.
         class_shares (`list[float]` or `dict[int, float]`, *optional*):
-            For classes without a meaning (groups of similar images found by clustering): how often each is in the
-            data, and so how often it is drawn where no `class_labels` are given.
+            How often each class is in the data, and so how often it is drawn where no `class_labels` are given.
+        class_kind (`str`, *optional*):
+            `"labels"`, or `"groups"` for classes without a meaning (groups of similar images found by clustering);
+            by default groups if there are `class_shares`, which is what checkpoints of version 0.1 mean.
 
     All methods share these arguments:
         class_labels (`int`, `str`, list of them or `torch.Tensor`, *optional*):
@@ -80,11 +82,15 @@ class GANPipeline(Pipeline):
     model_cpu_offload_seq = "model"
 
     def __init__(
-        self, model: ModelMixin, id2label: dict | None = None, class_shares: Sequence[float] | dict | None = None
+        self,
+        model: ModelMixin,
+        id2label: dict | None = None,
+        class_shares: Sequence[float] | dict | None = None,
+        class_kind: str | None = None,
     ):
         super().__init__()
         self.register_modules(model=model)
-        self._register_classes(self._check_names(id2label), class_shares)
+        self._register_classes(self._check_names(id2label), class_shares, class_kind)
 
     @property
     def style_based(self) -> bool:
@@ -110,7 +116,7 @@ class GANPipeline(Pipeline):
             batch_size (`int`, *optional*):
                 Number of images, made in one pass; by default as many as there are `latents` or `class_labels`, or 1.
             class_labels (*optional*):
-                Without it, the classes of a conditional model are drawn, uniformly or as `class_shares` says: a
+                Without it, the classes of a conditional model are drawn, as `class_shares` says or uniformly: a
                 generator draws its latents first, then its classes.
             latents (`torch.Tensor` of shape `(B, latent_dim)`, *optional*):
                 Latents, instead of drawing z from the standard normal distribution.

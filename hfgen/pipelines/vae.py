@@ -28,13 +28,15 @@ class VAEPipeline(RestoringPipeline):
         id2label (`dict[int, str]`, *optional*):
             Names of the classes, for a class-conditional model.
         class_shares (`list[float]` or `dict[int, float]`, *optional*):
-            For classes without a meaning (groups of similar images found by clustering): how often each is in the
-            data, and so how often it is drawn where no `class_labels` are given.
+            How often each class is in the data, and so how often it is drawn where no `class_labels` are given.
         task (`str`, *optional*):
             `"denoise"` or `"super_resolve"`, for a model that was trained to make clean images of damaged ones. Its
             encoder expects damaged images, small ones enlarged by bilinear interpolation.
         task_level (`float`, *optional*):
             The damage: the standard deviation of the noise, for pixels in [0, 1]; or the factor of the sizes.
+        class_kind (`str`, *optional*):
+            `"labels"`, or `"groups"` for classes without a meaning (groups of similar images found by clustering);
+            by default groups if there are `class_shares`, which is what checkpoints of version 0.1 mean.
 
     All methods share these arguments:
         image, start, end (`PIL.Image.Image`, list of them, `np.ndarray` or `torch.Tensor`):
@@ -96,10 +98,11 @@ class VAEPipeline(RestoringPipeline):
         class_shares: Sequence[float] | dict | None = None,
         task: str | None = None,
         task_level: float | None = None,
+        class_kind: str | None = None,
     ):
         super().__init__()
         self.register_modules(model=model, prior=prior)
-        self._register_classes(self._check_names(id2label), class_shares)
+        self._register_classes(self._check_names(id2label), class_shares, class_kind)
         if prior is not None:
             shape, classes = tuple(prior.config.latent_shape), prior.config.num_class_embeds
             if shape != tuple(model.latent_shape) or classes not in (None, model.config.num_class_embeds):
@@ -132,7 +135,7 @@ class VAEPipeline(RestoringPipeline):
             batch_size (`int`, *optional*):
                 Number of images, made in one pass; by default as many as there are `latents` or `class_labels`, or 1.
             class_labels (*optional*):
-                Without it, the classes of a conditional model are drawn, uniformly or as `class_shares` says: a
+                Without it, the classes of a conditional model are drawn, as `class_shares` says or uniformly: a
                 generator draws noise first, then its class.
             latents (`torch.Tensor` of shape `(B, D, h, w)`, *optional*):
                 Latents, instead of drawing them.

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.seeds import SEEDS
 
 
 def option(default: Any, help: str, *, choices: Sequence[Any] | None = None, **metadata: Any) -> Any:
@@ -143,11 +144,11 @@ def require_whole(**values: Any) -> None:
             raise UserError(f"`{name}` {value!r} is out of range: use a whole number from 1 on.")
 
 
-def require_seed(seed: Any, count: int) -> None:
-    """Raises [`UserError`] unless `count` images can have seeds from `seed` on."""
+def require_seed(seed: Any, count: int = 1) -> None:
+    """Raises [`UserError`] unless `count` seeds from `seed` on are whole numbers of 64 bits."""
     whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
-    if not whole or not 0 <= int(seed) <= 2**32 - 1 - count:
-        raise UserError(f"`seed` {seed!r} is out of range: use a whole number from 0 to 2**32 - 1 - {count}.")
+    if not whole or not 0 <= int(seed) <= SEEDS - count:
+        raise UserError(f"`seed` {seed!r} is out of range: use a whole number from 0 to 2**64 - {count}.")
 
 
 def require_positive(config: Any, *names: str) -> None:

@@ -28,7 +28,7 @@ def sample(
     Args:
         model (`str`): Folder or Hub id.
         num_images (`int`, *optional*, defaults to 16): How many.
-        seed (`int`, *optional*, defaults to 0): The seed of the first image; each following one has the next.
+        seed (`int`, *optional*, defaults to 0): The seed of the set; see [`~runtime.seeds.image_seed`].
         batch_size (`int`, *optional*, defaults to 64): Images at once.
         revision, token (`str`, *optional*): For the Hub.
         options: What the model lets one choose: `class_labels`, `truncation`, `num_inference_steps`, ...
@@ -46,7 +46,7 @@ def sample(
                 f"`{name}` is no option here.{nearest(name, [*known, 'num_images', 'seed', 'batch_size'])}"
             )
     require_whole(num_images=num_images, batch_size=batch_size)
-    require_seed(seed, num_images)
+    require_seed(seed)
     sampler = load_sampler(model, options, PartialState().device, revision, token)
     batches = [range(start, min(start + batch_size, num_images)) for start in range(0, num_images, batch_size)]
     return [to_pil(image) for batch in batches for image in sampler(batch, seed).permute(0, 2, 3, 1).cpu().numpy()]

@@ -68,9 +68,10 @@ class Adapter(abc.ABC):  # noqa: B024 (capabilities have abstract methods)
         if not names:
             return None
         shares = self.pipe.config.get("class_shares")
-        if not shares:
-            return Classes(tuple(names))
-        return Classes(tuple(names), "groups", tuple(shares[str(number)] for number in range(len(names))))
+        kind = self.pipe.config.get("class_kind") or ("groups" if shares else "labels")
+        return Classes(
+            tuple(names), kind, tuple(shares[str(number)] for number in range(len(names))) if shares else None
+        )
 
     def obstacle(self, capability: type[Adapter]) -> str | None:
         """Says why the pipeline lacks a capability, in words that follow its name; `None` if it has it.

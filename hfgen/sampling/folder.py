@@ -1,4 +1,4 @@
-"""Folders of sampled images: PNG files named by their seeds, a grid, and a record."""
+"""Folders of sampled images: PNG files named by their numbers, a grid, and a record."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from hfgen.runtime.distributed import batches_of_process
 from hfgen.runtime.files import write_json
 from hfgen.runtime.png import make_grid, save_png, to_pil
+from hfgen.runtime.seeds import image_seed
 from hfgen.sampling.sampler import Sampler
 
 IN_GRID = 100  # images, at most
@@ -37,7 +38,7 @@ def write_images(
         sampler ([`Sampler`]): Makes the images.
         accelerator (`Accelerator`): The processes, which take batches in turn, the same ones whatever their number.
         folder (`Path`): Where to write.
-        num_images (`int`), seed (`int`): Which images: those of `seed`, `seed + 1`, ...
+        num_images (`int`), seed (`int`): Which images: the first ones of the set with this seed.
         batch_size (`int`, *optional*): Images at once per process.
         origin (`dict`, *optional*): What the files say of the model that made them: see [`~runtime.png.save_png`].
         record (`dict`, *optional*): What `samples.json` says of the model.
@@ -52,24 +53,24 @@ def write_images(
             arrays = sampler(batch, seed).permute(0, 2, 3, 1).cpu().numpy()
             images.update(zip(batch, arrays, strict=True))
             bar.update(min(len(batch) * accelerator.num_processes, num_images - int(bar.n)))
-    names = {index: f"{seed + index:06d}.png" for index in range(num_images)}
+    own = {
+        index: {"seed": image_seed(seed, index), "class_label": sampler.class_of(index, seed)}
+        for index in range(num_images)
+    }
+    names = {index: f"{index:06d}.png" for index in own}
     if accelerator.is_main_process:
         for path in existing_images(folder):
             path.unlink()
     accelerator.wait_for_everyone()
     for index, image in images.items():
-        own = {"seed": seed + index, "class_label": sampler.class_of(index)}
-        save_png(to_pil(image), folder / names[index], origin and origin | own)
+        save_png(to_pil(image), folder / names[index], origin and origin | own[index])
     shown = dict(gather_object([(index, image) for index, image in images.items() if index < IN_GRID]))
     if accelerator.is_main_process:
         grid = make_grid([shown[index] for index in sorted(shown)])
         save_png(grid, folder / "grid.png", origin and origin | {"seed": seed, "num_images": len(shown)})
-        rows = [
-            {"file": names[index], "seed": seed + index, "class_label": sampler.class_of(index)}
-            for index in range(num_images)
-        ]
+        rows = [{"file": names[index], **own[index]} for index in own]
         write_json(
             folder / "samples.json",
-            {**(record or {}), **sampler.settings, "precision": sampler.precision, "images": rows},
+            {**(record or {}), "seed": seed, **sampler.settings, "precision": sampler.precision, "images": rows},
         )
     return len(shown)

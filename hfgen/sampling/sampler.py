@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
+from hfgen.pipelines.classes import draw_classes
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.seeds import image_seed
 from hfgen.sampling.capabilities import Adapter, Generates, adapter_class, adapter_of
 from hfgen.sampling.config import SamplingConfig, choose_options, names_of
 from hfgen.sampling.loading import entry_of, load_pipeline
@@ -17,19 +19,20 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]:
-    """Makes the generator of each image `i` of a seeded set: seeded with `seed + i`, on the CPU.
+    """Makes the generator of each image `i` of a seeded set, on the CPU: from [`~runtime.seeds.image_seed`].
 
     It depends on nothing else, so batch size, order and number of processes change no image; and
-    `torch.Generator().manual_seed(seed + i)` repeats image `i` alone, with plain diffusers too.
+    `torch.Generator().manual_seed(image_seed(seed, i))`, with the same class, repeats image `i` alone, with plain
+    diffusers too.
     """
-    return [torch.Generator().manual_seed(seed + index) for index in indices]
+    return [torch.Generator().manual_seed(image_seed(seed, index)) for index in indices]
 
 
 class Sampler:
-    """Makes the images of a seeded set by their numbers: image i from `seed + i` alone, whatever it is made with.
+    """Makes the images of a seeded set by their numbers: image i from the seed and i alone, whatever it is made with.
 
-    Class-conditional models make their classes in turn; where classes are groups of images, an image's group is drawn
-    with its seed.
+    Class-conditional models make their classes in turn, as grids show them, or as often as `class_shares` says, as
+    sets are measured. Where classes are groups of images, the model draws an image's group with its seed.
 
     Args:
         model (`DiffusionPipeline` or [`~capabilities.Adapter`]): What makes them.
@@ -37,6 +40,8 @@ class Sampler:
         name (`str`, *optional*): What to call the model in a message.
         autocast (`Callable`, *optional*): Makes a context for the networks to run in.
         class_labels (`Sequence[str]`, *optional*): The classes to make in turn, by number or name.
+        class_shares (`Sequence[float]`, *optional*): How often to make each class, by number. Not for groups, and
+            `class_labels` win over it.
         precision (`str`, *optional*, defaults to `"no"`): That of the weights, for reports.
 
     Attributes:
@@ -54,6 +59,7 @@ class Sampler:
         autocast: Callable[[], AbstractContextManager] = nullcontext,
         class_labels: Sequence[str] | None = None,
         precision: str = "no",
+        class_shares: Sequence[float] | None = None,
     ):
         self.adapter: Any = model if isinstance(model, Adapter) else adapter_of(model)
         if not isinstance(self.adapter, Generates):
@@ -68,6 +74,8 @@ class Sampler:
             raise UserError(f"{name}: {error}") from None
         self.settings: dict[str, Any] = self.adapter.settings(self.options)
         self.classes = self._choose_classes(class_labels)
+        self.asked = bool(class_labels)
+        self.class_shares = tuple(class_shares) if class_shares and self.classes and not self.asked else None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -86,9 +94,23 @@ class Sampler:
         """Channels, height and width."""
         return self.adapter.image_shape
 
-    def class_of(self, index: int) -> int | None:
-        """Returns the class that image `index` is to show; `None` where that is left to the model."""
-        return self.classes[index % len(self.classes)] if self.classes else None
+    def class_of(self, index: int, seed: int) -> int | None:
+        """Returns the class that image `index` of a set is to show; `None` where that is left to the model."""
+        if not self.classes:
+            return None
+        if self.class_shares is None:
+            return self.classes[index % len(self.classes)]
+        generator = torch.Generator().manual_seed(image_seed(seed, index, "class"))
+        return int(draw_classes(self.class_shares, 1, generator))
+
+    def with_shares(self, class_shares: Sequence[float] | None) -> "Sampler":
+        """Returns a sampler like this one that makes each class as often as the shares say; this one, where classes
+        were asked for by name or there are none."""
+        if not class_shares or not self.classes or self.asked:
+            return self
+        sampler = copy.copy(self)
+        sampler.class_shares = tuple(class_shares)
+        return sampler
 
     def fastest(self) -> "Sampler":
         """Returns a sampler like this one that makes its images as fast as it can, however bad they are."""
@@ -97,11 +119,11 @@ class Sampler:
         return sampler
 
     def __call__(self, indices: Sequence[int], seed: int) -> torch.Tensor:
-        """Makes images of the set that begins with `seed`, all at once if they fit into memory, else cut in halves.
+        """Makes images of the set of `seed`, all at once if they fit into memory, else cut in halves.
 
         Args:
             indices (`Sequence[int]`): Their numbers, at least one.
-            seed (`int`): The seed of image 0.
+            seed (`int`): The seed of the set.
 
         Returns:
             `torch.Tensor` of shape `(B, C, H, W)`, uint8: On the pipeline's device.
@@ -124,7 +146,7 @@ class Sampler:
     def _sample(self, indices: Sequence[int], seed: int) -> torch.Tensor:
         labels = None
         if self.classes:
-            labels = torch.tensor([self.class_of(index) for index in indices], device=self.pipe.device)
+            labels = torch.tensor([self.class_of(index, seed) for index in indices], device=self.pipe.device)
         try:
             images = self.adapter.generate(image_generators(seed, indices), labels, self.options)
         except ValueError as error:  # a prior that there is not, ...

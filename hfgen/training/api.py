@@ -15,6 +15,7 @@ from hfgen.registry import Family
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.launch import make_accelerator
 from hfgen.runtime.machine import Machine
+from hfgen.runtime.seeds import seed_from
 from hfgen.training.engine import digest
 from hfgen.training.folder import RunFolder
 from hfgen.training.options import RunOptions, collect
@@ -130,7 +131,7 @@ def open_recipe(options: RunOptions, accelerator: Any) -> tuple[Recipe, Stream, 
     groups = 0 if getattr(options.own, "class_conditional", False) else options.data.num_clusters
     stream = open_stream(sources, options.data, training.seed, training.hub_token, groups)
     options = options.resolve(stream.info, Machine.here(), accelerator.mixed_precision)
-    torch.manual_seed(training.seed)  # the initial weights
+    torch.manual_seed(seed_from(training.seed, "weights"))
     recipe = recipe_of(options.family)(options.own, stream.info)
     if not options.data.streaming:  # a stream's images come once
         recipe.check_images(stream.read(0, min(FIRST, stream.info.num_images or FIRST)))

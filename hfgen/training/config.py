@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from hfgen.evaluation.config import METRICS, ONE_NUMBER
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import Options, option, require_positive
+from hfgen.runtime.options import Options, option, require_positive, require_seed
 
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 HUB_STRATEGIES = ("end", "every_save")
@@ -107,6 +107,7 @@ class TrainingConfig(Options):
         """
         require_positive(self, "train_batch_size", "gradient_accumulation_steps", "num_epochs", "eval_batch_size")
         require_positive(self, "logging_steps", "checkpointing_steps", "ema_half_life")
+        require_seed(self.seed)
         for name in ("max_train_steps", "cpu_threads", "checkpoints_total_limit", "save_images_steps", "eval_every"):
             if getattr(self, name) is not None:
                 require_positive(self, name)

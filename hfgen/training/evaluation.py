@@ -39,9 +39,12 @@ class Evaluation:
         if data.streaming:
             raise UserError("`eval_every` needs images to compare with, and `streaming` keeps none: leave one out.")
         images = ReferenceConfig(
-            dataset_name=data.train_data_dir or data.dataset_name,
+            dataset_name=data.dataset_name,
             dataset_config_name=data.dataset_config_name,
+            train_data_dir=data.train_data_dir,
             dataset_split=data.dataset_split,
+            held_out_split=data.validation_split,
+            center_crop=data.center_crop,
             image_column=data.image_column,
             label_column=data.label_column,
             skip_corrupt_images=data.skip_corrupt_images,

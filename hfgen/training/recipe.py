@@ -249,10 +249,13 @@ def class_names(data: DataInfo, class_conditional: bool, needs_all: bool = True)
     return classes.names
 
 
-def group_shares(data: DataInfo) -> tuple[float, ...] | None:
-    """Returns the share of the images in each group, by which pipelines draw one; `None` for labels, and without
-    classes."""
-    return data.classes.shares if data.classes and data.classes.groups else None
+def class_arguments(data: DataInfo, names: tuple[str, ...] | None) -> dict[str, Any]:
+    """Returns what a pipeline is to know of the classes that a model was trained on, as arguments of its class: their
+    names, how often each is in the data, and whether they are labels or groups; nothing without classes."""
+    if names is None or data.classes is None:
+        return {}
+    shares = data.classes.shares
+    return {"id2label": dict(enumerate(names)), "class_shares": shares, "class_kind": data.classes.kind}
 
 
 def class_columns(data: DataInfo, names: tuple[str, ...] | None) -> int | None:

@@ -30,6 +30,7 @@ from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline
 from hfgen.pipelines.gan import GANPipeline
 from hfgen.pipelines.vae import VAEPipeline
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.seeds import image_seed
 from hfgen.sampling.capabilities import adapter_of
 from hfgen.sampling.loading import load_pipeline
 
@@ -109,7 +110,7 @@ def test_a_seed_makes_the_image_of_sample_py(demo, models, tmp_path, kind):
     assert all(np.array_equal(image, want) for (image, _), want in zip(shown, wanted, strict=True))
     names = ["", " · cat", " · dog & co", " · 7"]
     order = [1, 2, 3, 1, 2] if kind in ("gan", "labelled") else [0] * 5
-    assert [caption for _, caption in shown] == [f"seed {7 + i}{names[c]}" for i, c in enumerate(order)]
+    assert [caption for _, caption in shown] == [f"image {i}{names[c]}" for i, c in enumerate(order)]
     if kind in ("gan", "labelled"):
         shown = actions.sample(pipe, kind, 16, 0, 2, 1, **OPTIONS[kind])
         wanted = sampled(models / kind, tmp_path / "one", "--class_labels", 1, "--num_images", 2, *flags)
@@ -322,7 +323,9 @@ def test_programs_wait_in_the_queue_and_images_say_what_made_them(models, tmp_pa
     kinds = [text["XML:com.adobe.xmp"].count("compositeWithTrained") for text in texts]
     assert kinds == [0, 0, 0, 0, 1]
     comments = [json.loads(text["Comment"]) for text in texts]
-    assert [comment["seed"] for comment in comments[:2]] == [7, 8] and comments[0]["temperature"] == 0.5
+    assert [comment["seed"] for comment in comments[:2]] == [image_seed(7, 0), image_seed(7, 1)] and comments[0][
+        "temperature"
+    ] == 0.5
     assert comments[0]["class_label"] is None and comments[0]["model"] == "vae"
     assert (comments[3]["seeds"], comments[3]["frame"], comments[3]["temperature"]) == ([0, 1], 1, 0.5)
     assert comments[4]["task"] == "reconstruct" and comments[3]["class_label"] is comments[4]["class_label"] is None
@@ -481,7 +484,7 @@ def test_the_page_of_a_conditional_gan(browser, models, tmp_path):
         page.tab.get_by_label("Class").click()
         page.page.get_by_role("option", name="dog & co").click()
         assert np.array_equal(page.click(8), wanted)
-        assert page.tab.get_by_text("seed 0 · dog & co").count() == 1
+        assert page.tab.get_by_text("image 0 · dog & co").count() == 1
         assert page.hosts <= {address.split("/")[2], ""}
 
 

@@ -1,12 +1,16 @@
 """The script that shows what a VAE does with real images."""
 
+import numpy as np
 import pytest
 import torch
 from helpers import Command
 from PIL import Image
 
 from hfgen import ResidualVAE, VAEPipeline
+from hfgen.evaluation.show import show_grids
 from hfgen.runtime.errors import UserError
+from hfgen.sampling.capabilities import adapter_of
+from hfgen.sampling.loading import load_pipeline
 
 ALL = {"reconstructions", "interpolations", "traversals", "inpainting", "denoising", "super_resolution"}
 
@@ -40,6 +44,27 @@ def test_every_grid(show, tmp_path, capsys):
 def test_by_class(show, tmp_path):
     show(f"--model {save(tmp_path / 'vae', 10)} --num_images 2 --steps 2 --output_dir {tmp_path / 'out'}".split())
     assert {path.stem for path in (tmp_path / "out").iterdir()} == ALL
+
+
+def test_classes_are_matched_by_name(show, tmp_path):
+    """In data that has some of the model's classes alone, they have other numbers."""
+    for name in "78":
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for shade in (40, 200):
+            Image.new("L", (8, 8), shade).save(tmp_path / "data" / name / f"{shade}.png")
+    folder = save(tmp_path / "vae", 10)
+    images = np.full((4, 1, 8, 8), 40, np.uint8)
+    numbers = [np.array([0, 0, 1, 1]), np.array([7, 7, 8, 8])]
+    adapter = adapter_of(load_pipeline(str(folder)))
+    grids = []
+    for own, names in zip(numbers, (["7", "8"], [str(number) for number in range(10)]), strict=True):
+        shown = show_grids(adapter, "it", torch.from_numpy(images) / 255, torch.from_numpy(own), names, 0.3, 2, 1)
+        grids.append(next(shown)[2][1])
+    assert torch.equal(*grids)
+    show(f"--model {folder} --train_data_dir {tmp_path / 'data'} --num_images 2 --steps 1".split())
+    (tmp_path / "data" / "8").rename(tmp_path / "data" / "cow")
+    with pytest.raises(UserError, match="the images have the classes cow, and .* knows 0, 1, 2"):
+        show(f"--model {folder} --train_data_dir {tmp_path / 'data'} --num_images 4".split())
 
 
 def test_a_model_for_a_task_shows_its_task(show, tmp_path):

@@ -9,12 +9,14 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from hfgen.data.cache import open_images, open_source
+from hfgen.data.columns import TRAIN, Label, Text
 from hfgen.data.columns import Image as ImageColumn
-from hfgen.data.columns import Label, Text
-from hfgen.data.config import ImagesConfig
+from hfgen.data.config import DataConfig, ImagesConfig
+from hfgen.data.streams import CachedStream
 from hfgen.runtime.errors import UserError
 
 FINGERPRINT = "0b7e9c3202d7bcd255d6a19a238d3743"  # of the digits, as checkpoints hold it
@@ -270,3 +272,42 @@ def test_the_fingerprint_is_of_images_then_classes_then_the_rest(config, pairs):
         open_source(config, {"image": ImageColumn(), **more}) for more in ({"text": Text()}, {"b": ImageColumn()})
     ]
     assert len({alone.info.fingerprint, *(data.info.fingerprint for data in several)}) == 3
+
+
+def test_some_images_are_held_out(config, pairs):
+    """By a share: the same rows of every column, none in both parts, and the classes of all rows in each."""
+    options = {"dataset_name": str(pairs[0]), "skip_corrupt_images": True, "label_column": "kind"}
+    columns = {**PAIR, "label": Label(), "caption": Text()}
+
+    def read(split=None, held_out=False):
+        given = dataclasses.replace(config, **options, validation_split=split)
+        data = open_source(given, columns, held_out=held_out)
+        count = data.info.num_images
+        batch = CachedStream({TRAIN: data}, 0).take({TRAIN: torch.arange(count)})
+        assert len(data.images) == len(data.labels) == count and data.info.class_names == tuple("abcfgij")
+        assert (data.squares(np.arange(count)) == data.images).all()
+        rows = [batch["image"].flatten(1), batch["target"].flatten(1), batch["label"], batch["caption"]]
+        return data.info, {str([a.tolist(), b.tolist(), int(c), d]) for a, b, c, d in zip(*rows, strict=True)}
+
+    (whole, rows), (train, kept), (held, left) = read(), read("0.4"), read("0.4", held_out=True)
+    assert kept | left == rows and not kept & left and len(left) == held.num_images in range(2, 5)
+    assert (train.split, held.split) == ("train", "0.4 of train")
+    assert len({whole.fingerprint, train.fingerprint, held.fingerprint}) == 3
+    assert sum(share > 0 for share in held.classes.shares) == held.num_images  # each row has a class of its own
+    assert read("0.4")[0] == train and len(folders(config, "images")) == 2  # one decoded copy
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"validation_split": "1.5"},
+            "`validation_split` 1.5 is no share of the images: use a number between 0 and 1",
+        ),
+        ({"validation_split": "train"}, "`validation_split` train is what is trained on"),
+        ({"validation_split": 0.1, "streaming": True, "dataset_name": "x"}, "`validation_split` 0.1 needs all images"),
+    ],
+)
+def test_shares_that_cannot_be_held_out(options, message):
+    with pytest.raises(UserError, match=message):
+        DataConfig(**options)

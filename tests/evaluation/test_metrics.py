@@ -59,3 +59,14 @@ def test_confidence(weak):
     confident, doubtful = answers([1, 2]), answers([1, 2], scale=1.0)
     assert values(["confidence"], confident, confident, classifier) == {"confident_share": 1}
     assert values(["confidence"], doubtful, confident, classifier) == {"confident_share": 0}
+
+
+def test_what_copies_in_the_data_do_to_coverage_is_said(weak):
+    """The ball of an image with five copies is empty: no image can cover it."""
+    real = torch.cat([torch.randn(30, 10, generator=torch.Generator().manual_seed(0)), torch.zeros(10, 10)])
+    for images, notes in ((real, ["25.0% of the real images have 5 copies or more among them"]), (real[:35], [])):
+        results = compare(["precision_recall", "density_coverage"], Images(images), Images(images), weak, "")
+        found = {result.key: result.notes for result in results}
+        assert found["precision"] == found["recall"] == []
+        for key in ("density", "coverage"):
+            assert [note.partition(", which")[0] for note in found[key]] == notes

@@ -3,24 +3,32 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
 from evaluation.tiny import save_classifier, save_data, save_model
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from hfgen.data.columns import Classes
 from hfgen.evaluation import metrics
 from hfgen.evaluation.config import METRICS, ReferenceConfig
 from hfgen.evaluation.features import load_extractor, metric_prefix
 from hfgen.evaluation.frechet import frechet_from_features
 from hfgen.evaluation.kernels import kernel_distance
 from hfgen.evaluation.neighbours import precision_recall_density_coverage
-from hfgen.evaluation.reference import open_reference
-from hfgen.evaluation.runner import evaluate, nearest_pairs
+from hfgen.evaluation.reference import Part, open_reference, shares_of, transform
+from hfgen.evaluation.runner import evaluate, following, nearest_pairs
+from hfgen.pipelines.classes import draw_classes
 from hfgen.runtime.distributed import map_over_processes
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.seeds import image_seed
+from hfgen.sampling.capabilities import Generates
 from hfgen.sampling.loading import load_pipeline
 from hfgen.sampling.sampler import Sampler, load_sampler
 
@@ -51,6 +59,10 @@ def run(sampler, config, extractor, *names, num_images=40, **options):
     return evaluate(sampler, config, extractor, Accelerator(cpu=True), names, num_images, **options)
 
 
+def class_generator(seed, index):
+    return torch.Generator().manual_seed(image_seed(seed, index, "class"))
+
+
 def values(report):
     return {key: result["value"] for key, result in report["results"].items()}
 
@@ -63,10 +75,13 @@ def test_numbers_are_those_of_the_functions(samplers, config, extractor, place):
     everything = dataclasses.replace(config, num_real_images=10_000)
     report = run(samplers["gan"], everything, extractor, "fd", "kd", "precision_recall", "density_coverage", seed=7)
     pipe = load_pipeline(str(place / "gan"))
-    generators = [torch.Generator().manual_seed(7 + index) for index in range(40)]
-    images = pipe(40, class_labels=[index % 10 for index in range(40)], generator=generators, output_type="pt").images
-    generated = extractor((images * 255).round().to(torch.uint8))["features"]
+    generators = [torch.Generator().manual_seed(image_seed(7, index)) for index in range(40)]
     reference = open_reference(everything, (1, 8, 8), 10_000, 40)
+    shares = np.bincount(reference.real.data.labels) / 1100
+    assert report["generation"]["class_shares"] == pytest.approx(shares.tolist())
+    labels = [int(draw_classes(shares.tolist(), 1, class_generator(7, index))) for index in range(40)]
+    images = pipe(40, class_labels=labels, generator=generators, output_type="pt").images
+    generated = extractor((images * 255).round().to(torch.uint8))["features"]
     real = extractor(torch.from_numpy(np.array(reference.real.data.images)))["features"]
     assert len(real) == report["data"]["num_images"] == 1100
 
@@ -124,8 +139,9 @@ def keys(extractor, names):
 )
 def test_every_metric(samplers, config, extractor, monkeypatch, kind, missing):
     monkeypatch.setattr("hfgen.evaluation.path_length.PATHS", 6)
+    monkeypatch.setitem(metrics.LEAST, "ndb", (200, 1000))
     real = dataclasses.replace(config, num_real_images=1000)
-    report = run(samplers[kind], real, extractor, "all", num_images=120, likelihood_samples=3)
+    report = run(samplers[kind], real, extractor, "all", num_images=200, likelihood_samples=3)
     assert set(report["left_out"]) == missing
     assert set(report["results"]) == keys(extractor, set(METRICS) - missing)
     for key, result in report["results"].items():
@@ -133,7 +149,7 @@ def test_every_metric(samplers, config, extractor, monkeypatch, kind, missing):
         assert result["better"] in ("lower", "higher")
         if key.startswith("ppl") or key == "bits_per_dim":
             assert result["real"] is None and result["error"] > 0
-        elif key != "birthday_support":  # 120 real images have no near-duplicates
+        elif key != "birthday_support":  # 200 real images have no near-duplicates
             assert result["real"] is not None, key
     # Real images are nearer to real images than those of a network without training.
     fd = report["results"][metric_prefix(extractor)]
@@ -169,8 +185,10 @@ def test_conditional_accuracy_matches_classes_by_name(samplers, config, extracto
     labels = extractor.labels
     turned = dataclasses.replace(extractor, labels=labels[::-1], fingerprint="turned")
     after = run(samplers["gan"], config, turned, "conditional_accuracy")["results"]["conditional_accuracy"]
-    logits = extractor(samplers["gan"](range(40), 0))["logits"]
-    asked = torch.arange(40) % 10
+    real = open_reference(config, (1, 8, 8), 40, 40).real
+    sampler = samplers["gan"].with_shares((np.bincount(real.data.labels[real.rows], minlength=10) / 40).tolist())
+    logits = extractor(sampler(range(40), 0))["logits"]
+    asked = torch.tensor([sampler.class_of(index, 0) for index in range(40)])
     assert before["value"] == (logits.argmax(1) == asked).double().mean().item()
     assert after["value"] == (9 - logits.argmax(1) == asked).double().mean().item()
 
@@ -203,10 +221,10 @@ def test_names_are_those_of_the_literature_only_for_its_network(samplers, config
 def test_several_seeds(samplers, config, extractor):
     key = metric_prefix(extractor)
     report = run(samplers["gan"], config, extractor, "fd", seed=5, seeds=3)
-    singles = [run(samplers["gan"], config, extractor, "fd", seed=5 + 40 * number) for number in range(3)]
+    singles = [run(samplers["gan"], config, extractor, "fd", seed=5 + number) for number in range(3)]
     found = [values(single)[key] for single in singles]
     result = report["results"][key]
-    assert report["generation"]["seeds"] == [5, 45, 85]
+    assert report["generation"]["seeds"] == [5, 6, 7]
     assert result["details"]["values"] == found
     assert result["value"] == pytest.approx(np.mean(found)) and result["error"] == pytest.approx(np.std(found, ddof=1))
     assert "3 seeds" in result["error_kind"]
@@ -281,13 +299,16 @@ def test_splits(config, place):
 def test_what_a_model_was_trained_on(samplers, config, extractor, place, tmp_path):
     shutil.copytree(place / "gan", tmp_path / "gan")
     sampler = load_sampler(str(tmp_path / "gan"))
-    record = {"data": {"name": "digits", "split": "train", "num_images": 1100, "fingerprint": "of groups"}}
+    record = {
+        "data": {"name": "digits", "split": "train", "num_images": 1100, "fingerprint": "of groups"},
+        "config": {},
+    }
     (tmp_path / "gan" / "run.json").write_text(json.dumps(record))
-    (gray,) = run(sampler, config, extractor, "memorisation", num_images=120)["notes"]
+    (gray,) = run(sampler, config, extractor, "memorisation", num_images=200)["notes"]
     assert gray == "gray images were repeated to the 3 channels that classifier takes"
     record["data"]["num_images"] = 1797
     (tmp_path / "gan" / "run.json").write_text(json.dumps(record))
-    _, note = run(sampler, config, extractor, "memorisation", num_images=120)["notes"]
+    _, note = run(sampler, config, extractor, "memorisation", num_images=200)["notes"]
     assert "was trained on 1797 images of digits [train], and is compared with" in note
     (note,) = run(sampler, config, extractor, "fd")["notes"][-1:]
     assert "was trained on 1797 images of digits" in note and "memorisation" not in note
@@ -338,7 +359,7 @@ def test_a_cache_that_cannot_be_written(samplers, config, extractor, tmp_path):
 
 
 def test_pairs_are_made_again(samplers, config, extractor):
-    report = run(samplers["gan"], config, extractor, "memorisation", num_images=120)
+    report = run(samplers["gan"], config, extractor, "memorisation", num_images=200)
     pairs = nearest_pairs(samplers["gan"], config, report)
     assert len(pairs) == 10
     train = extractor(open_reference(config, (1, 8, 8), 1, 1).train.images(range(1100)))["features"]
@@ -403,8 +424,8 @@ def test_images_with_nan(place):
     ("kind", "metric", "number", "message"),
     [
         ("gan", "birthday", 40, "it needs at least 999 real images, and there are 40"),
-        ("gan", "ndb", 40, "it needs at least 100 real images"),
-        ("gan", "memorisation", 40, "it needs at least 99 held-out images, and there are 40"),
+        ("gan", "ndb", 40, "it needs at least 1000 generated images, and `num_images` is 40"),
+        ("gan", "memorisation", 40, "it needs at least 198 held-out images, and there are 40"),
         ("gan", "precision_recall", 3, "it needs at least 4 generated images, and `num_images` is 3"),
         ("gan", "is", 9, "it needs at least 10 generated images"),
         ("gan", "bits_per_dim", 40, "is a GAN, whose likelihood is not known"),
@@ -432,3 +453,88 @@ def test_groups_are_no_classes(samplers, config, extractor, place):
     for wanted in (None, ("1", "2")):
         sampler = Sampler(pipe, name="groups", class_labels=wanted)
         assert "conditional_accuracy" in run(sampler, config, extractor, "all", num_images=12)["left_out"]
+
+
+# Classes, crops, and what training left out
+
+
+def test_classes_are_as_frequent_as_in_the_reference(extractor, place):
+    """A perfect generator of unbalanced data: with its classes in turn it is far from the data, by share it is not."""
+    pixels = {0: 40, 1: 210}
+    labels = [0] * 90 + [1] * 10
+    noise = np.random.default_rng(0).integers(0, 30, (100, 8, 8), dtype=np.uint8)
+    images = [Image.fromarray(noise[row] + np.uint8(pixels[label])) for row, label in enumerate(labels)]
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["dark", "light"])})
+    (place / "unbalanced").mkdir()
+    data = Dataset.from_dict({"image": images, "label": labels}, features=features)
+    data.to_parquet(place / "unbalanced" / "train.parquet")
+    config = ReferenceConfig(dataset_name=str(place / "unbalanced"), cache_dir=str(place / "cache"))
+
+    class Perfect(Generates):
+        kind, image_shape = "perfect", (1, 8, 8)
+        classes = Classes(("light", "dark"))  # numbered otherwise than the data
+        pipe = SimpleNamespace(device="cpu")
+
+        def generate(self, generators, labels, options):
+            levels = torch.tensor([pixels[1 - label] for label in labels.tolist()])[:, None, None, None]
+            noise = [torch.randint(0, 30, (1, 8, 8), generator=generator) for generator in generators]
+            return (torch.stack(noise) + levels) / 255
+
+    key, adapter = metric_prefix(extractor), Perfect(Perfect.pipe)
+    by_share = run(Sampler(adapter), config, extractor, "fd", num_images=100)
+    in_turn = run(Sampler(adapter, class_labels=("0", "1")), config, extractor, "fd", num_images=100)
+    assert by_share["generation"]["class_shares"] == pytest.approx([0.1, 0.9])
+    assert in_turn["generation"]["class_shares"] is None
+    assert values(by_share)[key] < 0.2 * values(in_turn)[key]
+
+
+def test_classes_that_the_reference_lacks(config, samplers, extractor, place):
+    unknown = SimpleNamespace(info=SimpleNamespace(name="it", class_names=("x", "2")), labels=np.array([0, 1, 1, -1]))
+    part = Part(unknown, np.arange(4))
+    shares, (note,) = shares_of(part, Classes(("1", "2")))
+    assert shares == (0.0, 1.0) and "2 of 4 real images have no class, or one that the model does not know" in note
+    assert shares_of(part, Classes(("1",))) == (None, ["it has none of the model's classes (1)"])
+    unlabelled = Part(SimpleNamespace(info=unknown.info, labels=None), np.arange(4))
+    assert shares_of(unlabelled, Classes(("1",)))[0] is None
+
+
+def test_oblong_images_are_cropped_as_in_training(samplers, extractor, place, tmp_path):
+    """Upright and lying gradients: the crops in the centre are all alike, those of a training are not."""
+    (tmp_path / "wide").mkdir()
+    gradient = np.linspace(0, 255, 8 * 16).astype(np.uint8).reshape(16, 8)
+    for row in range(6):
+        Image.fromarray(gradient if row % 2 else gradient.T).save(tmp_path / "wide" / f"{row}.png")
+    config = ReferenceConfig(train_data_dir=str(tmp_path / "wide"), cache_dir=str(tmp_path / "cache"))
+    shutil.copytree(place / "ddpm", tmp_path / "model")
+    name = str(tmp_path / "model")
+    assert following(config, name).center_crop is None  # nothing is known
+    (tmp_path / "model" / "run.json").write_text(json.dumps({"config": {"center_crop": False}}))
+    at_random = open_reference(following(config, name), (1, 8, 8), 6, 6)
+    centred = open_reference(following(dataclasses.replace(config, center_crop=True), name), (1, 8, 8), 6, 6)
+    crops = at_random.train.images(range(len(at_random.train.rows)))
+    assert crops.shape[1:] == (1, 8, 8) and len(crops.flatten(1).unique(dim=0)) == len(crops)
+    assert torch.equal(crops, at_random.train.images(range(len(crops))))
+    for crop, row in zip(crops, at_random.train.rows, strict=True):  # a window of the image, the right way round
+        whole = gradient if row % 2 else gradient.T
+        windows = [whole[i : i + 8] if row % 2 else whole[:, i : i + 8] for i in range(9)]
+        assert any(np.array_equal(crop[0].numpy(), window) for window in windows)
+    middle = centred.train.images(range(len(crops)))
+    assert len(middle.flatten(1).unique(dim=0)) == 2
+    assert transform(at_random.real)["center_crop"] is False
+
+
+def test_what_training_left_out_is_held_out(samplers, extractor, place, tmp_path):
+    shutil.copytree(place / "gan", tmp_path / "gan")
+    record = {"config": {"dataset_name": "digits", "dataset_split": "train", "validation_split": "0.2"}}
+    record["data"] = {"name": "digits", "split": "train", "num_images": 1438, "fingerprint": "any"}
+    (tmp_path / "gan" / "run.json").write_text(json.dumps(record))
+    config = ReferenceConfig(cache_dir=str(place / "cache"))
+    sampler = load_sampler(str(tmp_path / "gan"))
+    report = run(sampler, config, extractor, "memorisation", num_images=200)
+    assert report["data"]["held_out"]["split"] == "0.2 of train" and report["data"]["held_out"]["num_images"] == 200
+    assert report["results"]["near_duplicates"]["details"]["train_images"] == 1438  # all of them
+    assert not any("half of" in note or "was trained on" in note for note in report["notes"])
+    assert following(dataclasses.replace(config, held_out_split="0.5"), sampler.name).held_out_split == "0.5"
+    assert following(dataclasses.replace(config, dataset_name="other"), sampler.name).held_out_split is None
+    with pytest.raises(UserError, match="`held_out_split` 1.5 is no share of the images"):
+        ReferenceConfig(held_out_split="1.5")

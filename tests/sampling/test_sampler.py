@@ -41,11 +41,10 @@ def test_an_image_depends_on_its_seed_alone(folder, kind):
     sampler = Sampler(toy()) if kind == "toy" else load_sampler(str(folder / kind))
     whole = sampler(range(6), 10)
     assert whole.dtype == torch.uint8 and whole.shape == (6, *sampler.image_shape)
-    assert not torch.equal(whole[0], whole[1])
+    assert len(whole.flatten(1).unique(dim=0)) > 1
     parts = torch.cat([sampler([4, 5], 10), sampler(range(4), 10)])
     assert (parts[[2, 3, 4, 5, 0, 1]].int() - whole.int()).abs().max() <= 1
-    if not sampler.classes:  # classes go by the number, not by the seed
-        assert (sampler(range(2), 14).int() - whole[4:].int()).abs().max() <= 1
+    assert not torch.equal(sampler(range(5), 11)[:5], whole[1:])  # neighbouring seeds share nothing
 
 
 def test_images_are_those_of_the_pipelines(folder):
@@ -82,7 +81,14 @@ def test_classes_come_in_turn_or_are_drawn():
     torch.manual_seed(0)
     model = DCGANGenerator(sample_size=8, latent_dim=4, base_channels=4, num_class_embeds=3)
     pipe = GANPipeline(model, id2label={0: "cat", 1: "dog", 2: "7"})
-    assert Sampler(pipe).classes == [0, 1, 2] and Sampler(pipe).class_of(4) == 1
+    assert Sampler(pipe).classes == [0, 1, 2] and Sampler(pipe).class_of(4, seed=0) == 1
+    rare = Sampler(pipe, class_shares=[0.1, 0.9, 0.0])
+    drawn = [rare.class_of(index, seed=0) for index in range(300)]
+    assert set(drawn) == {0, 1} and 15 < drawn.count(0) < 50
+    labels = torch.tensor(drawn[:4])
+    expected = pipe(class_labels=labels, generator=image_generators(0, range(4)), output_type="pt").images
+    assert torch.equal(rare(range(4), 0), (expected * 255).round().to(torch.uint8))
+    assert Sampler(pipe, class_labels=("dog",)).with_shares([1.0, 0.0, 0.0]).class_of(0, seed=0) == 1
     assert Sampler(pipe, class_labels=("dog", "0", "7")).classes == [1, 0, 2]
     with pytest.raises(
         UserError, match="`class_labels` cow: it has no such class. Use a number below 3 or one of cat"
@@ -90,9 +96,14 @@ def test_classes_come_in_turn_or_are_drawn():
         Sampler(pipe, name="it", class_labels=("cow",))
     groups = GANPipeline(model, class_shares=[0.2, 0.3, 0.5])
     sampler = Sampler(groups)
-    assert sampler.grouped and sampler.classes is None and sampler.class_of(0) is None
+    assert sampler.grouped and sampler.classes is None and sampler.class_of(0, seed=0) is None
+    assert sampler.with_shares([1.0, 0.0, 0.0]) is sampler
     assert sampler.adapter.classes.shares == (0.2, 0.3, 0.5)
     assert Sampler(groups, class_labels=("2",)).classes == [2]
+    labels = GANPipeline(model, class_shares=[0.2, 0.3, 0.5], class_kind="labels")
+    assert not Sampler(labels).grouped and Sampler(labels).adapter.classes.shares == (0.2, 0.3, 0.5)
+    with pytest.raises(ValueError, match="class_kind is 'kinds', but must be labels or groups"):
+        GANPipeline(model, class_kind="kinds")
     plain = GANPipeline(DCGANGenerator(sample_size=8, latent_dim=4, base_channels=4))
     with pytest.raises(UserError, match="`class_labels` 1: it knows no classes"):
         Sampler(plain, name="it", class_labels=("1",))

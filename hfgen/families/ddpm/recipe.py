@@ -20,9 +20,9 @@ from hfgen.training.recipe import (
     Phase,
     Progress,
     Recipe,
+    class_arguments,
     class_columns,
     class_names,
-    group_shares,
 )
 
 
@@ -40,7 +40,7 @@ class DDPMRecipe(Recipe):
     def __init__(self, config: DDPMConfig, info: DataInfo):
         self.config = config
         self.class_names = class_names(info, config.class_conditional, needs_all=False)
-        self.class_shares = group_shares(info)
+        self._class_arguments = class_arguments(info, self.class_names)
         unlabelled = info.classes.unlabelled if config.class_conditional and info.classes else 0
         if unlabelled and not config.label_dropout:
             raise UserError(
@@ -163,7 +163,6 @@ class DDPMRecipe(Recipe):
         return ClassConditionalDDPMPipeline(
             unet=modules["unet"],
             scheduler=sampling_scheduler(self.scheduler),
-            id2label=dict(enumerate(self.class_names)),
-            class_shares=self.class_shares,
+            **self._class_arguments,
             guidance_scale=self.guidance_scale,
         )

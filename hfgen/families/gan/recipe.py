@@ -23,9 +23,9 @@ from hfgen.training.recipe import (
     Phase,
     Progress,
     Recipe,
+    class_arguments,
     class_columns,
     class_names,
-    group_shares,
 )
 
 
@@ -70,7 +70,7 @@ class GANRecipe(Recipe):
             self.adaptive = AdaptiveProbability(config.ada_target, config.augment_probability)
             self.networks["augmentation"] = Network(self.adaptive, STATE)
         self.sampling = GANSamplingConfig(truncation=config.truncation)
-        self.class_shares = group_shares(info)
+        self._class_arguments = class_arguments(info, self.class_names)
         self.grid_columns = class_columns(info, self.class_names)
 
         def adam(learning_rate: float) -> AdamW:
@@ -167,8 +167,7 @@ class GANRecipe(Recipe):
         return self._alarms(means, images_seen)
 
     def pipeline(self, modules: dict[str, nn.Module], fitted: Any = None) -> DiffusionPipeline:
-        names = dict(enumerate(self.class_names)) if self.class_names else None
-        return GANPipeline(modules["generator"], names, self.class_shares)
+        return GANPipeline(modules["generator"], **self._class_arguments)
 
 
 def within_class_scatter(images: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:

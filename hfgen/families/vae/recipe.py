@@ -25,9 +25,9 @@ from hfgen.training.recipe import (
     Phase,
     Progress,
     Recipe,
+    class_arguments,
     class_columns,
     class_names,
-    group_shares,
 )
 
 PRIOR_SAMPLE = 20_000  # latents that the prior is fitted to, but no more than four of each image
@@ -103,7 +103,7 @@ class VAERecipe(Recipe):
             self.batch_statistics = "the mean of the KL divergence, which `free_bits` compares with its floor,"
         self.num_images = info.num_images
         self.dimensions = info.channels * info.resolution**2
-        self.class_shares = group_shares(info)
+        self._class_arguments = class_arguments(info, self.class_names)
         self.grid_columns = class_columns(info, self.class_names)
         betas = (config.adam_beta1, config.adam_beta2)
         optimizer = AdamW(config.learning_rate, betas, config.adam_epsilon, config.adam_weight_decay)
@@ -175,8 +175,8 @@ class VAERecipe(Recipe):
         if prior is None and not self.architecture.has_prior:  # N(0, I), which draws any code at any position
             prior = GaussianMixturePrior(vae.latent_shape, num_class_embeds=vae.config.num_class_embeds)
             prior.to(next(vae.parameters()).device)
-        names = dict(enumerate(self.class_names)) if self.class_names else None
-        return VAEPipeline(vae, prior, names, self.class_shares, task=self.config.task, task_level=self.config.level)
+        task = {"task": self.config.task, "task_level": self.config.level}
+        return VAEPipeline(vae, prior, **self._class_arguments, **task)
 
     @torch.no_grad()
     def card_images(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> list[torch.Tensor]:
