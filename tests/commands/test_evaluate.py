@@ -92,6 +92,7 @@ def test_report(place, tmp_path, evaluate, capsys):
         "num_inference_steps": 3,
         "guidance_scale": None,
         "classes": None,
+        "class_shares": None,
         "precision": "no",
     }
     assert set(found["seconds"]) == {"real_images", "generated_images"}
@@ -123,7 +124,7 @@ def test_reports_are_not_replaced_unasked(place, tmp_path, evaluate):
 
 
 def test_nearest_pairs_are_shown(place, tmp_path, evaluate):
-    evaluate(texts(options(place, "vae", metrics="memorisation", num_images=100, output=tmp_path / "report.json")))
+    evaluate(texts(options(place, "vae", metrics="memorisation", num_images=200, output=tmp_path / "report.json")))
     assert Image.open(tmp_path / "report-nearest.png").size == (10 * 68 + 4, 2 * 68 + 4)
 
 
