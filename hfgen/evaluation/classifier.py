@@ -88,6 +88,7 @@ def open_parts(data: DataConfig, config: ClassifierConfig) -> tuple[Part, Part]:
     if train.info.mode == "RGBA":
         raise UserError(f"{train.info.name} has transparent images: add `image_mode` RGB to drop that.")
     same: dict[str, Any] = {"resolution": train.info.resolution, "image_mode": train.info.mode, "center_crop": True}
+    same["value_range"] = train.info.value_range or data.value_range
     try:
         test = open_images(dataclasses.replace(data, dataset_split=test_split, **same))
     except UserError as error:

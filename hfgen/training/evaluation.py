@@ -44,6 +44,8 @@ class Evaluation:
             dataset_split=data.dataset_split,
             image_column=data.image_column,
             label_column=data.label_column,
+            value_range=data.value_range,
+            background=data.background,
             skip_corrupt_images=data.skip_corrupt_images,
             cache_dir=data.cache_dir,
         )
