@@ -50,7 +50,7 @@ def load_source(config: DataConfig, token: str | None = None) -> tuple[Any, str]
 
 def _load_folder(folder: Path, config: DataConfig, options: dict[str, Any]) -> Any:
     """Loads what a folder holds: image files; or, if it is called a data set, also what `datasets` wrote or reads."""
-    from datasets import Dataset, load_dataset, load_from_disk
+    from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 
     split, dataset = config.dataset_split, None
     if config.train_data_dir is None and any((folder / name).exists() for name in ("state.json", "dataset_dict.json")):
@@ -69,10 +69,19 @@ def _load_folder(folder: Path, config: DataConfig, options: dict[str, Any]) -> A
         raise ValueError(f"it holds no images{beside}")
     if config.train_data_dir or (config.dataset_config_name is None and is_image_folder(folder, files)):
         dataset = open_folder(folder, files, config)
-        return dataset.to_iterable_dataset() if config.streaming else dataset
+        if not config.streaming:
+            return dataset
+        # As `datasets` would stream a folder: runs that go on bring states of such a stream.
+        rows, table = _rows_of, dataset.data.table
+        return IterableDataset.from_generator(rows, features=dataset.features, gen_kwargs={"table": table})
     if glob.has_magic(str(folder)):
         raise ValueError("`datasets` takes [, ? and * in its path for a pattern: rename the folder")
     return load_dataset(str(folder), config.dataset_config_name, **options)
+
+
+def _rows_of(table: Any) -> Iterator[dict[str, Any]]:
+    for batch in table.to_batches(max_chunksize=1000):
+        yield from batch.to_pylist()
 
 
 def _digits() -> Any:

@@ -36,7 +36,11 @@ def seen(data):
     """The gray value of each image, and the name of its class."""
     names = data.info.class_names
     values = data.images[:, 0, 0, 0].tolist()
-    return values if names is None else [(v, names[n] if n >= 0 else None) for v, n in zip(values, data.labels)]
+    return (
+        values
+        if names is None
+        else [(v, names[n] if n >= 0 else None) for v, n in zip(values, data.labels, strict=True)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,10 +101,8 @@ def test_what_cannot_be_read_is_said_each_time(config, tmp_path, told):
         (folder / name).write_bytes(b"no image")
     if ".heic" in readable_suffixes():
         pytest.skip("pillow-heif is installed")
-    line = (
-        "phone: files left out, as Pillow does not read them: 3 of 5 (2 .heic (which needs `pip install pillow-heif`), "
-        "1 .svg)."
-    )
+    heif = "2 .heic (which needs `pip install pillow-heif`)"
+    line = f"phone: files left out, as Pillow does not read them: 3 of 5 ({heif}, 1 .svg)."
     assert seen(opened(folder, config)) == [0, 1] and told == [line]
     told.clear()
     for path in folder.glob("*.png"):

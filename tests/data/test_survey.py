@@ -87,8 +87,8 @@ def test_an_empty_range_is_said_with_a_better_one(config, tmp_path, told):
         with notes_to(told.append):
             opened(folder, dataclasses.replace(config, skip_corrupt_images=again))
         assert told[-1].endswith(
-            "; most of that is empty: 99.8% of the pixels have 2 of the 256 levels, and `value_range` 0 257 would spread "
-            "them."
+            "; most of that is empty: 99.8% of the pixels have 2 of the 256 levels, and `value_range` 0 257 would "
+            "spread them."
         )
     assert len(told) == 3
 
@@ -182,16 +182,12 @@ def test_frames_and_16_bit_colours_are_said(config, tmp_path, told):
 
 
 def test_usual_names_come_first_and_choices_are_said(tmp_path, told):
-    feature = datasets.Image()
-    images = {
-        name: [Image.new("L", (6, 6), value)] * 2
-        for name, value in (("control_image", 7), ("image", 200), ("mask", 1))
-    }
-    labels = {"split_id": [0, 1], "label": [1, 0]}
-    kinds = {name: datasets.ClassLabel(names=["a", "b"]) for name in labels}
-    table = datasets.Dataset.from_dict(
-        images | labels, features=datasets.Features(dict.fromkeys(images, feature) | kinds)
-    )
+    levels = {"control_image": 7, "image": 200, "mask": 1}
+    rows = {name: [Image.new("L", (6, 6), level)] * 2 for name, level in levels.items()}
+    rows |= {"split_id": [0, 1], "label": [1, 0]}
+    kinds = dict.fromkeys(levels, datasets.Image())
+    kinds |= dict.fromkeys(("split_id", "label"), datasets.ClassLabel(names=["a", "b"]))
+    table = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
     table.to_parquet(tmp_path / "set" / "train.parquet")
     config = DataConfig(dataset_name=str(tmp_path / "set"), cache_dir=str(tmp_path / "cache"))
     stream = open_stream(DEFAULT, config, seed=0)
