@@ -32,7 +32,9 @@ class DataConfig(Options):
     )
     dataset_config_name: str | None = option(None, "configuration of the data set, where it has several")
     dataset_split: str = option("train", "split to read")
-    train_data_dir: str | None = option(None, "folder of images (sub-folders become classes)")
+    train_data_dir: str | None = option(
+        None, "folder of images; its sub-folders are the classes, or splits if all are called so (train, test, ...)"
+    )
     image_column: str | None = option(None, IMAGE_COLUMN, resolved=True)
     label_column: str | None = option(None, LABEL_COLUMN, resolved=True)
     resolution: int | None = option(

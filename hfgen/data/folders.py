@@ -95,11 +95,10 @@ def is_image_folder(folder: Path, files: Files) -> bool:
     them."""
     if len(files.images) <= files.containers:
         return False
-    if not (folder / "README.md").is_file():
-        return True
-    from huggingface_hub import metadata_load
-
-    return not (metadata_load(folder / "README.md") or {}).keys() & {"configs", "dataset_info"}
+    readme = folder / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+    return front is None or re.search(r"^(configs|dataset_info):", front[1], re.MULTILINE) is None
 
 
 @dataclass(frozen=True)

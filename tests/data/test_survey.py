@@ -1,6 +1,8 @@
 """What becomes of images that have more than 8 bits, transparency or frames, and what is said of it."""
 
 import dataclasses
+import struct
+import zlib
 
 import datasets
 import numpy as np
@@ -176,6 +178,13 @@ def test_frames_and_16_bit_colours_are_said(config, tmp_path, told):
     data = opened(tmp_path / "set", config)
     assert np.unique(data.images).tolist() == [10]
     assert told == ["set: images of several frames, of which the first is read: 1 of 1."]
+    head = b"IHDR" + struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    rows = b"IDAT" + zlib.compress((b"\0" + b"\x12\x34" * 24) * 8)
+    chunks = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (head, rows, b"IEND")]
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    assert np.unique(opened(tmp_path / "deep", config).images).tolist() == [0x12]
+    assert told[1:] == ["deep: images with 16 bits per colour, of which the upper 8 are read: 1 of 1."]
 
 
 # Choices
