@@ -159,8 +159,9 @@ def open_source(
         elif isinstance(columns[key], Text):
             stored[key] = _texts(root, dataset, column, rows, source)
     for key, asked in columns.items():
-        if asked.column is None and isinstance(asked, Image | Label) and key in stored:
-            stored[key] = replace(stored[key], info=replace(stored[key].info, column=chosen[key]))  # type: ignore[call-arg]
+        found = stored[key].info if key in stored else None
+        if asked.column is None and isinstance(found, ImageInfo | LabelInfo):
+            stored[key] = replace(stored[key], info=replace(found, column=chosen[key]))
     stored = {key: stored[key] for key in columns if key in stored}
     info = SourceInfo(name, config.dataset_split, len(rows), len(gone), _fingerprint(stored))
     infos = {key: column.info for key, column in stored.items()}
