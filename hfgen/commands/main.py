@@ -4,8 +4,9 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from hfgen.commands.cli import one_line_errors
+from hfgen.commands.cli import one_line_errors, spell
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.notes import notes_to, say
 from hfgen.runtime.options import nearest
 
 VERBS = ("train", "sample", "evaluate", "compare", "classify", "show", "demo", "push", "list")
@@ -34,7 +35,8 @@ def dispatch(argv: Sequence[str]) -> None:
         print(*(f"  {verb:<9} {line}" for verb, line in lines.items()), sep="\n")
         print("\n`hfgen VERB --help` shows the flags of each, `hfgen list` what `hfgen train` can train.")
         return
-    load(argv[0]).main(list(argv[1:]))
+    with notes_to(lambda text: say(spell(text))):
+        load(argv[0]).main(list(argv[1:]))
 
 
 def main(argv: Sequence[str] | None = None, verb: str = "") -> None:

@@ -49,8 +49,8 @@ def main(argv: Sequence[str]) -> None:
 
     options = collect(family, given.preset, command, **given.values)  # mistakes are reported before torch is imported
 
+    from hfgen.runtime.notes import say
     from hfgen.training.api import run_training
-    from hfgen.training.console import say
 
     run = run_training(options, lambda text: say(spell(text)))
     if run.stopped_by:

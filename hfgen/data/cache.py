@@ -7,25 +7,28 @@ the size. How an option was spelt, or left out, is no part of it.
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hfgen.data.columns import DEFAULT, TRAIN, Classes, Image, Label, SourceColumn, by_source
+from hfgen.data.columns import DEFAULT, TRAIN, Classes, Image, Label, SourceColumn, Text, by_source
 from hfgen.data.config import IMAGE_MODES, DataConfig
-from hfgen.data.decode import LONGEST_SIDE, common_resolution, decode, fit, read_header, richest_mode, to_mode
+from hfgen.data.decode import LONGEST_SIDE, Header, decode, fit, is_deep, read_header, to_mode
 from hfgen.data.info import ColumnInfo, DataInfo, ImageInfo, LabelInfo, SourceInfo, TextInfo
 from hfgen.data.sources import class_names, find_columns, load_source, raw_images
+from hfgen.data.survey import REST, Survey, survey
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.files import TEMPORARY, remove, write_at_once
+from hfgen.runtime.notes import listed, note
 
 CACHE_FORMAT = 2  # part of the keys: raise it when the same data would be decoded to other values
+SCAN_FORMAT = 2  # of what is known of all images before they are decoded
+MANY_CLASSES = 100  # so many values are classes, even if each image has its own
 TASK_SIZE = 16  # images that a thread decodes in one go
 META = "meta.json"
 
@@ -106,13 +109,7 @@ class SourceData:
                 in the centre.
         """
         strips, layout = self.strips(rows), self.layout
-        if layout is None:
-            return strips
-        size, (length, transposed) = strips.shape[2], layout[rows].T
-        start = np.asarray(offsets * (length - size + 1)).astype(np.int64)
-        along = start[:, None, None, None] + np.arange(size)
-        cut = np.take_along_axis(strips, along, axis=3)
-        return np.where(transposed.astype(bool)[:, None, None, None], cut.swapaxes(2, 3), cut)
+        return strips if layout is None else cut_squares(strips, layout[rows], offsets)
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -130,6 +127,19 @@ class SourceData:
         return column.layout if column.layout is None or column.index is None else column.layout[column.index]
 
 
+def cut_squares(strips: np.ndarray, layout: np.ndarray, offsets: np.ndarray | float = 0.5) -> np.ndarray:
+    """Cuts a square out of each oblong image, as [`~data.augment.crop_strips`] does on the device.
+
+    Args:
+        strips (`np.ndarray` of shape `(B, C, R, L)`), layout (`np.ndarray` of shape `(B, 2)`): See [`Column`].
+        offsets (`np.ndarray` of shape `(B,)` or `float`): Where to cut, in [0, 1); by default in the centre.
+    """
+    size, (length, transposed) = strips.shape[2], layout.T
+    start = np.asarray(offsets * (length - size + 1)).astype(np.int64)
+    cut = np.take_along_axis(strips, start[:, None, None, None] + np.arange(size), axis=3)
+    return np.where(transposed.astype(bool)[:, None, None, None], cut.swapaxes(2, 3), cut)
+
+
 def open_images(config: DataConfig, token: str | None = None, held_out: bool = False) -> SourceData:
     """Opens the images, and classes if there are any, of the data set that the options name: see [`open_source`]."""
     return open_source(config, by_source(DEFAULT)[TRAIN], TRAIN, token, held_out)
@@ -141,6 +151,7 @@ def open_source(
     source: str = TRAIN,
     token: str | None = None,
     held_out: bool = False,
+    recorded_classes: tuple[str, ...] | None = None,
 ) -> SourceData:
     """Opens columns of a data set, from the cache or by making it.
 
@@ -154,6 +165,7 @@ def open_source(
         token (`str`, *optional*): For private data sets on the Hub.
         held_out (`bool`, *optional*, defaults to `False`): Whether to open the share that `validation_split` leaves
             out of training, instead of the rest.
+        recorded_classes (`tuple[str, ...]`, *optional*): The names of the classes that a run numbered before.
 
     Raises:
         UserError: If the data set, its columns or one of its images cannot be used.
@@ -167,7 +179,7 @@ def open_source(
     skipped: dict[str, np.ndarray] = {}  # by column
     for key, column in chosen.items():
         if isinstance(columns[key], Image):
-            stored[key], skipped[key] = _images(root, dataset, column, config, source)
+            stored[key], skipped[key] = _images(root, dataset, column, config, source, name)
     gone = np.unique(np.concatenate([np.empty(0, np.int64), *skipped.values()]))
     rows = np.delete(np.arange(len(dataset)), gone)
     if not len(rows):
@@ -177,9 +189,14 @@ def open_source(
             present = np.delete(np.arange(len(dataset)), own)
             stored[key] = replace(stored[key], index=np.searchsorted(present, rows))
     for key, column in chosen.items():
-        if not isinstance(columns[key], Image):
-            make = _labels if isinstance(columns[key], Label) else _texts
-            stored[key] = make(root, dataset, column, rows, source)
+        if isinstance(columns[key], Label):
+            stored[key] = _labels(root, dataset, column, rows, source, name, recorded_classes)
+        elif isinstance(columns[key], Text):
+            stored[key] = _texts(root, dataset, column, rows, source)
+    for key, asked in columns.items():
+        found = stored[key].info if key in stored else None
+        if asked.column is None and isinstance(found, ImageInfo | LabelInfo):
+            stored[key] = replace(stored[key], info=replace(found, column=chosen[key]))
     stored = {key: stored[key] for key in columns if key in stored}
     if config.validation_share is not None:
         part = np.flatnonzero(np.isin(rows, _held_out(len(dataset), config.validation_share), invert=not held_out))
@@ -287,60 +304,73 @@ def _fingerprint(columns: Mapping[str, Column]) -> str:
 # Images
 
 
-def _images(root: Path, dataset: Any, column: str, config: DataConfig, source: str) -> tuple[Column, np.ndarray]:
+def _images(
+    root: Path, dataset: Any, column: str, config: DataConfig, source: str, name: str
+) -> tuple[Column, np.ndarray]:
     """Decodes a column of images; also returns the rows whose image is corrupt."""
     from datasets import is_progress_bar_enabled
 
     quiet = not is_progress_bar_enabled()
-    mode, resolution, length = config.image_mode, config.resolution, config.resolution or 0
-    modes: dict[str, int] = {}
-    if mode is None or resolution is None or not config.center_crop:
-        file = root / f"scan-{cache_key(rows=dataset._fingerprint, column=column)}.json"
-        scan = json.loads(build_once(file, lambda path: _scan(path, dataset, column, config, quiet)).read_text())
-        _refuse(scan["corrupt"], config)
-        modes = {} if mode else scan["modes"]
-        mode, resolution = mode or richest_mode(modes), resolution or scan["resolution"]
-        longest = 1 if config.center_crop else LONGEST_SIDE
-        length = min(max(resolution, round(scan["ratio"] * resolution)), longest * resolution)
+    file = root / f"scan-{cache_key(rows=dataset._fingerprint, column=column, scan=SCAN_FORMAT)}.json"
+    scan = json.loads(build_once(file, lambda path: _scan(path, dataset, column, config, quiet)).read_text())
+    _refuse(scan.pop("corrupt"), config)
+    seen = Survey(**scan)
+    mode, resolution = config.image_mode or seen.mode, config.resolution or seen.resolution
+    longest = 1 if config.center_crop else LONGEST_SIDE
+    length = min(max(resolution, round(seen.ratio * resolution)), longest * resolution)
     shape = (IMAGE_MODES[mode], resolution, length)
-    key = cache_key(rows=dataset._fingerprint, column=column, mode=mode, shape=shape)
+    more: dict[str, Any] = {}  # what matters for some images only, so that all others keep their keys
+    value_range = seen.value_range(config)
+    if value_range:
+        more["value_range"] = value_range
+    if mode != "RGBA" and "RGBA" in seen.modes and config.background != "none":
+        more["background"] = config.background
+    key = cache_key(rows=dataset._fingerprint, column=column, mode=mode, shape=shape, **more)
 
     def build(folder: Path) -> None:
-        if len(modes) > 1 and not quiet:
-            from tqdm.auto import tqdm
-
-            counts = ", ".join(f"{count} {name}" for name, count in modes.items())
-            tqdm.write(
-                f"The images differ in their channels ({counts}); all become {mode}. `image_mode` chooses another."
-            )
-        _decode(folder, dataset, column, config, mode, shape, quiet)
+        _decode(folder, dataset, column, config, mode, shape, value_range, quiet)
 
     folder = build_once(root / f"images-{key}", build)
     meta = json.loads((folder / META).read_text())
     _refuse(meta["corrupt"], config)
+    seen.tell(name, config, mode, meta.get("levels"))
     pixels = np.memmap(folder / "images.u8", dtype=np.uint8, mode="r", shape=tuple(meta["shape"]))
     layout = np.load(folder / "layout.npy") if length > resolution else None
-    stored = Column(ImageInfo(mode, resolution, source), meta["digest"], (pixels,), layout, folder=folder)
+    info = ImageInfo(mode, resolution, source, value_range)
+    stored = Column(info, meta["digest"], (pixels,), layout, folder=folder)
     return stored, np.array([row for row, *_ in meta["corrupt"]], dtype=np.int64)
 
 
 def _decode(
-    folder: Path, dataset: Any, column: str, config: DataConfig, mode: str, shape: tuple[int, int, int], quiet: bool
+    folder: Path,
+    dataset: Any,
+    column: str,
+    config: DataConfig,
+    mode: str,
+    shape: tuple[int, int, int],
+    value_range: tuple[float, ...] | None,
+    quiet: bool,
 ) -> None:
     """Decodes all images into a folder."""
     from tqdm.auto import tqdm
 
     resolution, length = shape[1:]
 
-    def pixels(value: dict[str, Any] | None) -> tuple[np.ndarray, int, bool] | OSError:
+    def pixels(value: dict[str, Any] | None) -> tuple[np.ndarray, int, bool, np.ndarray | int] | OSError:
         try:
+            image = decode(value)
             # Rounding may make an image of the greatest ratio one pixel longer than that ratio says.
-            image, long, transposed = fit(to_mode(decode(value), mode), resolution, length == resolution)
-            return image[:, :, :length], min(long, length), transposed
+            array, long, transposed = fit(
+                to_mode(image, mode, value_range, config.background), resolution, length == resolution
+            )
+            array = array[:, :, :length]
+            levels = np.bincount(array.ravel(), minlength=256) if is_deep(image) else 0
+            return array, min(long, length), transposed, levels
         except OSError as error:
             return error
 
     digest, corrupt, layout = hashlib.sha256(), [], []
+    levels: Any = 0  # how often each level is, in images of more than 8 bits
     folder.mkdir()
     row = 0
     with (
@@ -358,7 +388,8 @@ def _decode(
                     _refuse(corrupt, config)
                 else:
                     block[count, :, :, : result[1]] = result[0]
-                    layouts[count] = result[1:]
+                    layouts[count] = result[1:3]
+                    levels = levels + result[3]
                     count += 1
                 row += 1
             file.write(block[:count].data)
@@ -377,42 +408,39 @@ def _decode(
         "corrupt": corrupt,
         "digest": digest.hexdigest()[:32],
     }
+    if value_range:
+        shares = np.cumsum(levels) / max(1, np.sum(levels))
+        meta["levels"] = np.searchsorted(shares, (REST / 2, 1 - REST / 2)).tolist()
     (folder / META).write_text(json.dumps(meta))
 
 
 def _scan(path: Path, dataset: Any, column: str, config: DataConfig, quiet: bool) -> None:
-    """Reads the channels and sizes of all images from the headers of their files."""
+    """Reads the channels and sizes of all images from the headers of their files, and the extrema of deep pixels."""
     from tqdm.auto import tqdm
 
-    modes: Counter[str] = Counter()
-    sizes: set[tuple[int, int]] = set()
     corrupt: list[tuple[int, str | None, str]] = []
-    row = 0
-    with (
-        ThreadPoolExecutor() as pool,
-        tqdm(total=len(dataset), desc="Looking at images", unit="img", disable=quiet) as bar,
-    ):
-        for values in raw_images(dataset, column):
-            for value, seen in zip(values, _in_threads(pool, read_header, values), strict=True):
-                if isinstance(seen, OSError):
-                    corrupt = corrupt or [_report(row, value, seen)]
-                    _refuse(corrupt, config)
-                else:
-                    modes[seen[0]] += 1
-                    sizes.add(seen[1])
-                row += 1
-            bar.update(len(values))
-    if not sizes:
+
+    def headers() -> Iterator[Header]:
+        row = 0
+        with (
+            ThreadPoolExecutor() as pool,
+            tqdm(total=len(dataset), desc="Looking at images", unit="img", disable=quiet) as bar,
+        ):
+            for values in raw_images(dataset, column):
+                for value, header in zip(values, _in_threads(pool, read_header, values), strict=True):
+                    if isinstance(header, OSError):
+                        corrupt[:] = corrupt or [_report(row, value, header)]
+                        _refuse(corrupt, config)
+                    else:
+                        yield header
+                    row += 1
+                bar.update(len(values))
+
+    readable = headers()
+    first = next(readable, None)
+    if first is None:
         raise UserError(f"none of the {len(dataset)} images can be read: use other data.")
-    distinct = np.array(list(sizes))
-    shorter, longer = np.sort(distinct, axis=1).T
-    scan = {
-        "modes": dict(modes.most_common()),
-        "resolution": common_resolution(distinct),
-        "ratio": float((longer / shorter).max()),
-        "corrupt": corrupt,
-    }
-    path.write_text(json.dumps(scan))
+    path.write_text(json.dumps({**asdict(survey(chain([first], readable))), "corrupt": corrupt}))
 
 
 def _in_threads(pool: ThreadPoolExecutor, function: Callable[[Any], Any], values: list[Any]) -> Iterator[Any]:
@@ -436,11 +464,20 @@ def _refuse(corrupt: list[Any], config: DataConfig) -> None:
 # Classes and texts
 
 
-def _labels(root: Path, dataset: Any, column: str, rows: np.ndarray, source: str) -> Column:
+def _labels(
+    root: Path,
+    dataset: Any,
+    column: str,
+    rows: np.ndarray,
+    source: str,
+    name: str,
+    recorded: tuple[str, ...] | None = None,
+) -> Column:
     """Reads a column of classes: -1 for rows that have none.
 
-    A `ClassLabel` column brings its names; whole numbers from 0 on are taken as they are; strings are sorted and
-    numbered.
+    A `ClassLabel` column brings its names. Of strings and whole numbers, the distinct values are the classes, in
+    ascending order; -1, as `ClassLabel` has it, means no class. Names that a run has recorded go before: an earlier
+    version made a class of each number from 0 to the greatest.
     """
     known = class_names(dataset.features[column])
 
@@ -448,16 +485,28 @@ def _labels(root: Path, dataset: Any, column: str, rows: np.ndarray, source: str
         values = dataset.select_columns([column]).with_format(None)[:][column]
         if len(rows) < len(values):
             values = [values[row] for row in rows]
-        labels, names = _number(values, column, known)
+        labels, names = _number(values, column, known, recorded)
         folder.mkdir()
         np.save(folder / "labels.npy", labels)
         digest = hashlib.sha256(labels.data).hexdigest()[:32]
         (folder / META).write_text(json.dumps({"column": column, "class_names": names, "digest": digest}))
 
-    folder = build_once(root / f"labels-{_key_of_rows(dataset, column, rows, names=known)}", build)
+    more = {} if known else {"values": recorded or True}
+    folder = build_once(root / f"labels-{_key_of_rows(dataset, column, rows, names=known, **more)}", build)
     meta, labels = json.loads((folder / META).read_text()), np.load(folder / "labels.npy")
     classes = _classes(tuple(meta["class_names"]), labels)
+    _tell_classes(name, classes, labels)
     return Column(LabelInfo(classes, source), meta["digest"], (labels,), folder=folder)
+
+
+def _tell_classes(name: str, classes: Classes, labels: np.ndarray) -> None:
+    """Says which classes have no images, and how many images have no class."""
+    counts = np.bincount(labels[labels >= 0], minlength=len(classes.names))
+    empty = [own for own, count in zip(classes.names, counts, strict=True) if not count]
+    if empty:
+        note(f"{name}: classes without an image: {len(empty)} of {len(classes.names)} ({listed(empty)}).")
+    if classes.unlabelled:
+        note(f"{name}: images without a class: {classes.unlabelled} of {len(labels)}.")
 
 
 def _key_of_rows(dataset: Any, column: str, rows: np.ndarray, **more: Any) -> str:
@@ -465,24 +514,33 @@ def _key_of_rows(dataset: Any, column: str, rows: np.ndarray, **more: Any) -> st
     return cache_key(rows=dataset._fingerprint, column=column, used=used, **more)
 
 
-def _number(values: list[Any], column: str, known: tuple[str, ...] | None) -> tuple[np.ndarray, list[str]]:
+def _number(
+    values: list[Any], column: str, known: tuple[str, ...] | None, recorded: tuple[str, ...] | None = None
+) -> tuple[np.ndarray, list[str]]:
     """Numbers the class of each value; also returns the names of the classes."""
-    present = [value for value in values if value is not None]
     if known is not None:
-        names = list(known)
-    elif present and all(isinstance(value, int) and value >= 0 for value in present):
-        names = [str(value) for value in range(max(present) + 1)]
-    elif present and all(isinstance(value, str) for value in present):
-        names = sorted(set(present))
-        numbers = {name: number for number, name in enumerate(names)}
-        values = [numbers.get(value) for value in values]
-    else:
-        kinds = ", ".join(sorted({type(value).__name__ for value in values}))
+        numbers = range(len(known))
+        return np.array([value if value in numbers else -1 for value in values], dtype=np.int64), list(known)
+    kinds = sorted({type(value).__name__ for value in values if value is not None and value != -1})
+    if len(kinds) != 1 or kinds[0] not in ("str", "int", "bool"):
+        held = ", ".join(kinds) or "no classes"
+        raise UserError(f"`label_column` {column} holds {held}: give a column with strings or whole numbers.")
+    present = {value for value in values if value is not None and value != -1}
+    if kinds[0] == "int" and min(present) < 0:
         raise UserError(
-            f"`label_column` {column} holds {kinds}: give a column with whole numbers from 0 on, or strings."
+            f"`label_column` {column} holds {min(present)}: classes are whole numbers from 0 on, -1 for none."
         )
-    numbered = range(len(names))
-    return np.array([value if value in numbered else -1 for value in values], dtype=np.int64), names
+    if len(present) > max(MANY_CLASSES, len(values) // 2):
+        raise UserError(
+            f"`label_column` {column} has {len(present)} different values in {len(values)} rows, too many to be "
+            "classes: give another column, or data with fewer of them."
+        )
+    spelt = {value: str(int(value) if kinds[0] == "bool" else value) for value in sorted(present)}
+    names = list(spelt.values())
+    if recorded and set(names) <= set(recorded):
+        names = list(recorded)
+    numbered = {own: number for number, own in enumerate(names)}
+    return np.array([numbered[spelt[value]] if value in present else -1 for value in values], dtype=np.int64), names
 
 
 def _texts(root: Path, dataset: Any, column: str, rows: np.ndarray, source: str) -> Column:

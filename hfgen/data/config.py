@@ -6,6 +6,21 @@ from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import Options, option
 
 IMAGE_MODES = {"L": 1, "RGB": 3, "RGBA": 4}  # PIL mode -> channels
+FULL_RANGE = (0.0, 65535.0)  # of 16-bit images: how they were read before `value_range` was an option
+BACKGROUNDS = ("white", "black", "gray", "none")
+
+IMAGE_COLUMN = "column with the images; left out: the first of that type, `image` or `img` before others"
+LABEL_COLUMN = (
+    "column with the classes: ClassLabel, strings or whole numbers; left out: the first ClassLabel, `label` before "
+    "others"
+)
+VALUE_RANGE = (
+    "two numbers: the pixel values that become black and white in gray images of more than 8 bits; left out: one "
+    "range for all images, found in them"
+)
+BACKGROUND = (
+    "what transparent pixels are laid over where `image_mode` is L or RGB; none: the colours that lie hidden in them"
+)
 
 
 @dataclass(frozen=True)
@@ -20,9 +35,11 @@ class DataConfig(Options):
     validation_split: str | None = option(
         None, "what training leaves out and evaluations measure with: a share of the images, as 0.1, or another split"
     )
-    train_data_dir: str | None = option(None, "folder of images (sub-folders become classes)")
-    image_column: str | None = option(None, "column with the images; found by type if left out")
-    label_column: str | None = option(None, "column with the classes; found by type if left out")
+    train_data_dir: str | None = option(
+        None, "folder of images; its sub-folders are the classes, or splits if all are called so (train, test, ...)"
+    )
+    image_column: str | None = option(None, IMAGE_COLUMN, resolved=True)
+    label_column: str | None = option(None, LABEL_COLUMN, resolved=True)
     resolution: int | None = option(
         None,
         "height and width in pixels; left out: that of the images if they share one of at most 64, else 64",
@@ -34,6 +51,8 @@ class DataConfig(Options):
     image_mode: str | None = option(
         None, "L (gray), RGB or RGBA; left out: what the images have", choices=tuple(IMAGE_MODES), resolved=True
     )
+    value_range: tuple[float, ...] | None = option(None, VALUE_RANGE, resolved=True, before=FULL_RANGE)
+    background: str = option("white", BACKGROUND, choices=BACKGROUNDS, before="none")
     num_clusters: int = option(
         0, "without `class_conditional`: find this many groups of similar images and train on these; 0 for none"
     )
@@ -73,6 +92,12 @@ class DataConfig(Options):
             raise UserError(
                 f"`dataset_name` {self.dataset_name} and `train_data_dir` {self.train_data_dir} exclude each other: "
                 "give one of them."
+            )
+        span = self.value_range
+        if span is not None and not (len(span) == 2 and span[0] < span[1]):
+            raise UserError(
+                f"`value_range` {' '.join(map(str, span))} is no range: give two numbers, the value that becomes "
+                "black and a greater one that becomes white."
             )
         if self.resolution is not None and self.resolution < 4:
             raise UserError(f"`resolution` {self.resolution} is too small: use at least 4 pixels.")
@@ -134,8 +159,10 @@ class ImagesConfig(Options):
     dataset_split: str | None = option(
         None, "split (default: test; of the digits and of a folder of images, which have one only, train)"
     )
-    image_column: str | None = option(None, "column with the images; found by type if left out")
-    label_column: str | None = option(None, "column with the classes; found by type if left out")
+    image_column: str | None = option(None, IMAGE_COLUMN)
+    label_column: str | None = option(None, LABEL_COLUMN)
+    value_range: tuple[float, ...] | None = option(None, VALUE_RANGE)
+    background: str = option("white", BACKGROUND, choices=BACKGROUNDS)
     skip_corrupt_images: bool = option(False, "count and skip images that cannot be decoded instead of stopping")
     cache_dir: str | None = option(None, "where decoded images are kept (default: hfgen/ in the HF cache)")
 
@@ -165,6 +192,8 @@ class ImagesConfig(Options):
             validation_split=validation_split,
             image_column=self.image_column,
             label_column=self.label_column,
+            value_range=self.value_range,
+            background=self.background,
             skip_corrupt_images=self.skip_corrupt_images,
             resolution=image_shape[1],
             center_crop=center_crop,

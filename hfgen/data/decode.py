@@ -1,9 +1,11 @@
 """From the bytes of an image file to uint8 pixels of one size and mode."""
 
 import contextlib
+import functools
 import io
 import struct
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,23 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from hfgen.data.config import IMAGE_MODES
 
-GRAY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L")
+with contextlib.suppress(ImportError):  # HEIC, as iPhones write it
+    from pillow_heif import register_heif_opener
 
+    register_heif_opener()
+
+GRAY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
+STUBS = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")  # formats that Pillow recognises and does not read
+FRAMES = ("GIF", "PNG", "TIFF", "WEBP")  # formats whose frames are as good as the first
 
 LONGEST_SIDE = 2  # times the resolution: what is kept of an oblong image for random crops
+
+
+@functools.cache
+def readable_suffixes() -> frozenset[str]:
+    """Returns the suffixes of the image files that can be read, in small letters."""
+    known = Image.registered_extensions()
+    return frozenset(suffix for suffix, kind in known.items() if kind in Image.OPEN and kind not in STUBS)
 
 
 @contextlib.contextmanager
@@ -44,22 +59,65 @@ def decode(value: dict[str, Any] | None) -> Image.Image:
 
 def image_mode(image: Image.Image) -> str:
     """Returns the mode that keeps all that the image has: `L`, `RGB` or `RGBA`."""
-    if image.mode in GRAY_MODES:
-        return "L"
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or (image.mode == "P" and "transparency" in image.info):
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         return "RGBA"
-    return "RGB"  # RGB, palette, CMYK, YCbCr, ...
+    return "L" if image.mode in GRAY_MODES else "RGB"  # RGB, palette, CMYK, YCbCr, ...
 
 
-def to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Converts to 8 bits per channel in the given mode; 16-bit gray images keep their range."""
-    if image.mode.startswith("I"):
+def is_deep(image: Image.Image) -> bool:
+    """Says whether the pixels have more than 8 bits, so that a range of values has to become black to white."""
+    return image.mode.startswith(("I", "F"))
+
+
+def extrema(image: Image.Image) -> tuple[float, float, bool]:
+    """Returns the least and the greatest value of a gray image, and whether all of its type are whole numbers.
+
+    Raises:
+        OSError: If a pixel is no finite number.
+    """
+    values = np.asarray(image)
+    if not np.isfinite(values).all():
+        raise OSError("it has pixels that are no finite numbers")
+    return float(values.min()), float(values.max()), image.mode != "F"
+
+
+def find_range(least: float, greatest: float, whole: bool) -> tuple[float, float]:
+    """Chooses the values that become black and white, for all images of a data set alike.
+
+    Whole numbers from 0 on have the range of the fewest bits (8 at least) that hold them all: 0 to 4095 for a 12-bit
+    camera, whatever the brightest pixel. Fractions within 0 and 1 have that range. All others, such as Hounsfield
+    units, run from the least to the greatest value.
+    """
+    if whole and least >= 0:
+        return 0.0, 2.0 ** max(8, int(greatest).bit_length()) - 1
+    if not whole and least >= 0 and greatest <= 1:
+        return 0.0, 1.0
+    return least, greatest if greatest > least else least + 1
+
+
+def to_mode(
+    image: Image.Image, mode: str, value_range: tuple[float, ...] | None = None, background: str = "white"
+) -> Image.Image:
+    """Converts to 8 bits per channel in the given mode.
+
+    Args:
+        image (`Image`): Of any mode.
+        mode (`str`): `L`, `RGB` or `RGBA`.
+        value_range (`tuple[float, float]`, *optional*): The values that become 0 and 255 where pixels have more than
+            8 bits; what lies outside is clipped. By default what [`find_range`] makes of this image.
+        background (`str`, *optional*, defaults to `"white"`): The colour that transparent pixels are laid over for a
+            mode without transparency; `"none"` shows the colour that lies hidden in them.
+    """
+    if is_deep(image):
+        hidden = image.info.get("transparency")
+        low, high = value_range or find_range(*extrema(image))
         values = np.asarray(image).astype(np.float64)
-        # PIL holds 16-bit PNG files as I;16 or I; an I image within 0..255 is an 8-bit one in a wide format.
-        peak = 65535 if image.mode != "I" or values.max(initial=0) > 255 else 255
-        image = Image.fromarray(np.clip(np.round(values * (255 / peak)), 0, 255).astype(np.uint8))
-    elif image.mode == "F":
-        raise OSError("it has 32-bit floating-point pixels, whose range is not defined; convert it to 8 or 16 bits")
+        image = Image.fromarray(np.clip(np.round((values - low) * (255 / (high - low))), 0, 255).astype(np.uint8))
+        if hidden is not None:
+            image.putalpha(Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8)))
+    if mode != "RGBA" and background != "none" and image_mode(image) == "RGBA":
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return image if image.mode == mode else image.convert(mode)
 
 
@@ -89,12 +147,39 @@ def fit(image: Image.Image, resolution: int, center_crop: bool) -> tuple[np.ndar
     return pixels, pixels.shape[2], transposed
 
 
-def read_header(value: dict[str, Any] | None) -> tuple[str, tuple[int, int]] | OSError:
-    """Reads mode and upright size from the header of a file, without decoding the pixels."""
+@dataclass(frozen=True)
+class Header:
+    """What is known of an image before its pixels are needed.
+
+    Attributes:
+        mode (`str`): The mode that keeps all that it has.
+        size (`tuple[int, int]`): Width and height, upright.
+        extrema (`tuple[float, float, bool]`, *optional*): See [`extrema`]; of pixels with more than 8 bits, which are
+            decoded for it.
+        reduced (`bool`): Whether it has colours of 16 bits, of which Pillow reads 8.
+        frames (`bool`): Whether there are more frames than the first, which is the one that is read.
+    """
+
+    mode: str
+    size: tuple[int, int]
+    extrema: tuple[float, float, bool] | None = None
+    reduced: bool = False
+    frames: bool = False
+
+
+def read_header(value: dict[str, Any] | None) -> Header | OSError:
+    """Reads what the header of a file says, and the extrema of deep pixels."""
     try:
         with open_image(value) as image:
-            sideways = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            return image_mode(image), image.size[::-1] if sideways else image.size
+            reduced = not is_deep(image) and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+            sideways = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # reads PNG files to their end
+            return Header(
+                image_mode(image),
+                image.size[::-1] if sideways else image.size,
+                extrema(image) if is_deep(image) else None,
+                reduced,
+                image.format in FRAMES and getattr(image, "is_animated", False),
+            )
     except OSError as error:
         return error
 

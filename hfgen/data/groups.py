@@ -8,10 +8,11 @@ import dataclasses
 import hashlib
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from hfgen.data.cache import Column, SourceData, build_once
+from hfgen.data.cache import Column, SourceData, build_once, cut_squares
 from hfgen.data.columns import Classes
 from hfgen.data.info import DataInfo, ImageInfo, LabelInfo
 from hfgen.runtime.errors import UserError
@@ -45,10 +46,12 @@ def with_groups(data: SourceData, label: str, count: int) -> SourceData:
 
     def build(path: Path) -> None:
         with open(path, "wb") as file:
-            np.save(file, cluster(pixels, count), allow_pickle=False)
+            shown = pixels if images.layout is None else Centres(pixels, images.layout)
+            np.save(file, cluster(shown, count), allow_pickle=False)
 
     assert images.folder is not None
-    labels = np.load(build_once(images.folder / f"groups-{count}.npy", build), allow_pickle=False)
+    name = f"groups-{count}.npy" if images.layout is None else f"groups-{count}-centre.npy"
+    labels = np.load(build_once(images.folder / name, build), allow_pickle=False)
     labels = labels if images.index is None else labels[images.index]
     # A run that goes on has to find the same groups, also where they were found anew.
     digest = hashlib.sha256(info.fingerprint.encode() + labels.tobytes()).hexdigest()[: len(info.fingerprint)]
@@ -60,14 +63,32 @@ def with_groups(data: SourceData, label: str, count: int) -> SourceData:
     return dataclasses.replace(data, info=DataInfo(sources, infos), columns=columns)
 
 
-def cluster(images: np.ndarray, count: int) -> np.ndarray:
+class Centres:
+    """Oblong images as they look upright, cut to their centre: `(N, C, R, R)`, cut when they are read.
+
+    Args:
+        strips (`np.ndarray` of shape `(N, C, R, L)`, uint8), layout (`np.ndarray` of shape `(N, 2)`): Images that wait
+            for their crop: see [`~data.cache.Column`].
+    """
+
+    def __init__(self, strips: np.ndarray, layout: np.ndarray):
+        self.strips, self.layout = strips, layout
+
+    def __len__(self) -> int:
+        return len(self.strips)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return cut_squares(self.strips[rows], self.layout[rows])
+
+
+def cluster(images: "np.ndarray | Centres", count: int) -> np.ndarray:
     """Computes the group of each image, by spectral clustering (Ng, Jordan and Weiss, NIPS 2001).
 
     Images are linked to those that look most alike, and groups are regions with many links inside. On MNIST, 94 % of
     the images have the digit that is most frequent in their group of 100; by plain k-means it is 87 %.
 
     Args:
-        images (`np.ndarray` of shape `(N, C, H, W)`, uint8): Images; it may be memory-mapped.
+        images (`np.ndarray` of shape `(N, C, H, W)`, uint8): Images; it may be memory-mapped, or [`Centres`].
         count (`int`): Number of groups, at most `SAMPLE`.
 
     Returns:

@@ -30,11 +30,22 @@ class SourceInfo:
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """A column of images: their PIL mode (`L`, `RGB` or `RGBA`), and their height and width in pixels."""
+    """A column of images.
+
+    Attributes:
+        mode (`str`): Their PIL mode: `L`, `RGB` or `RGBA`.
+        resolution (`int`): Their height and width in pixels.
+        source (`str`): The data set.
+        value_range (`tuple[float, float]`, *optional*): The values that became 0 and 255 in images of more than 8
+            bits; `None` if there are none.
+        column (`str`, *optional*): Its name in the data set, where the family did not name it.
+    """
 
     mode: str
     resolution: int
     source: str = TRAIN
+    value_range: tuple[float, float] | None = None
+    column: str | None = None
 
     @property
     def channels(self) -> int:
@@ -46,10 +57,11 @@ class ImageInfo:
 
 @dataclass(frozen=True)
 class LabelInfo:
-    """A column of classes."""
+    """A column of classes; `column` as for images."""
 
     classes: Classes
     source: str = TRAIN
+    column: str | None = None
 
     def __str__(self) -> str:
         return f"{len(self.classes.names)} {'groups of similar images' if self.classes.groups else 'classes'}"
@@ -137,6 +149,18 @@ class DataInfo:
         return self._image.channels
 
     @property
+    def value_range(self) -> tuple[float, float] | None:
+        """Returns the range of all images of more than 8 bits; `None` without such images, and for several ranges."""
+        images = (column for column in self.columns.values() if isinstance(column, ImageInfo))
+        ranges = {column.value_range for column in images if column.value_range}
+        return ranges.pop() if len(ranges) == 1 else None
+
+    def column_of(self, kind: type[ImageInfo] | type[LabelInfo]) -> str | None:
+        """Returns the data set's column that became the first one of a kind which the family left open."""
+        own = (column for column in self.columns.values() if isinstance(column, kind) and column.source == TRAIN)
+        return next((column.column for column in own if column.column), None)
+
+    @property
     def classes(self) -> Classes | None:
         return next((column.classes for column in self.columns.values() if isinstance(column, LabelInfo)), None)
 
@@ -161,6 +185,8 @@ class DataInfo:
             "class_shares": list(classes.shares) if classes and classes.shares else None,
             "class_kind": classes.kind if classes else None,
         }
+        if self.value_range:
+            record["value_range"] = list(self.value_range)
         if len(self.sources) > 1 or len(self.columns) > 1 + (classes is not None):
             record["sources"] = {name: asdict(source) for name, source in self.sources.items()}
             record["columns"] = {name: asdict(column) for name, column in self.columns.items()}

@@ -1,5 +1,6 @@
 """From the name of a data set to a `datasets` object and its columns."""
 
+import glob
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ from PIL import Image as PIL
 
 from hfgen.data.columns import Image, Label, SourceColumn, Text
 from hfgen.data.config import DataConfig
+from hfgen.data.folders import LABELS, is_image_folder, list_files, open_folder
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.notes import listed, note
+
+IMAGES = ("image", "img", "images", "picture")  # what columns of images are usually called
 
 
 def load_source(config: DataConfig, token: str | None = None) -> tuple[Any, str]:
     """Loads the `datasets` object, map-style or streaming, and the name to call it by."""
-    import datasets
     from datasets import load_dataset
 
     if config.train_data_dir is None and config.dataset_name in (None, "digits"):
@@ -25,34 +29,15 @@ def load_source(config: DataConfig, token: str | None = None) -> tuple[Any, str]
     assert source is not None
     flag = "`train_data_dir`" if config.train_data_dir else "`dataset_name`"
     folder = Path(source).expanduser()
-    kwargs: dict[str, Any] = {"split": config.dataset_split, "streaming": config.streaming}
+    if config.train_data_dir and not folder.is_dir():
+        raise UserError(f"{flag} {source} is not a folder: give the folder that holds the images.")
+    options: dict[str, Any] = {"split": config.dataset_split, "streaming": config.streaming, "token": token}
     if config.cache_dir:
-        kwargs["cache_dir"] = config.cache_dir
+        options["cache_dir"] = config.cache_dir
     try:
-        if config.train_data_dir:
-            if not folder.is_dir():
-                raise UserError(f"{flag} {source} is not a folder: give the folder that holds the images.")
-            if not config.streaming and not any(map(_is_image_file, folder.rglob("*"))):
-                raise UserError(f"{flag} {source} holds no images: give a folder with PNG, JPEG or other image files.")
-            return load_dataset("imagefolder", data_dir=str(folder.resolve()), **kwargs), folder.resolve().name
-        if folder.is_dir() and (folder / "state.json").exists():  # written by Dataset.save_to_disk
-            if config.dataset_split != "train":
-                raise ValueError(f"it has no splits, and `dataset_split` is {config.dataset_split}")
-            dataset = datasets.load_from_disk(str(folder))
-            return dataset.to_iterable_dataset(num_shards=64) if config.streaming else dataset, folder.resolve().name
-        if folder.is_dir() and (folder / "dataset_dict.json").exists():
-            splits = datasets.load_from_disk(str(folder))
-            if config.dataset_split not in splits:
-                raise ValueError(f"Unknown split {config.dataset_split!r}. It has {sorted(splits)}")
-            dataset = splits[config.dataset_split]
-            return dataset.to_iterable_dataset(num_shards=64) if config.streaming else dataset, folder.resolve().name
-        if _is_image_folder(folder, config):  # read like `train_data_dir`, so that both share what is cached
-            return load_dataset("imagefolder", data_dir=str(folder.resolve()), **kwargs), folder.resolve().name
-        path = str(folder.resolve()) if folder.is_dir() else source
-        dataset = load_dataset(path, config.dataset_config_name, token=token, **kwargs)
-        return dataset, folder.resolve().name if folder.is_dir() else source
-    except UserError:
-        raise
+        if folder.is_dir():
+            return _load_folder(folder.resolve(), config, options), folder.resolve().name
+        return load_dataset(source, config.dataset_config_name, **options), source
     except Exception as error:  # datasets raises a dozen kinds of errors for a name that leads nowhere
         reason = " ".join(str(error).split())
         if len(reason) > 400:
@@ -61,6 +46,42 @@ def load_source(config: DataConfig, token: str | None = None) -> tuple[Any, str]
             f"{flag} {source} cannot be loaded: {reason.rstrip('.')}. Give a Hub id, a folder with parquet, arrow or "
             "image files, or `digits`; `dataset_split` and `dataset_config_name` choose within it."
         ) from None
+
+
+def _load_folder(folder: Path, config: DataConfig, options: dict[str, Any]) -> Any:
+    """Loads what a folder holds: image files; or, if it is called a data set, also what `datasets` wrote or reads."""
+    from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
+
+    split, dataset = config.dataset_split, None
+    if config.train_data_dir is None and any((folder / name).exists() for name in ("state.json", "dataset_dict.json")):
+        dataset = load_from_disk(str(folder))  # written by save_to_disk
+        if isinstance(dataset, Dataset):
+            if split != "train":
+                raise ValueError(f"it has no splits, and `dataset_split` is {split}")
+        elif split not in dataset:
+            raise ValueError(f"Unknown split {split!r}. It has {sorted(dataset)}")
+        else:
+            dataset = dataset[split]
+        return dataset.to_iterable_dataset(num_shards=64) if config.streaming else dataset
+    files = list_files(folder)
+    if config.train_data_dir and not files.images:
+        beside = f", only {files.leftovers}" * bool(files.left_out)
+        raise ValueError(f"it holds no images{beside}")
+    if config.train_data_dir or (config.dataset_config_name is None and is_image_folder(folder, files)):
+        dataset = open_folder(folder, files, config)
+        if not config.streaming:
+            return dataset
+        # As `datasets` would stream a folder: runs that go on bring states of such a stream.
+        rows, table = _rows_of, dataset.data.table
+        return IterableDataset.from_generator(rows, features=dataset.features, gen_kwargs={"table": table})
+    if glob.has_magic(str(folder)):
+        raise ValueError("`datasets` takes [, ? and * in its path for a pattern: rename the folder")
+    return load_dataset(str(folder), config.dataset_config_name, **options)
+
+
+def _rows_of(table: Any) -> Iterator[dict[str, Any]]:
+    for batch in table.to_batches(max_chunksize=1000):
+        yield from batch.to_pylist()
 
 
 def _digits() -> Any:
@@ -75,24 +96,12 @@ def _digits() -> Any:
     return Dataset.from_dict({"image": images, "label": digits.target.tolist()}, features=features)
 
 
-def _is_image_file(path: Path) -> bool:
-    return path.suffix.lower() in PIL.registered_extensions() and path.is_file()
-
-
-def _is_image_folder(folder: Path, config: DataConfig) -> bool:
-    """Says whether `datasets` would read a folder as one of image files, with no options of its own."""
-    from datasets import load_dataset_builder
-
-    if config.streaming or config.dataset_config_name or not folder.is_dir() or (folder / "README.md").exists():
-        return False
-    return load_dataset_builder(str(folder)).name == "imagefolder"
-
-
 def find_columns(features: Any, columns: Mapping[str, SourceColumn], config: DataConfig) -> dict[str, str]:
-    """Finds the columns of a data set that a family asks for.
+    """Finds the columns of a data set that a family asks for, and tells where there were several to choose from.
 
     A column that neither the family nor an option names is found by its type: `Image`, `ClassLabel`, or strings. If
-    several of a type are to be found, and for texts, one of the same name comes first.
+    several of a type are asked for, and for texts, one of the same name comes first; then those that are called as
+    such columns usually are.
 
     Args:
         features (`datasets.Features`): The columns of the data set.
@@ -110,10 +119,10 @@ def find_columns(features: Any, columns: Mapping[str, SourceColumn], config: Dat
         raise UserError("the columns of this stream have no types: load it without `streaming`.")
     listing = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
     chosen: dict[str, str] = {}
-    for kind, fits, content, option in (
-        (Image, _is_image, "images", "image_column"),
-        (Label, _is_classes, "classes", "label_column"),
-        (Text, _is_text, "texts", None),
+    for kind, fits, content, option, usual in (
+        (Image, _is_image, "images", "image_column", IMAGES),
+        (Label, _is_classes, "classes", "label_column", LABELS),
+        (Text, _is_text, "texts", None, ()),
     ):
         asked = {name: column.column for name, column in columns.items() if isinstance(column, kind)}
         spelt = {name: f"{column!r} (for {name!r})" for name, column in asked.items()}
@@ -133,11 +142,12 @@ def find_columns(features: Any, columns: Mapping[str, SourceColumn], config: Dat
                 )
             chosen[name] = column
         unnamed = [name for name, column in asked.items() if column is None]
-        if len(unnamed) > 1 or kind is Text:
+        if len(asked) > 1 or kind is Text:
             same = [name for name in unnamed if name in features and fits(features[name])]
             chosen |= {name: name for name in same if name not in chosen.values()}
+        order = [name for name in usual if name in features] + [name for name in features if name not in usual]
         for name in unnamed:
-            free = [column for column, feature in features.items() if fits(feature) and column not in chosen.values()]
+            free = [column for column in order if fits(features[column]) and column not in chosen.values()]
             if name in chosen:
                 continue
             if free:
@@ -147,7 +157,22 @@ def find_columns(features: Any, columns: Mapping[str, SourceColumn], config: Dat
                 raise UserError(
                     f"the data has no {other}column with {content} for {name!r}; it has: {listing}. Use other data."
                 )
+        if option and unnamed:
+            _tell_columns(features, content, option, [chosen[n] for n in asked if n in chosen], free, usual)
     return chosen
+
+
+def _tell_columns(
+    features: Any, content: str, option: str, taken: list[str], free: list[str], usual: tuple[str, ...]
+) -> None:
+    """Says which columns were taken, if others could have been."""
+    more = [column for column in free if column not in taken]
+    if taken and more:
+        note(f"The {content} are those of the column {', '.join(taken)}; `{option}` takes others: {listed(more)}.")
+    kinds = {name: getattr(features.get(name), "dtype", "") for name in usual}
+    readable = [name for name, kind in kinds.items() if kind.startswith(("int", "string", "large_s"))]
+    if not taken and readable:
+        note(f"The data has no column of type ClassLabel; `{option}` {readable[0]} makes classes of that column.")
 
 
 def _is_image(feature: Any) -> bool:

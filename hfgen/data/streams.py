@@ -13,7 +13,7 @@ import queue
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,14 +35,16 @@ from hfgen.data.columns import (
     resolve,
 )
 from hfgen.data.config import DataConfig
-from hfgen.data.decode import common_resolution, decode, fit, read_header, richest_mode, to_mode
+from hfgen.data.decode import decode, fit, is_deep, read_header, to_mode
 from hfgen.data.groups import with_groups
 from hfgen.data.info import ColumnInfo, DataInfo, DerivedInfo, ImageInfo, LabelInfo, SourceInfo, TextInfo
 from hfgen.data.sources import class_names, find_columns, load_source, without_decoding
+from hfgen.data.survey import survey
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.seeds import seed_from
 
 STOP_SECONDS = 10  # to wait for a reader of a stream at the end
+PEEKED = 100  # images of a stream that are looked at beforehand
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +103,12 @@ class Stream(Protocol):
 
 
 def open_stream(
-    spec: Spec | Sources, config: DataConfig, seed: int, token: str | None = None, groups: int = 0
+    spec: Spec | Sources,
+    config: DataConfig,
+    seed: int,
+    token: str | None = None,
+    groups: int = 0,
+    recorded_classes: tuple[str, ...] | None = None,
 ) -> Stream:
     """Opens the columns that a family asks for, cached or streamed; the part of this process, as its launcher
     numbered it.
@@ -113,6 +120,8 @@ def open_stream(
         token (`str`, *optional*): For private data sets on the Hub.
         groups (`int`, *optional*, defaults to 0): Replace the classes of the first source by this many groups of
             similar images.
+        recorded_classes (`tuple[str, ...]`, *optional*): The names of the classes of the run that goes on: of the
+            first source, in the order of their numbers.
 
     Raises:
         UserError: If the data cannot be used.
@@ -124,7 +133,10 @@ def open_stream(
     if config.streaming:
         rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         return StreamedStream(config, seed, token, rank, world_size, columns, first)
-    data = {name: open_source(own, columns, name, token) for name, (own, columns) in sources.items()}
+    data = {
+        name: open_source(own, columns, name, token, recorded_classes if name == first else None)
+        for name, (own, columns) in sources.items()
+    }
     if groups:
         data[first] = with_groups(data[first], label, groups)
     stream = CachedStream(data, seed)
@@ -374,7 +386,7 @@ class StreamedStream:
         images = {key: column for key, column in self.columns.items() if isinstance(columns[key], Image)}
         for column in images.values():
             self._dataset = without_decoding(self._dataset, column)
-        infos: dict[str, ColumnInfo] = self._peek(images, source) if images else {}
+        infos: dict[str, ColumnInfo] = self._peek(images, source, name) if images else {}
         for key, column in self.columns.items():
             if isinstance(columns[key], Label):
                 names = class_names(features[column])
@@ -387,6 +399,9 @@ class StreamedStream:
             elif isinstance(columns[key], Text):
                 infos[key] = TextInfo(None, source)
         infos = {key: infos[key] for key in self.columns}
+        for key, info in infos.items():
+            if columns[key].column is None and isinstance(info, ImageInfo | LabelInfo):
+                infos[key] = replace(info, column=self.columns[key])
         sources = {source: SourceInfo(name, config.dataset_split, None, 0, self._fingerprint(name))}
         self.info = DataInfo(sources, infos)
         self._workers = max(1, config.dataloader_num_workers)
@@ -398,17 +413,21 @@ class StreamedStream:
         """Chooses the device that batches come on."""
         self.device = device
 
-    def _peek(self, images: Mapping[str, str], source: str) -> dict[str, ColumnInfo]:
-        """Takes the channels and the size of each column from the first images, unless options give them."""
-        first = list(self._dataset.take(100))
+    def _peek(self, images: Mapping[str, str], source: str, called: str) -> dict[str, ColumnInfo]:
+        """Takes the channels, the size and the range of each column from the first images, or from the options."""
+        first = list(self._dataset.take(PEEKED))
         infos: dict[str, ColumnInfo] = {}
         for name, column in images.items():
             heads = [head for head in (read_header(row[column]) for row in first) if not isinstance(head, OSError)]
             if not heads:
-                raise UserError("none of the first 100 images of the stream can be read: use other data.")
-            mode = self.config.image_mode or richest_mode(mode for mode, _ in heads)
-            resolution = self.config.resolution or common_resolution(np.array([size for _, size in heads]))
-            infos[name] = ImageInfo(mode, resolution, source)
+                raise UserError(f"none of the first {PEEKED} images of the stream can be read: use other data.")
+            seen = survey(heads)
+            mode = self.config.image_mode or seen.mode
+            resolution, value_range = self.config.resolution or seen.resolution, seen.value_range(self.config)
+            seen.tell(f"{called}, its first {len(first)} images", self.config, mode)
+            if value_range is None and self.config.value_range:  # images to come may need it
+                value_range = self.config.value_range[0], self.config.value_range[1]
+            infos[name] = ImageInfo(mode, resolution, source, value_range)
         head = next(iter(infos))
         for name, info in infos.items():
             _check_resolutions(head, infos[head], name, info)
@@ -521,7 +540,13 @@ class _Reader:
                 decoded[name] = value
             else:
                 try:
-                    image = to_mode(decode(value), info.mode)
+                    image = decode(value)
+                    if is_deep(image) and info.value_range is None:
+                        raise UserError(
+                            f"image {number} of the stream has more than 8 bits, and none of the first {PEEKED} has: "
+                            "give their `value_range`."
+                        )
+                    image = to_mode(image, info.mode, info.value_range, config.background)
                     pixels, length, transposed = fit(image, info.resolution, config.center_crop)
                 except OSError as error:
                     if config.skip_corrupt_images:

@@ -89,6 +89,7 @@ def open_parts(data: DataConfig, config: ClassifierConfig) -> tuple[Part, Part]:
         raise UserError(f"{train.info.name} has transparent images: add `image_mode` RGB to drop that.")
     same: dict[str, Any] = {"resolution": train.info.resolution, "image_mode": train.info.mode, "center_crop": True}
     share = share_of(test_split)
+    same["value_range"] = train.info.value_range or data.value_range
     try:
         if share is not None:  # of what is trained on, if that is not left out already
             data = dataclasses.replace(data, validation_split=test_split)

@@ -427,7 +427,7 @@ def training_data(name: str) -> dict[str, Any] | None:
 
 def following(config: ReferenceConfig, name: str) -> ReferenceConfig:
     """Returns the data as the training of a model saw it, in what was not asked for: where oblong images are cropped,
-    and, if it is the same data, what was left out of training.
+    and, if it is the same data, what became black and white, and what was left out of training.
 
     Without a record of the training, oblong images are cropped in the centre.
     """
@@ -435,8 +435,13 @@ def following(config: ReferenceConfig, name: str) -> ReferenceConfig:
     center = trained.get("center_crop") if config.center_crop is None else config.center_crop
     source = trained.get("train_data_dir") or trained.get("dataset_name") or "digits"
     same = Path(source).name == Path(config.source).name and trained.get("dataset_split") == config.dataset_split
-    held_out = config.held_out_split or (trained.get("validation_split") if same else None)
-    return dataclasses.replace(config, center_crop=center, held_out_split=held_out)
+    recorded = trained if same else {}
+    return dataclasses.replace(
+        config,
+        center_crop=center,
+        held_out_split=config.held_out_split or recorded.get("validation_split"),
+        value_range=config.value_range or tuple(recorded.get("value_range") or ()) or None,
+    )
 
 
 def nearest_pairs(sampler: Sampler, config: ReferenceConfig, report: dict[str, Any]) -> list[tuple[Any, Any]]:

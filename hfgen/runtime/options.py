@@ -22,8 +22,9 @@ def option(default: Any, help: str, *, choices: Sequence[Any] | None = None, **m
         help (`str`): What it means, with its unit.
         choices (*optional*): The values allowed.
         metadata: `resumable=True` marks what may differ when a run is resumed (it changes no number that is
-            trained); `resolved=True` what data or machine decide where it is left out; `secret=True` what is never
-            written to a file.
+            trained); `resolved=True` what data or machine decide where it is left out; `before` the value by which
+            runs go on that were made before there was the option (by default, that of today); `secret=True` what is
+            never written to a file.
     """
     metadata |= {"help": help, "choices": choices}
     if isinstance(default, list):

@@ -15,6 +15,8 @@ from hfgen.registry import Family
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.launch import make_accelerator
 from hfgen.runtime.machine import Machine
+from hfgen.runtime.notes import notes_to
+from hfgen.runtime.notes import say as print_line
 from hfgen.runtime.seeds import seed_from
 from hfgen.training.engine import digest
 from hfgen.training.folder import RunFolder
@@ -60,7 +62,8 @@ def run_training(options: RunOptions, say: Callable[[str], None] | None = None) 
     """Trains with options that were collected, and pushes the result if they ask for it: see [`train`]."""
     threads, numbers = torch.get_num_threads(), torch.random.get_rng_state()
     try:
-        run = prepare(options, say).train()
+        with notes_to(say or print_line):
+            run = prepare(options, say).train()
     finally:  # for the notebook that goes on
         torch.set_num_threads(threads)
         torch.random.set_rng_state(numbers)
@@ -129,7 +132,8 @@ def open_recipe(options: RunOptions, accelerator: Any) -> tuple[Recipe, Stream, 
     asked = spec(options.own, options.data) if spec else DEFAULT
     sources = asked if isinstance(asked, Sources) else Sources(asked)
     groups = 0 if getattr(options.own, "class_conditional", False) else options.data.num_clusters
-    stream = open_stream(sources, options.data, training.seed, training.hub_token, groups)
+    classes = None if groups else RunFolder(options).recorded_classes
+    stream = open_stream(sources, options.data, training.seed, training.hub_token, groups, classes)
     options = options.resolve(stream.info, Machine.here(), accelerator.mixed_precision)
     torch.manual_seed(seed_from(training.seed, "weights"))
     recipe = recipe_of(options.family)(options.own, stream.info)

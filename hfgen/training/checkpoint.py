@@ -196,7 +196,10 @@ class Checkpoints:
         if difference:
             raise UserError(f"it belongs to a different run{difference}. Give these as they were.")
         if state["data"] != self.stream.info.fingerprint:
-            raise UserError(f"it was trained on other data than {self.stream.info.name} now holds: give the same.")
+            raise UserError(
+                f"it was trained on other data than {self.stream.info.name} now holds, on other columns of it, or on "
+                "groups that an earlier version found in oblong images: give the same."
+            )
         if state["images_per_step"] != self.schedule.batch:
             raise UserError(
                 f"it took {state['images_per_step']} images per step, this run takes {self.schedule.batch}: choose "

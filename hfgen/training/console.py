@@ -6,11 +6,6 @@ from typing import Any
 from tqdm.auto import tqdm
 
 
-def say(text: str) -> None:
-    """Prints a line beside the progress bar."""
-    tqdm.write(text, file=sys.stdout)
-
-
 def progress_bar(total: int, initial: int, shown: bool) -> Any:
     """Makes a bar that counts images."""
     return tqdm(

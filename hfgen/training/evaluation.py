@@ -47,6 +47,8 @@ class Evaluation:
             center_crop=data.center_crop,
             image_column=data.image_column,
             label_column=data.label_column,
+            value_range=data.value_range,
+            background=data.background,
             skip_corrupt_images=data.skip_corrupt_images,
             cache_dir=data.cache_dir,
         )

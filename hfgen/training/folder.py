@@ -104,6 +104,17 @@ class RunFolder:
             )
         return existing[-1] if existing else None
 
+    @property
+    def recorded_classes(self) -> tuple[str, ...] | None:
+        """Returns the classes of the run that goes on, by number; `None` if it has none, or starts anew."""
+        if self.checkpoint is None:
+            return None
+        try:
+            record = json.loads((self.checkpoint.parent / "run.json").read_text(encoding="utf-8"))
+            return tuple(record["data"]["class_names"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     def _difference(self) -> str:
         try:
             before = json.loads(self.file.read_text(encoding="utf-8"))["config"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hfgen.data.config import DataConfig
+from hfgen.data.info import ImageInfo, LabelInfo
 from hfgen.registry import Family, find_family
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.machine import Machine
@@ -65,7 +66,14 @@ class RunOptions:
             machine ([`~runtime.machine.Machine`]): What it will run on.
             precision (`str`): What `mixed_precision` "auto" is there.
         """
-        data = dataclasses.replace(self.data, resolution=info.resolution, image_mode=info.mode)
+        found = {
+            "resolution": info.resolution,
+            "image_mode": info.mode,
+            "value_range": info.value_range or self.data.value_range,
+            "image_column": info.column_of(ImageInfo) or self.data.image_column,
+            "label_column": info.column_of(LabelInfo) or self.data.label_column,
+        }
+        data = dataclasses.replace(self.data, **found)
         training = dataclasses.replace(self.training, mixed_precision=precision)
         resolve = self.family.load("resolve")
         own = resolve(self.own, info, machine) if resolve else self.own
@@ -157,8 +165,9 @@ def read_record(family: Family, values: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if before != family.name:
         raise UserError(f"`output_dir` {folder} holds a run of {before}, not of {family.name}: give another folder.")
-    known = {field.name for kind in option_kinds(family) for field in dataclasses.fields(kind)}
-    kept = {name: value for name, value in config.items() if name in known}
+    known = {field.name: field for kind in option_kinds(family) for field in dataclasses.fields(kind)}
+    kept = {name: field.metadata["before"] for name, field in known.items() if "before" in field.metadata}
+    kept |= {name: value for name, value in config.items() if name in known}
     for name in ("output_dir", "resume_from_checkpoint", "overwrite_output_dir"):  # not what is trained
         kept.pop(name, None)
     return kept

@@ -13,9 +13,10 @@ from hfgen.runtime.distributed import in_first_process
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.files import write_json
 from hfgen.runtime.launch import StopSignal, describe, make_accelerator
+from hfgen.runtime.notes import say
 from hfgen.training import checkpoint
 from hfgen.training.checkpoint import Checkpoints
-from hfgen.training.console import progress_bar, say
+from hfgen.training.console import progress_bar
 from hfgen.training.engine import Engine
 from hfgen.training.folder import RunFolder
 from hfgen.training.metrics import MetricsLog

@@ -184,6 +184,13 @@ def test_the_flags_of_the_scripts_are_frozen(script, config):
     assert sorted(names) == (ROOT / "tests" / f"flags_{script}.txt").read_text().split()
 
 
+def test_a_range_may_begin_below_zero():
+    data, *_ = Command("train gan").read_options(["--dataset_name", "x", "--value_range", "-200", "300.5"])
+    assert data.value_range == (-200, 300.5)
+    with pytest.raises(UserError, match="--value_range 3.0 is no range: give two numbers"):
+        Command("train gan").read_options(["--dataset_name", "x", "--value_range", "3"])
+
+
 def test_flags_of_diffusers_script_exist():
     """`train_unconditional.py` of diffusers 0.36: every flag is here, or says what to use instead."""
     theirs = """

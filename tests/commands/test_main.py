@@ -169,6 +169,16 @@ def test_launchers_start_it(tmp_path, processes):
     assert f'"command": "{start} -m hfgen train gan --dataset_name digits' in record
 
 
+def test_what_is_said_of_the_data_names_flags(tmp_path, monkeypatch, capsys):
+    from hfgen.runtime.notes import note
+
+    monkeypatch.setattr("hfgen.commands.train.main", lambda argv: note(f"See `resolution` {argv}."))
+    monkeypatch.setattr("hfgen.commands.cli.FLAGS", {"resolution"})
+    for _ in range(2):  # each job tells it anew
+        main(["train", "x"])
+    assert capsys.readouterr().out == "See --resolution ['x'].\n" * 2
+
+
 def test_doors_are_three_lines():
     """An import, and a call of the verb that has the work."""
     doors = [path for path in (ROOT / "scripts").glob("*.py") if path.stem != "make_stacked_mnist"]

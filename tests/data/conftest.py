@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from hfgen.data.config import DataConfig
+from hfgen.runtime.notes import notes_to
 
 
 @pytest.fixture
@@ -26,3 +27,11 @@ def folder(tmp_path, rng):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def told():
+    """The lines that a person reads about the data."""
+    lines = []
+    with notes_to(lines.append):
+        yield lines

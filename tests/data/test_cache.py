@@ -311,3 +311,65 @@ def test_some_images_are_held_out(config, pairs):
 def test_shares_that_cannot_be_held_out(options, message):
     with pytest.raises(UserError, match=message):
         DataConfig(**options)
+
+
+def labelled(folder, labels, feature):
+    """Writes a data set of gray images with these classes."""
+    rows = {"image": [Image.new("L", (6, 6), n % 256) for n in range(len(labels))], "label": labels}
+    features = datasets.Features({"image": datasets.Image(), "label": feature})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "train.parquet")
+    return {"dataset_name": str(folder), "label_column": "label"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "numbers", "lines"),
+    [
+        ([1, 0, 2, 1], "012", [1, 0, 2, 1], []),  # as they are
+        ([1, 2, 3, 1], "123", [0, 1, 2, 0], []),
+        ([10115, 99998, 10115, 7], ["7", "10115", "99998"], [1, 2, 1, 0], []),
+        ([2_000_000_001, 2_000_000_002], ["2000000001", "2000000002"], [0, 1], []),
+        ([0, 1, -1, 1], "01", [0, 1, -1, 1], ["set: images without a class: 1 of 4."]),
+        ([0, None, 1, -1], "01", [0, -1, 1, -1], ["set: images without a class: 2 of 4."]),
+    ],
+)
+def test_the_values_are_the_classes(config, tmp_path, told, labels, names, numbers, lines):
+    source = labelled(tmp_path / "set", labels, datasets.Value("int64"))
+    data = open_images(dataclasses.replace(config, **source))
+    assert data.info.class_names == tuple(names) and data.labels.tolist() == numbers and told == lines
+
+
+def test_names_without_images_are_kept_and_said_each_time(config, tmp_path, told):
+    source = labelled(tmp_path / "set", [3, 7, 7, -1], datasets.ClassLabel(names=[*"abcdefgh"]))
+    for _ in range(2):
+        data = open_images(dataclasses.replace(config, **source))
+        assert data.info.class_names == tuple("abcdefgh") and data.labels.tolist() == [3, 7, 7, -1]
+    assert told == [
+        "set: classes without an image: 6 of 8 (a, b, c, e, f and 1 more).", "set: images without a class: 1 of 4."
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "message"),
+    [
+        (list(range(1000, 1102)), "int64", "102 different values in 102 rows, too many to be classes"),
+        ([f"photo {n}" for n in range(102)], "string", "102 different values in 102 rows, too many to be classes"),
+        ([0.5, 1.5], "float64", "holds float: give a column with strings or whole numbers"),
+        ([0, -2], "int64", "holds -2: classes are whole numbers from 0 on, -1 for none"),
+        ([None, -1], "int64", "holds no classes"),
+    ],
+)
+def test_columns_that_hold_no_classes(config, tmp_path, labels, kind, message):
+    source = labelled(tmp_path / "set", labels, datasets.Value(kind))
+    with pytest.raises(UserError, match=f"`label_column` label.* {message}"):
+        open_images(dataclasses.replace(config, **source))
+
+
+def test_a_run_that_goes_on_keeps_the_numbers_of_its_classes(config, tmp_path, told):
+    """An earlier version made a class of each number from 0 to the greatest."""
+    source = dataclasses.replace(config, **labelled(tmp_path / "set", [1, 3, 1], datasets.Value("int64")))
+    assert open_images(source).labels.tolist() == [0, 1, 0]
+    data = open_source(source, {"image": ImageColumn(), "label": Label()}, recorded_classes=tuple("0123"))
+    assert data.info.class_names == tuple("0123") and data.labels.tolist() == [1, 3, 1]
+    assert told == ["set: classes without an image: 2 of 4 (0, 2)."]
+    other = open_source(source, {"image": ImageColumn(), "label": Label()}, recorded_classes=("a", "b"))
+    assert other.info.class_names == ("1", "3")

@@ -88,6 +88,7 @@ def test_records():
         "class_names": ["a", "b"],
         "fingerprint": "abc",
         "class_shares": None,
+        "class_kind": "labels",
     }
     assert str(info) == "digits [train]: 10 images, 8x8 RGB, 2 classes, 2 corrupt ones skipped"
     plain = DataInfo({"train": SOURCE}, {"image": ImageInfo("L", 8)})

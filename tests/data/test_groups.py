@@ -77,3 +77,24 @@ def test_data_without_classes_gets_groups(tmp_path):
     stream = open_stream(DEFAULT, config, 0, groups=3)
     assert stream.info.classes.groups and stream.info.classes.unlabelled == 0
     assert set(stream.read(0, 12)["label"].tolist()) == {0, 1, 2}
+
+
+def test_groups_are_of_what_training_shows(tmp_path):
+    """Oblong images wait for their crop transposed and padded: which way they are does not decide their group."""
+    draw = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    kinds = draw.integers(0, 2, 60)
+    for number, kind in enumerate(kinds):
+        square = np.full((16, 16), 40, np.uint8)
+        square[6 * kind + 2 : 6 * kind + 8] = 220  # a bar above or below the middle
+        pixels = np.pad(square, ((0, 0), (6, 6)) if number % 2 else ((6, 6), (0, 0)), mode="edge")
+        noisy = np.clip(pixels + draw.normal(0, 6, pixels.shape), 0, 255).astype(np.uint8)
+        PIL.fromarray(noisy).save(tmp_path / "images" / f"{number:02}.png")
+    config = DataConfig(train_data_dir=str(tmp_path / "images"), cache_dir=str(tmp_path / "cache"), resolution=16)
+    data = open_images(config)
+    assert data.images.shape == (60, 1, 16, 28)
+    groups = with_groups(data, "label", 2).labels
+    assert len(set(zip(groups.tolist(), kinds.tolist(), strict=True))) == 2
+    centred = dataclasses.replace(config, center_crop=True)
+    assert np.array_equal(groups, with_groups(open_images(centred), "label", 2).labels)
+    assert [path.name for path in tmp_path.rglob("groups-*.npy")].count("groups-2-centre.npy") == 1

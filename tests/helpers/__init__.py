@@ -132,8 +132,8 @@ def data_info(**changes):
     from hfgen.data.info import DataInfo, ImageInfo, LabelInfo, SourceInfo
 
     values = {"mode": "L", "resolution": 8, "num_images": 100, "class_names": ("a", "b", "c"), "unlabelled": 0}
-    values |= {"kind": "labels", "shares": None} | changes
-    columns = {"image": ImageInfo(values["mode"], values["resolution"])}
+    values |= {"kind": "labels", "shares": None, "image": {}} | changes
+    columns = {"image": ImageInfo(values["mode"], values["resolution"], **values["image"])}
     if values["class_names"]:
         classes = Classes(tuple(values["class_names"]), values["kind"], values["shares"], values["unlabelled"])
         columns["label"] = LabelInfo(classes)

@@ -32,7 +32,8 @@ Record = dict[str, Any]
 
 CLOCK = re.compile("per_second|seconds|memory")  # what a line of metrics says of time and place
 PATIENCE = 300  # seconds that a command may take
-RESOLVED = {"image_mode", "attention_resolutions", "discriminator_learning_rate", "group_width", "task_level"}
+RESOLVED = {"image_mode", "image_column", "label_column", "attention_resolutions", "discriminator_learning_rate"}
+RESOLVED |= {"group_width", "task_level"}
 CLASSIFIER = "classifier"  # folder of the extractor, beside the runs
 THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}

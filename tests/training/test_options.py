@@ -104,6 +104,22 @@ def test_an_old_record_without_what_is_resolved_today(record):
     assert RunFolder(resolved).difference(values["config"]) == ""
 
 
+def test_an_old_record_goes_on_as_images_were_read_then(record):
+    """Before there were options for it, 16 bits had their whole range, and hidden colours were shown."""
+    folder = record(image_column=None, resolution=16)
+    values = json.loads((folder / "run.json").read_text())
+    for name in ("value_range", "background"):
+        del values["config"][name]
+    (folder / "run.json").write_text(json.dumps(values))
+    options = collect("gan", resume_from_checkpoint="latest", output_dir=str(folder))
+    assert (options.data.value_range, options.data.background) == ((0, 65535), "none")
+    assert collect("gan", output_dir=str(folder)).data.background == "white"
+    info = data_info(resolution=16, image={"value_range": (0.0, 4095.0), "column": "picture"})
+    resolved = collect("gan", dataset_name="x").resolve(info, Machine(), "no")
+    assert (resolved.data.value_range, resolved.data.image_column) == ((0, 4095), "picture")
+    assert RunFolder(resolved).difference(values["config"]).count("`") == 2  # the name of the data alone
+
+
 def test_a_stream_needs_a_length():
     streamed = {"dataset_name": "user/data", "streaming": True, "num_clusters": 0}
     with pytest.raises(UserError, match="`streaming` has no epochs: give the length with `max_train_steps`"):

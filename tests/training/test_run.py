@@ -4,15 +4,18 @@ import json
 import random
 import time
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from helpers import metrics
+from PIL import Image
 
 import hfgen
 from hfgen.families.vae.recipe import VAERecipe
 from hfgen.runtime.errors import UserError
 from hfgen.training.api import prepare
+from hfgen.training.folder import RunFolder
 from hfgen.training.options import collect
 
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
@@ -120,6 +123,25 @@ def test_another_split_of_the_batch_is_said_where_it_matters(tmp_path):
     split = {"train_batch_size": 8, "gradient_accumulation_steps": 2, "max_train_steps": 3}
     hfgen.train("gan", **gan | split, resume_from_checkpoint="latest", say=said.append)
     assert any("split into parts of 16 images and is now split into parts of 8" in text for text in said)
+
+
+def test_a_run_of_an_earlier_version_keeps_its_classes(tmp_path, monkeypatch):
+    """It made a class of each number from 0 to the greatest, and recorded these."""
+    rows = {"image": [Image.new("L", (8, 8), 60 * n) for n in (1, 2, 3, 1)], "label": [1, 2, 3, 1]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "set" / "train.parquet")
+    options = TINY | {"dataset_name": str(tmp_path / "set"), "label_column": "label", "cache_dir": str(tmp_path)}
+    options |= {"output_dir": str(tmp_path / "run"), "train_batch_size": 4, "prior_components": 0}
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "recorded_classes", tuple("0123"))
+        hfgen.train("vae", "conditional", **options | {"max_train_steps": 2})
+    said = []
+    run = hfgen.train("vae", "conditional", **options, resume_from_checkpoint="latest", say=said.append)
+    assert run.stream.info.class_names == tuple("0123") and run.images_seen == 16
+    assert said[0] == "set: classes without an image: 1 of 4 (0)."
+    other = prepare(collect("vae", "conditional", **options | {"output_dir": str(tmp_path / "new")}))
+    assert other.stream.info.class_names == tuple("123")
+    assert (other.options.data.image_column, other.options.data.label_column) == ("image", "label")
 
 
 def test_options_that_do_not_exist(tmp_path):
