@@ -86,7 +86,8 @@ def test_every_preset_runs(script, tmp_path, preset):
     torch.testing.assert_close(first[2:3], alone, rtol=0, atol=1e-5)
     classes = {"conditional": 10, "stable": 100, "digits": 100}.get(preset, 0)
     assert len(pipe.class_names) == classes
-    assert (pipe.config.class_shares is not None) == (classes == 100)
+    assert pipe.config.class_kind == {100: "groups", 10: "labels", 0: None}[classes]
+    assert (pipe.config.class_shares is not None) == (classes > 0)
     card = (tmp_path / "README.md").read_text()
     assert "{{" not in card and "{%" not in card and "None" not in card
 
@@ -99,9 +100,9 @@ def test_sampling_script(script, trained, tmp_path):
     assert record["truncation"] == 1.0 and "sampler" not in record
     assert record["images"][0]["class_label"] is None  # the groups have no meaning
     pipe = GANPipeline.from_pretrained(folder)
-    for seed in range(3):  # image number i is that of the seed i in user code, too
-        saved = np.asarray(Image.open(tmp_path / "plain" / f"{seed:06d}.png")).astype(int)
-        again = np.asarray(pipe(generator=torch.Generator().manual_seed(seed)).images[0]).astype(int)
+    for row in record["images"]:  # by its seed, user code makes the same image
+        saved = np.asarray(Image.open(tmp_path / "plain" / row["file"])).astype(int)
+        again = np.asarray(pipe(generator=torch.Generator().manual_seed(row["seed"])).images[0]).astype(int)
         assert np.abs(saved - again).max() <= 1
     labelled = tmp_path / "labelled"
     script.main([*TINY_GAN, "--preset", "conditional", "--output_dir", str(labelled)])

@@ -54,7 +54,10 @@ def trained(config, steps=150, info=INFO, conditional=False):
 
 
 @pytest.mark.parametrize("conditional", [False, True])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == "hierarchical")) for name in ARCHITECTURES],
+)
 def test_plain_torch_trains_it(architecture, conditional):
     config = dataclasses.replace(TINY, architecture=architecture, class_conditional=conditional)
     recipe, logs = trained(config, conditional=conditional)
