@@ -24,6 +24,7 @@ from typing import Any
 
 from hfgen.commands.cli import command_line, flags, spell
 from hfgen.commands.options import MeasureOptions, check_models, check_seed, read_sampling, require_least
+from hfgen.data.config import DataConfig
 from hfgen.evaluation.config import METRICS, ReferenceConfig
 from hfgen.registry import Family, families
 from hfgen.runtime.errors import UserError
@@ -94,7 +95,8 @@ def data_name(reference: ReferenceConfig) -> str:
 
 def train_missing(config: CompareConfig, reference: ReferenceConfig, folder: Path) -> tuple[list[str], str]:
     """Trains what the folder does not hold yet; returns the folders of the models, and the extractor."""
-    data = {name: value for name in DATA if (value := getattr(reference, name)) not in (None, False)}
+    defaults = {field.name: field.default for field in dataclasses.fields(DataConfig)}
+    data = {name: value for name in DATA if (value := getattr(reference, name)) != defaults[name]}
     extractor = config.extractor or str(folder / "classifier")
     if not config.extractor and not (folder / "classifier" / "config.json").exists():
         run(["classify"], data | {"output_dir": extractor})
