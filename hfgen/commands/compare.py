@@ -24,7 +24,7 @@ from typing import Any
 
 from hfgen.commands.cli import command_line, flags, spell
 from hfgen.commands.options import MeasureOptions, check_models, read_sampling, require_least
-from hfgen.data.config import share_of
+from hfgen.data.config import DataConfig, share_of
 from hfgen.evaluation.config import METRICS, ReferenceConfig
 from hfgen.registry import Family, families
 from hfgen.runtime.errors import UserError
@@ -95,7 +95,9 @@ def data_name(reference: ReferenceConfig) -> str:
 
 def train_missing(config: CompareConfig, reference: ReferenceConfig, folder: Path) -> tuple[list[str], str]:
     """Trains what the folder does not hold yet; returns the folders of the models, and the extractor."""
-    data = {name: value for name in DATA if (value := getattr(reference, name)) not in (None, False)}
+    defaults = {field.name: field.default for field in dataclasses.fields(DataConfig)}
+    values = {name: getattr(reference, name) for name in DATA}
+    data = {name: value for name, value in values.items() if value is not None and value != defaults[name]}
     if share_of(reference.held_out_split) is not None:
         data["validation_split"] = reference.held_out_split
     extractor = config.extractor or str(folder / "classifier")

@@ -84,7 +84,7 @@ def _walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
                 yield from _walk(entry.path, f"{prefix}{entry.name}/", above | {real})
             else:  # a broken link, too: it is told when it is read
                 yield prefix + entry.name
@@ -96,7 +96,7 @@ def is_image_folder(folder: Path, files: Files) -> bool:
     if len(files.images) <= files.containers:
         return False
     readme = folder / "README.md"
-    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
     front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
     return front is None or re.search(r"^(configs|dataset_info):", front[1], re.MULTILINE) is None
 
@@ -290,13 +290,13 @@ def _tell(name: str, files: Files, layout: Layout, named: set[str | None], own: 
         beside = sum(layout.split(path) is None for path in images)
         if beside:
             note(f"{name}: images in no split, as they lie beside {', '.join(layout.splits)}: {beside} of {total}.")
-    elif len(kinds := {split_of(posixpath.basename(path)) for path in images} - {None}) > 1 and all(
-        split_of(posixpath.basename(path)) for path in images
-    ):
-        note(
-            f"{name}: all images are one split, though their names speak of {', '.join(sorted(map(str, kinds)))}: "
-            "folders with these names would keep them apart."
-        )
+    elif all(split_of(posixpath.basename(path)) for path in images):
+        kinds = sorted({str(split_of(posixpath.basename(path))) for path in images})
+        if len(kinds) > 1:
+            note(
+                f"{name}: all images are one split, though their names speak of {', '.join(kinds)}: folders with "
+                "these names would keep them apart."
+            )
     if not layout.classes:
         return
     if own:
