@@ -22,7 +22,8 @@ def option(default: Any, help: str, *, choices: Sequence[Any] | None = None, **m
         choices (*optional*): The values allowed.
         metadata: `resumable=True` marks what may differ when a run is resumed (it changes no number that is
             trained); `resolved=True` what data or machine decide where it is left out; `secret=True` what is never
-            written to a file.
+            written to a file; `once=True` what the record of a run does not repeat, because it deletes, resumes or
+            publishes something.
     """
     metadata |= {"help": help, "choices": choices}
     if isinstance(default, list):

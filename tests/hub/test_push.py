@@ -23,6 +23,7 @@ from hfgen.training.config import TrainingConfig
 DDPM_FILES = {
     "README.md",
     "model_index.json",
+    "run.json",
     "samples.png",
     "scheduler/scheduler_config.json",
     "unet/config.json",
@@ -45,7 +46,7 @@ def finished(tmp_path_factory):
         ddpm().save_pretrained(place)
         (place / "README.md").write_text(f"---\ntags: [hfgen]\n---\n# {place.name}\n")
         (place / "samples.png").write_bytes(b"\x89PNG" + bytes(100))
-        (place / "run.json").write_text("{}")
+        (place / "run.json").write_text("{}\n")
     for name in (
         "checkpoint-000000000064/unet.safetensors",
         "logs/metrics.jsonl",
@@ -395,7 +396,8 @@ def test_a_run_pushes_what_it_saves(hub, tmp_path):
     repo = hub["ada/digits"]
     files, history = repo.files(), repo.history()
     assert repo.private and set(files) == DDPM_FILES | {".gitattributes"}
-    assert all(files[name] == (folder / name).read_bytes() for name in DDPM_FILES)
+    changed = {"README.md", "run.json"}  # which say where things are
+    assert all(files[name] == (folder / name).read_bytes() for name in DDPM_FILES - changed)
     assert history[0] == "Upload pipeline" and history[-2].startswith("Training in progress: 16 images"), history
     assert b'from_pretrained("ada/digits")' in files["README.md"]
     assert ADA not in result.stdout + result.stderr
