@@ -371,7 +371,7 @@ def _reason(error: Exception) -> str:
     request = next((match[1] for line in lines if (match := REQUEST_ID.search(line))), None)
     said: list[str] = []
     for line in lines:
-        text = " ".join(EMPTY.sub("", REQUEST_ID.sub("", line)).split())
+        text = " ".join(EMPTY.sub("", REQUEST_ID.sub("", line)).split()).replace("`", "'")  # no option of ours
         text = re.sub(r"(?<!\.)\.\.(?!\.)", ".", text)
         if text and text.rstrip(".").lower() not in " ".join(said).lower():
             said.append(text if text.endswith((".", "!", "?", ":")) else f"{text}.")

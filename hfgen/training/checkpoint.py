@@ -215,7 +215,7 @@ class Checkpoints:
     def _load(self, say: Callable[[str], None]) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
         """Reads the folder's checkpoint. If it is broken, looks for the newest one that is not, and takes or names
         it."""
-        first, config = self.folder.checkpoint, self.engine.config
+        first, config = self.folder.checkpoint, self.folder.options.training
         assert first is not None
         checkpoints = list_checkpoints(first.parent)
         older = checkpoints[: checkpoints.index(first)] if first in checkpoints else []

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from hfgen.runtime.errors import UserError
 from hfgen.training import checkpoint
 from hfgen.training.api import prepare
+from hfgen.training.checkpoint import Checkpoints
+from hfgen.training.folder import RunFolder
 from hfgen.training.options import collect
 
 
@@ -127,20 +129,36 @@ BROKEN = {
 }
 
 
-@pytest.mark.usefixtures("on_the_cpu")
-def test_a_broken_checkpoint_names_the_newest_that_can_be_read(trained, tmp_path):
-    def resumed(folder, checkpoint="latest", **more):
-        said = []
-        options = {**TINY, "output_dir": str(folder), "resume_from_checkpoint": checkpoint, **more}
-        return prepare(collect("vae", **options), said.append), said
+@pytest.fixture
+def resume(tmp_path, on_the_cpu):
+    """Gives an engine the state of a checkpoint in a folder; returns what a run does, and what it says."""
+    run = prepare(collect("vae", **TINY, output_dir=str(tmp_path / "other")))
 
-    for number, (kind, (damage, reason)) in enumerate(BROKEN.items()):
-        folder = tmp_path / f"run{number}"
-        shutil.copytree(trained, folder)
+    def call(folder, name="latest", **more):
+        said = []
+        options = {**TINY, "output_dir": str(folder), "resume_from_checkpoint": name, **more}
+        place = RunFolder(collect("vae", **options))
+        state = Checkpoints(run.engine, run.stream, place).resume(said.append)
+        return state["images_seen"], place.checkpoint, said
+
+    return call
+
+
+def files_in(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_broken_checkpoint_names_the_newest_that_can_be_read(trained, resume, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    assert resume(folder)[0] == 64
+    for kind, (damage, reason) in BROKEN.items():
+        shutil.rmtree(folder / NEW)
+        shutil.copytree(trained / NEW, folder / NEW)
         damage(folder / NEW)
-        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        before = files_in(folder)
         with pytest.raises(UserError) as error:
-            resumed(folder)
+            resume(folder)
         message = str(error.value)
         assert message.startswith(f"`resume_from_checkpoint` latest: {folder / NEW} cannot be read: "), kind
         assert reason in message and "\n" not in message, kind
@@ -148,34 +166,35 @@ def test_a_broken_checkpoint_names_the_newest_that_can_be_read(trained, tmp_path
             f" The newest that can be read is {folder / OLD}: give that, or add `skip_corrupt_checkpoints` to go on "
             "from it."
         )
-        assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    run, said = resumed(folder, skip_corrupt_checkpoints=True)
-    assert run.images_seen == 32 and run.folder.checkpoint == folder / OLD
-    assert any(text.startswith(f"Warning: {folder / NEW} cannot be read: ") for text in said)
-    assert (folder / f"abandoned-{NEW}").is_dir()  # what is left of it is kept
-    run.train()  # to what the whole one came to
-    one, other = (load_file(place / NEW / "vae.safetensors") for place in (trained, folder))
-    assert all(torch.equal(one[key], other[key]) for key in one)
+        images_seen, checkpoint, (warning,) = resume(folder, skip_corrupt_checkpoints=True)
+        assert images_seen == 32 and checkpoint == folder / OLD
+        assert warning.startswith(f"Warning: {folder / NEW} cannot be read: ") and reason in warning
+        with pytest.raises(UserError, match=f"`resume_from_checkpoint` {NEW}: .*read is .*{OLD}: give that[.]$"):
+            resume(folder, NEW, skip_corrupt_checkpoints=True)  # which was asked for by name
+        assert before == files_in(folder)
 
-    folder = tmp_path / "both"
-    shutil.copytree(trained, folder)
-    for name in (OLD, NEW):
-        (folder / name / "state.json").write_text("")
+    (folder / OLD / "state.json").write_text("")
     for more in ({}, {"skip_corrupt_checkpoints": True}):
         with pytest.raises(UserError, match="There is no older one that can be read: start anew"):
-            resumed(folder, **more)
-    with pytest.raises(UserError, match=f"`resume_from_checkpoint` {NEW}: .*There is no older one"):
-        resumed(folder, NEW)
-    shutil.rmtree(folder / OLD)
-    shutil.copytree(trained / OLD, folder / OLD)
-    with pytest.raises(UserError, match=f"`resume_from_checkpoint` {NEW}: .*can be read is .*{OLD}: give that[.]$"):
-        resumed(folder, NEW, skip_corrupt_checkpoints=True)  # which was asked for by name
+            resume(folder, **more)
 
 
 @pytest.mark.usefixtures("on_the_cpu")
-def test_a_checkpoint_of_an_earlier_version_resumes(trained, tmp_path):
+def test_a_run_goes_on_from_the_newest_that_can_be_read(trained, tmp_path):
+    folder, said = tmp_path / "run", []
+    shutil.copytree(trained, folder)
+    os.truncate(folder / NEW / "vae.safetensors", 100)
+    options = {**TINY, "output_dir": str(folder), "resume_from_checkpoint": "latest"}
+    prepare(collect("vae", **options, skip_corrupt_checkpoints=True), said.append).train()
+    assert any(text.startswith(f"Warning: {folder / NEW} cannot be read: ") for text in said)
+    assert f"Resuming from {folder / OLD}, at 32 images" in said
+    assert (folder / f"abandoned-{NEW}").is_dir()  # what is left of it is kept
+    one, other = (load_file(place / NEW / "vae.safetensors") for place in (trained, folder))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_checkpoint_of_an_earlier_version_resumes(trained, resume, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     change_state(folder / NEW)
-    run = prepare(collect("vae", **TINY, output_dir=str(folder), resume_from_checkpoint="latest"))
-    assert run.images_seen == 64
+    assert resume(folder)[0] == 64

@@ -105,7 +105,7 @@ class DDPMRecipe(Recipe):
         try:
             loaded = UNet2DModel.load_config(path)
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error)
             raise UserError(
                 f"`model_config_name_or_path` {path} cannot be loaded: {reason} Give a folder with a config.json."
             ) from None
