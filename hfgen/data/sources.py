@@ -9,7 +9,7 @@ from PIL import Image as PIL
 
 from hfgen.data.columns import Image, Label, SourceColumn, Text
 from hfgen.data.config import DataConfig
-from hfgen.runtime.errors import UserError
+from hfgen.runtime.errors import UserError, one_line
 
 
 def load_source(config: DataConfig, token: str | None = None) -> tuple[Any, str]:
@@ -54,11 +54,8 @@ def load_source(config: DataConfig, token: str | None = None) -> tuple[Any, str]
     except UserError:
         raise
     except Exception as error:  # datasets raises a dozen kinds of errors for a name that leads nowhere
-        reason = " ".join(str(error).split())
-        if len(reason) > 400:
-            reason = reason[:400] + "..."
         raise UserError(
-            f"{flag} {source} cannot be loaded: {reason.rstrip('.')}. Give a Hub id, a folder with parquet, arrow or "
+            f"{flag} {source} cannot be loaded: {one_line(error)}. Give a Hub id, a folder with parquet, arrow or "
             "image files, or `digits`; `dataset_split` and `dataset_config_name` choose within it."
         ) from None
 

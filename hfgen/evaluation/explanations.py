@@ -40,8 +40,8 @@ EXPLANATIONS = {
     "reverse_kl": f"how much the frequencies of these kinds differ from the real ones; 0 is equal, {LOWER}.",
     "near_duplicates": "the share of generated images that come very near to a training image; about 0.01 is what new "
     f"real images have, more means that training images are repeated; {LOWER}.",
-    "authpct": "the percentage of generated images that are no closer to a training image than training images are to "
-    f"each other; {HIGHER}.",
+    "authpct": "the percentage of generated images that are farther from the nearest training image than that one is "
+    f"from its own nearest; copies have 0, {HIGHER}.",
     "ppl": f"how much an image changes when its latent changes a little, in the features of the network; {LOWER}.",
     "bits_per_dim": "how many bits per pixel and channel the model would need to store real images that it has not "
     f"seen: how well it knows them; {LOWER}.",

@@ -264,12 +264,19 @@ def commands_in(text):
                 yield Command(verb), words
 
 
-DOCUMENTS = [ROOT / "README.md", *(ROOT / "scripts").glob("*.py"), *(ROOT / "hfgen" / "commands").glob("*.py")]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *(ROOT / "model_cards").glob("*/README.md"),
+    *(ROOT / "scripts").glob("*.py"),
+    *(ROOT / "hfgen" / "commands").glob("*.py"),
+]
 WITHOUT = ("__init__.py", "cli.py", "list.py", "main.py", "options.py")  # examples
 
 
 @pytest.mark.parametrize(
-    "path", sorted(path for path in DOCUMENTS if path.name not in WITHOUT), ids=lambda path: path.name
+    "path",
+    sorted(path for path in DOCUMENTS if path.name not in WITHOUT),
+    ids=lambda path: f"{path.parent.name}/{path.name}",
 )
 def test_commands_in_the_documentation_parse(path):
     """Every command line shown is read by the parser of what it calls."""
