@@ -91,7 +91,10 @@ def read(
         values[key] = (None if value == [None] else tuple(value)) if isinstance(value, list) else value
     file, preset = values.pop("config"), values.pop("preset", None)
     if file is not None:
-        more = read_file(file)
+        more, is_record = read_file(file)
+        if is_record:
+            once = {name for name, (_, field) in fields.items() if field.metadata.get("once")}
+            more = {key: value for key, value in more.items() if key not in once}
         preset = preset or more.pop("preset", None) if presets else preset
         if preset is not None and preset not in presets:
             raise UserError(f"--config {file} has the unknown preset {preset!r}.{nearest(str(preset), presets)}")
@@ -104,8 +107,9 @@ def parse(kinds: Sequence[type], argv: Sequence[str] | None = None, **kwargs: An
     return make(kinds, read(kinds, argv, **kwargs).values)
 
 
-def read_file(path: str) -> dict[str, Any]:
-    """Returns the values that a config file holds, or those that the record of an earlier run repeats.
+def read_file(path: str) -> tuple[dict[str, Any], bool]:
+    """Returns the values that a config file holds, and whether it is the record of an earlier run, such as `run.json`
+    or `evaluation.json`.
 
     Raises:
         UserError: If it cannot be read, or holds no mapping.
@@ -120,11 +124,12 @@ def read_file(path: str) -> dict[str, Any]:
     except (yaml.YAMLError, json.JSONDecodeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"--config {path} is neither valid YAML nor JSON: {reason}. Fix the file.") from None
-    if isinstance(values, dict) and isinstance(values.get("config"), dict):
-        values = values["config"]  # the record of a run, which has its options there
+    is_record = isinstance(values, dict) and isinstance(values.get("config"), dict)
+    if is_record:
+        values = values["config"]  # where a record has the options
     if not isinstance(values, dict):
         raise UserError(f"--config {path} must hold a mapping from flag to value, but holds {type(values).__name__}.")
-    return {str(key): value for key, value in values.items()}
+    return {str(key): value for key, value in values.items()}, is_record
 
 
 def _of_file(path: str, values: Mapping[str, Any], fields: Mapping[str, tuple[type, dataclasses.Field]]) -> dict:
@@ -208,6 +213,13 @@ SEE_HELP = " See --help for the names."
 NONE = ("none", "null")
 
 
+class _OrNone(tuple):
+    """The choices of an option that may be left open: `none` is one more, which the list of them does not show."""
+
+    def __contains__(self, value: object) -> bool:
+        return value is None or super().__contains__(value)
+
+
 class _HelpFormatter(argparse.HelpFormatter):
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=36, width=110)
@@ -239,7 +251,7 @@ def _add_flag(group: argparse._ArgumentGroup, kind: type, field: dataclasses.Fie
         kwargs["nargs"] = "*"
     choices = field.metadata["choices"]
     if choices:
-        kwargs["choices"] = choices
+        kwargs["choices"] = _OrNone(choices) if optional else choices
     kwargs["metavar"] = "{" + ",".join(map(str, choices)) + "}" if choices else one_kind.__name__.upper()
     group.add_argument(f"--{field.name}", type=_or_none(one_kind) if optional else one_kind, **kwargs)
 

@@ -23,12 +23,19 @@ from pathlib import Path
 from typing import Any
 
 from hfgen.commands.cli import command_line, flags, spell
-from hfgen.commands.options import MeasureOptions, check_models, read_sampling, require_least
+from hfgen.commands.options import (
+    MeasureOptions,
+    card_commands,
+    check_models,
+    read_sampling,
+    recorded,
+    require_least,
+)
 from hfgen.data.config import DataConfig, share_of
 from hfgen.evaluation.config import METRICS, ReferenceConfig
 from hfgen.registry import Family, families
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import as_dict, option, require_positive, require_seed
+from hfgen.runtime.options import option, require_positive, require_seed
 from hfgen.training.options import collect
 
 NUM_IMAGES = 5000
@@ -178,9 +185,9 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("speeds are compared in one process: start this without a launcher.")
 
     from hfgen.evaluation.compare import compare_models, draw_comparison, load_samplers
-    from hfgen.evaluation.features import extractor_for
+    from hfgen.evaluation.features import NO_FEATURES, extractor_for
     from hfgen.evaluation.report import card_section, heading, short_names, table, wrap
-    from hfgen.hub.card import add_results, escape_markdown, shown_command
+    from hfgen.hub.card import add_results, escape_markdown
     from hfgen.runtime.files import write_json
     from hfgen.runtime.launch import describe, make_accelerator
     from hfgen.runtime.png import save_png
@@ -213,11 +220,13 @@ def main(argv: Sequence[str]) -> None:
     described = extractor.describe()
     command = command_line("compare", KINDS, argv)
     machine = describe(accelerator, common.mixed_precision)
-    whole = wrap(comparison.reports, described, command, as_dict(options), machine)
+    whole = wrap(comparison.reports, described, command, recorded([config, reference, common], given), machine)
     whole |= {"quality": comparison.quality, "remarks": comparison.remarks}
     write_json(output, whole)
     for report, sampler in zip(comparison.reports, samplers, strict=True) if config.update_card else ():
-        section = card_section(escape_markdown(report), escape_markdown(whole) | {"command": shown_command(command)})
+        network = extractor_name if described["id"] != NO_FEATURES else None
+        commands = card_commands(config, reference, given, report, network)
+        section = card_section(escape_markdown(report), escape_markdown(whole) | {"command": commands})
         add_results(Path(sampler.name), report, described, section)
     names, title = ", ".join(short_names(comparison.reports)), heading(comparison.reports[0], described)
     origin = {"model": names, "seed": config.seed} if common.provenance else None

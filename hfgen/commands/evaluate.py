@@ -20,10 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from hfgen.commands.cli import command_line, spell
-from hfgen.commands.options import MeasureOptions, check_models, read_sampling, require_least
+from hfgen.commands.options import (
+    MeasureOptions,
+    card_commands,
+    check_models,
+    read_sampling,
+    recorded,
+    require_least,
+)
 from hfgen.evaluation.config import ReferenceConfig
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import as_dict, option, require_seed
+from hfgen.runtime.options import option, require_seed
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ def main(argv: Sequence[str]) -> None:
     config, reference, common, *_ = options
     output = report_path(config)
 
-    from hfgen.evaluation.features import extractor_for
+    from hfgen.evaluation.features import NO_FEATURES, extractor_for
     from hfgen.evaluation.report import (
         card_section,
         chart,
@@ -101,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
         wrap,
     )
     from hfgen.evaluation.runner import evaluate, nearest_pairs
-    from hfgen.hub.card import add_results, escape_markdown, shown_command
+    from hfgen.hub.card import add_results, escape_markdown
     from hfgen.runtime.files import write_json
     from hfgen.runtime.launch import describe, make_accelerator
     from hfgen.runtime.png import make_grid, save_png
@@ -124,7 +131,7 @@ def main(argv: Sequence[str]) -> None:
         report["model"] |= describe_model(model, config.revision, config.hub_token)
         reports.append(report)
         machine = describe(accelerator, common.mixed_precision)
-        whole = wrap(reports, extractor.describe(), command, as_dict(options), machine)
+        whole = wrap(reports, extractor.describe(), command, recorded([config, reference, common], given), machine)
         write_json(output, whole)
         print(f"\n{model}: {heading(report, whole['extractor'])}\n\n{table([report])}\n")
         print(*(f"- {spell(remark)}" for remark in remarks(report, whole["extractor"])), sep="\n")
@@ -141,8 +148,9 @@ def main(argv: Sequence[str]) -> None:
             save_png(grid, picture, origin, composite=True)
             print(f"\n{picture}: the generated images that are nearest to training images, and these below them")
         if config.update_card:
-            shown = escape_markdown(whole) | {"command": shown_command(whole["command"])}
-            section = card_section(escape_markdown(report), shown)
+            network = config.extractor if whole["extractor"]["id"] != NO_FEATURES else None
+            commands = card_commands(config, reference, given, report, network)
+            section = card_section(escape_markdown(report), escape_markdown(whole) | {"command": commands})
             add_results(Path(model), report, whole["extractor"], section)
             print(f"\n{Path(model) / 'README.md'}: updated")
 

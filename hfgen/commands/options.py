@@ -1,15 +1,20 @@
 """Options that several verbs have."""
 
 import dataclasses
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from hfgen.commands.cli import read
+from hfgen.commands.cli import flags, read
 from hfgen.evaluation.config import METRICS
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import Options, make, option
+from hfgen.runtime.options import Options, as_dict, make, option
 from hfgen.sampling.config import all_sampling_options
+
+# Options of a measurement that change no number, or that are of this machine.
+UNSHOWN = ("extractor_weights", "cpu_threads", "batch_size", "cache_dir", "metrics")
 
 
 def require_least(config: Options, least: int, *names: str) -> None:
@@ -52,8 +57,8 @@ class MeasureOptions(Options):
     seeds: int = option(1, "how often to repeat it with other images, for a mean and a deviation")
     batch_size: int = option(64, "images at once per process")
     cpu_threads: int | None = option(None, "threads per process on a CPU (default: cores / processes)")
-    overwrite_report: bool = option(False, "replace the report that is there")
-    update_card: bool = option(False, "write the results into the card in the checkpoint's folder")
+    overwrite_report: bool = option(False, "replace the report that is there", once=True)
+    update_card: bool = option(False, "write the results into the card in the checkpoint's folder", once=True)
 
     def validate(self) -> None:
         super().validate()
@@ -80,6 +85,43 @@ def read_sampling(kinds: Sequence[type], argv: Sequence[str], **kwargs: Any) -> 
     given = read((*kinds, *sampling), argv, **kwargs).values
     own = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     return make((*kinds, *sampling), given), {name: value for name, value in given.items() if name not in own}
+
+
+def recorded(configs: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of a verb that samples, JSON-ready, as its report holds them and `--config` repeats them.
+
+    Of the models' own sampling options there are those that were given, as each model has others.
+    """
+    return as_dict(configs) | {
+        name: list(value) if isinstance(value, tuple) else value for name, value in given.items()
+    }
+
+
+def card_commands(
+    config: MeasureOptions, reference: Any, given: Mapping[str, Any], report: Mapping[str, Any], extractor: str | None
+) -> str:
+    """Returns the commands, one a line, that repeat a measurement from the folder of the model's card.
+
+    Args:
+        config, reference, given: The options of the verb, and the sampling options that were given.
+        report (`dict`): What was found of the model.
+        extractor (`str`, *optional*): What the features are of; none where there are no features.
+    """
+    from hfgen.hub.card import HERE, extractor_flags, path_from, read_places
+
+    values: dict[str, Any] = {}
+    for part, kind in ((config, MeasureOptions), (reference, type(reference))):
+        for field in dataclasses.fields(kind):
+            value = getattr(part, field.name)
+            if value != field.default and field.name not in UNSHOWN and not field.metadata.get("once"):
+                values[field.name] = value
+    home = Path(report["model"]["name"])
+    values |= {name: path_from(home, path) for name, path in read_places(values).items()}
+    values |= {"metrics": config.metrics, "num_images": report["generation"]["num_images"]}
+    own = (*report["generation"], "class_labels", "mixed_precision")
+    values |= {name: value for name, value in given.items() if value is not None and name in own}
+    made, words = extractor_flags(extractor, "extractor") if extractor else ([], [])
+    return "\n".join([*made, shlex.join(["hfgen", "evaluate", "--model", HERE, *words, *flags(values)])])
 
 
 def check_models(models: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ from PIL import Image as PIL
 from hfgen.data.columns import Image, Label, SourceColumn, Text
 from hfgen.data.config import DataConfig
 from hfgen.data.folders import LABELS, is_image_folder, list_files, open_folder
-from hfgen.runtime.errors import UserError
+from hfgen.runtime.errors import UserError, one_line
 from hfgen.runtime.notes import listed, note
 
 IMAGES = ("image", "img", "images", "picture")  # what columns of images are usually called
@@ -39,11 +39,8 @@ def load_source(config: DataConfig, token: str | None = None) -> tuple[Any, str]
             return _load_folder(folder.resolve(), config, options), folder.resolve().name
         return load_dataset(source, config.dataset_config_name, **options), source
     except Exception as error:  # datasets raises a dozen kinds of errors for a name that leads nowhere
-        reason = " ".join(str(error).split())
-        if len(reason) > 400:
-            reason = reason[:400] + "..."
         raise UserError(
-            f"{flag} {source} cannot be loaded: {reason.rstrip('.')}. Give a Hub id, a folder with parquet, arrow or "
+            f"{flag} {source} cannot be loaded: {one_line(error)}. Give a Hub id, a folder with parquet, arrow or "
             "image files, or `digits`; `dataset_split` and `dataset_config_name` choose within it."
         ) from None
 

@@ -22,7 +22,7 @@ from hfgen.evaluation.config import WITHOUT_FEATURES
 from hfgen.evaluation.inception import DIM, SIDE, load_inception
 from hfgen.evaluation.resize import as_channels, check_images, resize_pil, resize_tf1
 from hfgen.pipelines.self_contained import check_json, limited
-from hfgen.runtime.errors import UserError
+from hfgen.runtime.errors import UserError, one_line
 
 Outputs = dict[str, torch.Tensor]
 Prepare = Callable[[torch.Tensor], torch.Tensor]
@@ -569,11 +569,6 @@ def as_floats(values: Any) -> tuple[float, ...]:
 def as_json(values: dict[str, Any]) -> dict[str, Any]:
     """Returns the same after a round trip through JSON, so that a report that was read back is equal."""
     return json.loads(json.dumps(values))
-
-
-def one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return (text if len(text) <= 300 else text[:300] + "...").rstrip(".")
 
 
 def fingerprint(tensors: dict[str, torch.Tensor], layer: str, preprocessing: dict[str, Any]) -> str:

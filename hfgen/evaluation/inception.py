@@ -7,7 +7,6 @@ have the names of the file that the pytorch-fid project made of the published gr
 fetched only by who asks for it.
 """
 
-import hashlib
 import http
 import http.client
 import os
@@ -23,6 +22,7 @@ from torch.nn.functional import max_pool2d
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.files import sha256_of
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 SAME_FILE = "weights-inception-2015-12-05-6726825d.pth"  # what torch-fidelity calls it
@@ -343,14 +343,6 @@ def cache_path() -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HOME) / "hfgen" / FILE
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def fetch(url: str, path: Path, sha256: str) -> None:

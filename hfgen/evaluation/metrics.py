@@ -149,8 +149,15 @@ def ndb_and_jsd(images: Images, real: Images, extractor: Extractor) -> list[Resu
     result = ndb(images.features, real.features, NUM_BINS)
     details = {"num_bins": NUM_BINS, "alpha": 0.05}
     return [
-        Result("ndb", "ndb", "Bins with another share (NDB/K)", result["ndb_share"], "lower", details=details),
-        Result("ndb", "ndb_jsd", "Divergence of the bins (JSD)", result["jsd"], "lower", details=details),
+        Result(
+            "ndb",
+            "ndb",
+            "Clusters that occur too often or too rarely (NDB/K)",
+            result["ndb_share"],
+            "lower",
+            details=details,
+        ),
+        Result("ndb", "ndb_jsd", "Difference of the cluster shares (JSD)", result["jsd"], "lower", details=details),
     ]
 
 
@@ -161,14 +168,22 @@ def birthday(images: Images, real: Images, extractor: Extractor) -> list[Result]
         notes.append(f"no two of {result.images:,} images are near-duplicates: the support is too large to be seen")
     details = {"batch_size": result.batch_size, "threshold": result.threshold, "pairs": result.pairs}
     return [
-        Result("birthday", "birthday_support", "Support", result.support, "higher", notes=notes, details=details),
+        Result(
+            "birthday",
+            "birthday_support",
+            "Different images (estimate)",
+            result.support,
+            "higher",
+            notes=notes,
+            details=details,
+        ),
     ]
 
 
 def confidence(images: Images, real: Images, extractor: Extractor) -> list[Result]:
     """Computes the share of images that the classifier is confident about; it may be confident about noise, too."""
     assert images.logits is not None
-    title = f"Images with a top probability of {CONFIDENT} or more"
+    title = f"Images whose class is clear (probability {CONFIDENT} or more)"
     value = confident_share(images.logits, CONFIDENT)
     return [Result("confidence", "confident_share", title, value, "higher", details={"threshold": CONFIDENT})]
 
@@ -185,10 +200,10 @@ def classes(images: Images, real: Images, extractor: Extractor) -> list[Result]:
     assert extractor.labels is not None
     metric = "label_divergence"
     return [
-        Result(metric, "label_kl", "Divergence of the classes (KL, nats)", result.kl, "lower",
+        Result(metric, "label_kl", "Difference of the class shares (KL, nats)", result.kl, "lower",
                details={"floor": floor, **details}),
-        Result(metric, "label_js", "Divergence of the classes (JS, nats)", result.js, "lower"),
-        Result(metric, "class_coverage", "Classes that occur", class_coverage(*counts), "higher"),
+        Result(metric, "label_js", "Difference of the class shares (JS, nats)", result.js, "lower"),
+        Result(metric, "class_coverage", "Share of the classes that occur", class_coverage(*counts), "higher"),
         Result(metric, "smallest_share", "Share of the rarest class", smallest, "higher",
                details={"class": extractor.labels[rarest]}),
     ]  # fmt: skip
@@ -214,7 +229,14 @@ def stacked(images: Images, real: Images, extractor: Extractor) -> list[Result]:
     details = {"of": len(shares), "floor": divergence_floor(len(shares), len(images.kinds))}
     return [
         Result("stacked_modes", "modes", f"Kinds of {len(shares):,} that occur", modes, "higher"),
-        Result("stacked_modes", "reverse_kl", "Reverse KL (nats)", divergence, "lower", details=details),
+        Result(
+            "stacked_modes",
+            "reverse_kl",
+            "Difference of the kinds' shares (reverse KL, nats)",
+            divergence,
+            "lower",
+            details=details,
+        ),
     ]
 
 
@@ -270,7 +292,7 @@ def memorised(generated: Images, train: Images, held_out: Images, seed: int) -> 
     details = {"threshold": result.threshold, "train_images": len(train.features), "pairs": pairs}
     near, held = result.near_duplicates, result.near_duplicates_held_out
     return [
-        Result("memorisation", "near_duplicates", "Near-duplicates of training images", near, "lower", real=held,
+        Result("memorisation", "near_duplicates", "Share of near-copies of training images", near, "lower", real=held,
                details=details),
         Result("memorisation", "authpct", "Authentic images (AuthPct, %)", result.authpct, "higher",
                real=result.authpct_held_out),

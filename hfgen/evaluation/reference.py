@@ -23,7 +23,7 @@ from hfgen.evaluation.config import ReferenceConfig
 from hfgen.evaluation.features import Extractor
 from hfgen.evaluation.metrics import Images
 from hfgen.runtime.distributed import Table, map_over_processes
-from hfgen.runtime.errors import UserError
+from hfgen.runtime.errors import UserError, one_line
 from hfgen.runtime.files import write_at_once
 
 CACHE_FORMAT = 1  # part of the key: raise it when the same images would get other features
@@ -115,7 +115,7 @@ def open_reference(
         except UserError as error:
             if config.held_out_split:
                 raise UserError(f"`held_out_split` {split}: {error}") from None
-            reason = f"the split {split!r} cannot be read ({str(error).split('. ')[0].rstrip('.')})"
+            reason = f"the split {split!r} cannot be read ({one_line(error)})"
     order = np.random.default_rng(DATA_SEED).permutation(data.info.num_images)
     if other is None:
         half = len(order) // 2

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from hfgen.evaluation.explanations import explain
 from hfgen.evaluation.features import NO_FEATURES, RESERVED
 from hfgen.evaluation.inception import sha256_of
 from hfgen.evaluation.runner import training_data
@@ -165,7 +166,7 @@ def card_section(report: dict[str, Any], whole: dict[str, Any]) -> str:
 
     Args:
         report (`dict`): Of the model.
-        whole (`dict`): What [`wrap`] made.
+        whole (`dict`): What [`wrap`] made; its `command` is shown, which may be several lines.
     """
     extractor, generation, held_out = whole["extractor"], report["generation"], report["data"]["held_out"]
     settings = [
@@ -185,6 +186,8 @@ def card_section(report: dict[str, Any], whole: dict[str, Any]) -> str:
             "same way."
         )
     lines += ["", *(f"- {note}" for note in remarks(report, extractor)), ""]
+    explained = [(result["title"], explain(key)) for key, result in report["results"].items()]
+    lines += ["What the numbers say:", "", *(f"- **{title}:** {text}" for title, text in explained if text), ""]
     return "\n".join([*lines, "```bash", whole["command"], "```", ""])
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from hfgen.hub.push import hide, pipeline_files, upload
+from hfgen.hub.push import hide, pushed_files, upload
 from hfgen.runtime.errors import UserError
 
 
@@ -37,7 +37,7 @@ class BackgroundPush:
         """Takes what a pipeline folder holds now, and pushes it as soon as no other push is under way."""
         try:
             shutil.rmtree(self._waiting, ignore_errors=True)
-            for file in pipeline_files(pipeline):
+            for file in pushed_files(pipeline):
                 target = self._waiting / file
                 target.parent.mkdir(parents=True, exist_ok=True)
                 try:

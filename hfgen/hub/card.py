@@ -3,6 +3,7 @@
 import functools
 import importlib.resources
 import json
+import os
 import re
 import shlex
 from dataclasses import dataclass
@@ -25,7 +26,13 @@ AFTER_RESULTS = "## Intended use and limits"
 REAL_IMAGES = ("fd", "fid", "kd", "kid", "cmmd", "precision", "recall", "density", "coverage", "ndb")  # compared with
 MODES = {"L": "gray", "RGB": "colour (RGB)", "RGBA": "colour with transparency (RGBA)"}
 PATIENCE = 5.0  # seconds for a page that a card can do without
-UNMEASURED = "Nothing was measured yet. `hfgen evaluate --update_card` does so, and writes it here."
+UNMEASURED = (
+    "Nothing was measured yet. `hfgen evaluate --help` says how; with `--update_card` it writes the results here."
+)
+PATH = re.compile(r"(?<![\w.~:/-])/(?:[^\s/'\"]+/)+([^\s/'\"]*)")  # an absolute one, in a text
+HERE = "."  # where a card says that its model is: beside it, until it is pushed
+# Options that name what a run leaves, not what it reads, or that change nothing that is trained.
+NOT_READ = ("output_dir", "logging_dir", "cache_dir", "eval_extractor", "eval_extractor_weights")
 
 # What would make Markdown of a name: tags, cells of tables, code, and links.
 MARKUP = str.maketrans({"<": "&lt;", "[": "&#91;", "]": "&#93;", "|": "&#124;", "`": "'"})
@@ -74,17 +81,98 @@ def escape_code(text: str) -> str:
     return " ".join(text.splitlines()).replace("`", "'")
 
 
+def public_path(text: str) -> str:
+    """Returns a path without the folders of this machine; other texts as they are."""
+    path, here = Path(text), Path.cwd()
+    if not path.is_absolute():
+        return text
+    return str(path.relative_to(here) if path.is_relative_to(here) else path.name)
+
+
 def shown_command(command: str) -> str:
     """Returns a command without the folders of this machine, since anyone can read a card."""
     shown = []
     for argument in shlex.split(command):
         flag, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
-        path = Path(value)
-        if path.is_absolute():
-            here = Path.cwd()
-            value = str(path.relative_to(here) if path.is_relative_to(here) else path.name)
-        shown.append(flag + equals + value)
+        shown.append(flag + equals + public_path(value))
     return escape_code(shlex.join(shown))
+
+
+def public_record(record: Any) -> Any:
+    """Returns the record of a run as it may be published: without the folders of this machine. It holds no token."""
+    if isinstance(record, dict):
+        return {key: public_record(value) for key, value in record.items()}
+    if isinstance(record, list):
+        return [public_record(value) for value in record]
+    if not isinstance(record, str):
+        return record
+    # One path, or one in a longer text: a command, or a call from Python.
+    return PATH.sub(r"\1", record) if " " in record or "(" in record else public_path(record)
+
+
+# Commands that repeat what a card tells of, from the folder that the card lies in
+
+
+def repeating_commands(record: dict[str, Any], home: Path) -> list[str]:
+    """Returns the commands that repeat a run by its `run.json`, which lies beside the card.
+
+    Args:
+        record (`dict`): What `run.json` holds.
+        home (`Path`): The folder of the card, from which paths to data of this machine start.
+    """
+    config = record["config"]
+    words = ["hfgen", "train", record["family"], "--config", "run.json"]
+    processes = record["images_per_step"] // (config["train_batch_size"] * config["gradient_accumulation_steps"])
+    if processes > 1:
+        words = ["torchrun", "--nproc_per_node", str(processes), "-m", *words]
+    for name, path in read_places(config).items():
+        words += [f"--{name}", path_from(home, path)]
+    commands = []
+    if config.get("eval_every") is not None and record.get("evaluation"):  # by which this pipeline was chosen
+        made, more = extractor_flags(config["eval_extractor"], "eval_extractor")
+        commands += made
+        words += more
+    elif config.get("eval_every") is not None:  # changes no weights, and may need what is not published
+        words += ["--eval_every", "none", *["--metric_for_best_model", "none"] * bool(config["metric_for_best_model"])]
+    return [*commands, escape_code(shlex.join([*words, "--output_dir", "again"]))]
+
+
+def read_places(config: dict[str, Any]) -> dict[str, Path]:
+    """Returns the options of a run that name files or folders of this machine which it reads, by name."""
+    return {
+        name: Path(value).expanduser()
+        for name, value in config.items()
+        if isinstance(value, str) and name not in NOT_READ and value != "digits"
+        if name.endswith(("_dir", "_path", "dataset_name")) and Path(value).expanduser().exists()
+    }
+
+
+def path_from(home: Path, path: Path) -> str:
+    """Returns a path as it is written in the folder `home`."""
+    return Path(os.path.relpath(path.resolve(), home.resolve())).as_posix()
+
+
+def extractor_flags(extractor: str, option: str) -> tuple[list[str], list[str]]:
+    """Returns the commands that make an extractor of this machine, as far as it tells, and the flags that name it.
+
+    Args:
+        extractor (`str`): What was given as `option`: a name, a folder or a Hub id.
+        option (`str`): `"extractor"`, or the option of a training.
+    """
+    if extractor.startswith("inception"):
+        return [], [f"--{option}", extractor, f"--{option}_weights", "download"]
+    folder = Path(extractor).expanduser()
+    if not folder.is_dir():
+        return [], [f"--{option}", extractor]
+    name = folder.resolve().name
+    try:
+        command = shlex.split(shown_command(json.loads((folder / "eval.json").read_text(encoding="utf-8"))["command"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return [], [f"--{option}", name]
+    if "classify" in command:  # the flag that comes last wins
+        words = ["hfgen", *command[command.index("classify") :], "--output_dir", name]
+        return [escape_code(shlex.join(words))], [f"--{option}", name]
+    return [], [f"--{option}", name]
 
 
 @functools.cache
@@ -100,13 +188,16 @@ def license_of_data(name: str, token: str | None = None) -> str | None:
     return licence if isinstance(licence, str) else None
 
 
-def write_card(folder: Path, record: dict[str, Any], location: Path | None = None, token: str | None = None) -> None:
+def write_card(folder: Path, record: dict[str, Any], home: Path | None = None, token: str | None = None) -> None:
     """Writes `README.md` into a pipeline folder.
+
+    Its snippets and commands run as they are in the folder that the card lies in. A push puts the name of the
+    repository in the place of that folder: see [`with_location`].
 
     Args:
         folder (`Path`): The pipeline folder.
         record (`dict`): What `run.json` holds.
-        location (`Path`, *optional*): What the pipeline is loaded from, if it is not the one that the run ends with.
+        home (`Path`, *optional*): The folder where the card will lie in the end, if it is another.
         token (`str`, *optional*): For the page of the data.
     """
     config, data, family = record["config"], record["data"], find_family(record["family"])
@@ -118,7 +209,7 @@ def write_card(folder: Path, record: dict[str, Any], location: Path | None = Non
     on_hub = (
         bool(name) and "/" in name and not Path(name).expanduser().exists() and not name.startswith((".", "/", "~"))
     )
-    model_id = config["hub_model_id"] if config["push_to_hub"] and config["hub_model_id"] else config["output_dir"]
+    named = config["hub_model_id"] if config["push_to_hub"] and config["hub_model_id"] else config["output_dir"]
     card_data = ModelCardData(
         library_name="diffusers",
         pipeline_tag=family.task,
@@ -126,15 +217,17 @@ def write_card(folder: Path, record: dict[str, Any], location: Path | None = Non
         tags=["hfgen", family.name, "class-conditional" if conditional else "unconditional"],
         datasets=[name] if on_hub else None,
     )
-    shown = escape_markdown(record) | {"command": shown_command(record["command"])}
+    shown = escape_markdown(record)
     card = render(
         family.card or "base.md",
         family=family,
         pipeline=entry,
         call="class_labels=[0]" if conditional else "batch_size=4",
         card_data=card_data.to_yaml(),
-        title=escape_markdown(Path(model_id).name),
-        model_id=escape_code(str(location or model_id)),
+        title=escape_markdown(Path(named).name),
+        model_id=HERE,
+        commands=repeating_commands(record, home or folder),
+        private_data=sorted(read_places(config)),
         conditional=conditional,
         groups=groups,
         record=shown,
@@ -215,13 +308,22 @@ def write_classifier_card(folder: Path, name: str, report: dict[str, Any], weak:
         "classifier.md",
         card_data=data.to_yaml(),
         name=name,
+        command=repeating_classifier(report["config"], folder),
         train=escape_markdown(report["train_data"]),
         test=escape_markdown(test),
         weak=weak,
         percent="{:.2%}".format,
-        **escape_markdown(report) | {"command": shown_command(report["command"])},
+        **{key: value for key, value in escape_markdown(report).items() if key != "command"},
     )
     write_text(folder / "README.md", str(ModelCard(card)))
+
+
+def repeating_classifier(config: dict[str, Any], home: Path) -> str:
+    """Returns the command that repeats the training of a classifier by its `eval.json`, which lies beside the card."""
+    words = ["hfgen", "classify", "--config", "eval.json"]
+    for name, path in read_places(config).items():
+        words += [f"--{name}", path_from(home, path)]
+    return escape_code(shlex.join([*words, "--output_dir", "again"]))
 
 
 def write_short_card(folder: Path, pipeline: Any, model_id: str) -> None:
@@ -244,11 +346,12 @@ def write_short_card(folder: Path, pipeline: Any, model_id: str) -> None:
 
 
 def with_location(text: str, location: str, **options: str | None) -> str:
-    """Returns a card of ours whose snippets load the model from another location: that where it is pushed to.
+    """Returns a card of ours as it is in a repository: its snippets load the model from there, and its commands read
+    the record of the run from there and nothing from this machine.
 
     Args:
         text (`str`): The card. The place that it names is what its first snippet loads.
-        location (`str`): The other place.
+        location (`str`): The name of the repository.
         options: `revision` and `variant`, where they are needed to load it.
     """
     load = r'(\w+Pipeline\.from_pretrained\()"([^"\n]+)"'
@@ -257,9 +360,15 @@ def with_location(text: str, location: str, **options: str | None) -> str:
         return text
     extra = "".join(f', {name}="{value}"' for name, value in options.items() if value is not None)
     text = re.sub(load, lambda match: f'{match[1]}"{location}"{extra}' if match[2] == first[2] else match[0], text)
-    for command in ("hfgen sample --model", "scripts/sample.py --model"):  # the latter in cards of earlier versions
+    # The last one in cards of earlier versions.
+    for command in ("hfgen sample --model", "hfgen evaluate --model", "scripts/sample.py --model"):
         text = text.replace(f"{command} {first[2]} ", f"{command} {location} ")
-    return text
+    text = re.sub(r"(?m)^Run from the folder that holds this card.*\n\n", "", text)
+    revision = f" --revision {options['revision']}" if options.get("revision") else ""
+    fetch = f"hf download {location} run.json --local-dir .{revision}"
+    text = re.sub(r"(?m)^.*\bhfgen train .*--config run\.json.*$", rf"{fetch}\n\g<0>", text)
+    # Data of this machine, as `path_from` names it.
+    return re.sub(r"(?m)(?<= --)(\w+(?:_dir|_path)|dataset_name)([ =])\.\./\S*?([^/\s]+)(?=\s|$)", r"\1\2\3", text)
 
 
 def add_results(folder: Path, report: dict[str, Any], extractor: dict[str, Any], section: str) -> None:
@@ -330,9 +439,9 @@ def eval_results(report: dict[str, Any], extractor: dict[str, Any], task: str = 
 def differ(first: EvalResult, second: EvalResult) -> bool:
     """Returns whether two entries are about different things, whatever their values and seeds."""
 
-    def about(result: EvalResult) -> Any:
+    def about(result: EvalResult) -> Any:  # not by its title, which says the same in the words of a version
         args = {name: value for name, value in (result.metric_args or {}).items() if name != "seeds"}
-        return result.unique_identifier, result.metric_name, args
+        return result.unique_identifier, result.metric_type, args
 
     return about(first) != about(second)
 

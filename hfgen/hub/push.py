@@ -2,6 +2,7 @@
 
 import contextlib
 import filecmp
+import inspect
 import json
 import logging
 import re
@@ -24,6 +25,7 @@ from hfgen.runtime.errors import UserError
 BESIDE_COMPONENTS = ("model_index.json", "README.md", "samples.png", "reconstructions.png")
 IMPORT = re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
 COMPONENT_FILES = (".json", ".safetensors", ".py")
+RECORD = "run.json"  # which the card cites
 SPACE_FILES, SPACE_FOLDERS = ("app.py", "demo.py", "requirements.txt", "README.md"), ("hfgen", "model")
 MESSAGE = "Upload pipeline"
 WAITS: tuple[float, ...] = (1, 5, 20)  # seconds before each further attempt
@@ -36,6 +38,9 @@ MAY_PASS: tuple[Any, ...] = (
     *(kind for kind in HfHubHTTPError.__mro__ if kind.__module__.split(".")[0] not in ("huggingface_hub", "builtins")),
     *(ConnectionError, TimeoutError, RuntimeError, json.JSONDecodeError),
 )
+NEVER = (501, 505, 506, 507, 508, 510, 511)  # errors of a server that no further attempt changes
+REQUEST_ID = re.compile(r"\s*\((?:Request ID|Amzn Trace ID|Amz CF ID): ([^)]*)\)")  # as huggingface_hub writes it
+EMPTY = re.compile(r"For more information check: \S+|: None(?=\.)")  # what a reader learns nothing from
 
 
 def check_push(model_id: str, private: bool = False, token: str | None = None) -> str:
@@ -54,9 +59,22 @@ def check_push(model_id: str, private: bool = False, token: str | None = None) -
             there and public but should be private, or if the Hub cannot be reached.
     """
     try:
-        return open_repository(model_id, private, token, check_token=True)
+        model_id = open_repository(model_id, private, token, check_token=True)
+        _ask(lambda: _check_write(model_id, token), token)
+        return model_id
     except UserError as error:
         raise UserError(f"`push_to_hub`: {error} Fix that, or leave `push_to_hub` out.") from None
+
+
+def _check_write(model_id: str, token: str | None) -> None:
+    """Asks the Hub whether a token may write to a repository. Making one that exists says no: it may be another's."""
+    if "write" not in inspect.signature(huggingface_hub.auth_check).parameters:
+        return  # an older huggingface_hub does not ask
+    try:
+        huggingface_hub.auth_check(model_id, token=token, write=True)
+    except HfHubHTTPError as error:
+        if error.response.status_code != 404 or "X-Error-Code" in error.response.headers:
+            raise  # not every server that speaks the Hub's language has this page
 
 
 def push_folder(
@@ -113,13 +131,14 @@ def push_folder(
 
 
 def pushed_files(folder: Path, repo_type: str = "model") -> list[Path]:
-    """Lists the files that are uploaded, relative to the folder: those of the pipeline, or all of a Space.
+    """Lists the files that are uploaded, relative to the folder: those of the pipeline and the record of its training,
+    or all of a Space.
 
     Raises:
         UserError: If the folder holds no such thing.
     """
     if repo_type == "model":
-        return pipeline_files(folder)
+        return [*pipeline_files(folder), *([Path(RECORD)] if (folder / RECORD).is_file() else [])]
     if not (folder / "app.py").is_file():
         raise UserError(f"{folder} holds no Space: give the folder that `hfgen demo` wrote with `space_dir`.")
     paths = [folder / name for name in SPACE_FILES]
@@ -204,18 +223,21 @@ def upload(
 ) -> str:
     """Uploads what a folder holds into a repository and revision that exist, in one commit; returns the address.
 
-    A card then says to load the pipeline from there.
+    A card then says to load the pipeline from there, and the record of the training names no folders of this machine.
 
     Raises:
         UserError: If that fails, with the reason.
     """
-    from hfgen.hub.card import with_location
+    from hfgen.hub.card import public_record, with_location
 
     contents: dict[str, Any] = {file.as_posix(): folder / file for file in pushed_files(folder, repo_type)}
     if repo_type == "model" and "README.md" in contents:
         branch = None if revision is None or revision == "main" or revision.startswith("refs/") else revision
         card = contents["README.md"].read_text(encoding="utf-8")
         contents["README.md"] = with_location(card, model_id, revision=branch, variant=variant).encode()
+    if repo_type == "model" and RECORD in contents:
+        record = json.loads(contents[RECORD].read_text(encoding="utf-8"))
+        contents[RECORD] = (json.dumps(public_record(record), indent=2) + "\n").encode()
 
     def call() -> Any:
         operations = [huggingface_hub.CommitOperationAdd(*item) for item in contents.items()]
@@ -253,7 +275,7 @@ def push_pipeline(pipeline: Any, model_id: str, revision: str | None, create_pr:
         model_id = open_repository(model_id, private, token)
         weights = list(folder.rglob("*.safetensors"))
         same = all(alike(file, source / file.relative_to(folder)) for file in weights)
-        for name in ("README.md", "samples.png", "reconstructions.png") if same else ():
+        for name in ("README.md", "samples.png", "reconstructions.png", RECORD) if same else ():
             if (source / name).exists():
                 shutil.copy(source / name, folder / name)
         there = (folder / "README.md").exists()
@@ -321,25 +343,47 @@ def _response(error: Exception) -> Any:
 def _may_pass(error: Exception) -> bool:
     response = _response(error)
     if response is not None:
-        return response.status_code in (408, 429) or response.status_code >= 500
+        code = response.status_code
+        return code in (408, 429) or (code >= 500 and code not in NEVER)
     return isinstance(error, MAY_PASS) and not isinstance(error, OfflineModeIsEnabled)
 
 
 def _asked_to_wait(error: Exception) -> float:
     """Returns the seconds that the Hub asks to wait for, in its answer."""
     response = _response(error)
-    text = response.headers.get("Retry-After", "") if response is not None else ""
-    return float(text) if text.isdigit() else 0.0
+    if response is None:
+        return 0.0
+    text = response.headers.get("Retry-After", "").strip()
+    limit = re.search(r"\br\s*=\s*0\s*;\s*t\s*=\s*(\d+)", response.headers.get("RateLimit", ""))  # none remain for t
+    if response.status_code == 429 and limit:
+        text = limit[1]
+    return float(text) if text.isdecimal() else 0.0
 
 
 def _reason(error: Exception) -> str:
-    causes = [error] if isinstance(error, HfHubHTTPError) else list(_causes(error))[:2]
-    texts = [str(cause).strip().partition("\n")[0].rstrip(".") or type(cause).__name__ for cause in causes]
-    response = _response(error)
-    said = response.headers.get("X-Error-Message", "").rstrip(".") if response is not None else ""
-    if said and said not in texts[-1]:
-        texts.append(said)
-    return ": ".join(dict.fromkeys(texts)) + "."
+    """Says why, in one line: all that the server and the client said, each sentence once."""
+    lines: list[str] = []
+    for cause in _causes(error):
+        lines += str(cause).splitlines() or [type(cause).__name__]
+        if isinstance(cause, HfHubHTTPError):  # what lies below says the same in other words
+            lines += [*(cause.server_message or "").splitlines(), *_said(cause.response)]
+            break
+    request = next((match[1] for line in lines if (match := REQUEST_ID.search(line))), None)
+    said: list[str] = []
+    for line in lines:
+        text = " ".join(EMPTY.sub("", REQUEST_ID.sub("", line)).split()).replace("`", "'")  # no option of ours
+        text = re.sub(r"(?<!\.)\.\.(?!\.)", ".", text)
+        if text and text.rstrip(".").lower() not in " ".join(said).lower():
+            said.append(text if text.endswith((".", "!", "?", ":")) else f"{text}.")
+    return " ".join([*said, *([f"Request ID: {request}."] if request else [])])
+
+
+def _said(response: Any) -> list[str]:
+    """Returns what an answer of the Hub says for people, in its head and its body."""
+    said = [response.headers.get("X-Error-Message", "")]
+    with contextlib.suppress(Exception):  # a body that is no JSON, or was never read
+        said.append(str(response.json().get("error") or ""))
+    return [line for text in said for line in text.splitlines()]
 
 
 def hide(text: str, token: str | None) -> str:

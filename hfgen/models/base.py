@@ -1,12 +1,12 @@
-"""The base of all networks: that of diffusers, without pickles. A checkpoint's copy needs only diffusers."""
+"""The base of all networks: that of diffusers, without pickles. In a checkpoint `portable.py` takes its place."""
 
 import os
 from typing import Any
 
-import diffusers
+from hfgen.models import portable
 
 
-class ModelMixin(diffusers.ModelMixin):
+class ModelMixin(portable.ModelMixin):
     """[`diffusers.ModelMixin`], with weights in safetensors alone."""
 
     @classmethod

@@ -16,7 +16,7 @@ from hfgen.runtime.errors import UserError
 
 TRAVELS = ("hfgen.models.", "hfgen.pipelines.", "hfgen.objectives.", "hfgen.runtime.")
 STAND_INS = {
-    ("hfgen.models.base", "ModelMixin"): "diffusers",
+    ("hfgen.models.base", "ModelMixin"): "hfgen.models.portable",
     ("hfgen.pipelines.self_contained", "SelfContained"): "hfgen.pipelines.portable",
 }
 STAY = {module for module, _ in STAND_INS}
@@ -82,10 +82,7 @@ def _translate(module: str, importers: tuple[str, ...]) -> dict[str, str]:
                     modules.append(f"from . import {add(inner)} as {alias.asname or alias.name}")
                 else:
                     names.setdefault(there, []).append(alias.name + rename)
-            statements = [
-                f"from {there if there == 'diffusers' else f'.{add(there)}'} import {', '.join(them)}"
-                for there, them in names.items()
-            ]
+            statements = [f"from .{add(there)} import {', '.join(them)}" for there, them in names.items()]
             statements += modules
             replacements[node] = f"\n{' ' * node.col_offset}".join(statements)
         elif isinstance(node, ast.Import):

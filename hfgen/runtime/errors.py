@@ -6,6 +6,11 @@ from collections.abc import Mapping
 OPTION = re.compile(r"`([a-z_][a-z0-9_]*)`")  # how messages name an option
 
 
+def one_line(error: BaseException | str) -> str:
+    """Returns all that an error says, in one line and without the full stop at its end, for a message that goes on."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
 class UserError(ValueError):
     """Something that the user can fix: the message names the option or argument, its value, the reason and the remedy.
 

@@ -24,7 +24,8 @@ def option(default: Any, help: str, *, choices: Sequence[Any] | None = None, **m
         metadata: `resumable=True` marks what may differ when a run is resumed (it changes no number that is
             trained); `resolved=True` what data or machine decide where it is left out; `before` the value by which
             runs go on that were made before there was the option (by default, that of today); `secret=True` what is
-            never written to a file.
+            never written to a file; `once=True` what the record of a run does not repeat, because it deletes, resumes
+            or publishes something.
     """
     metadata |= {"help": help, "choices": choices}
     if isinstance(default, list):

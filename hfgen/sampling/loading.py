@@ -11,7 +11,7 @@ from diffusers.utils import logging
 
 from hfgen.pipelines.self_contained import SelfContained, index_folder
 from hfgen.registry import PipelineEntry, load, pipeline_entries
-from hfgen.runtime.errors import UserError
+from hfgen.runtime.errors import UserError, one_line
 
 HUB = ("revision", "token", "cache_dir", "local_files_only")  # arguments of downloads
 
@@ -33,9 +33,8 @@ def entry_of(path: str, **hub: Any) -> PipelineEntry:
     try:
         name = diffusers.DiffusionPipeline.load_config(index_folder(path, **hub)).get("_class_name")
     except Exception as error:  # of many kinds, as the files may be anything
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"{path} holds no pipeline: {reason[:300]} Give the `output_dir` of a finished run, or a Hub id."
+            f"{path} holds no pipeline: {one_line(error)}. Give the `output_dir` of a finished run, or a Hub id."
         ) from None
     name = str(name[-1] if isinstance(name, list) and name else name)  # a file and a class, or a class
     entries = pipeline_entries()
@@ -68,7 +67,7 @@ def load_pipeline(path: str, **kwargs: Any) -> diffusers.DiffusionPipeline:
         with _quietly():
             return kind.from_pretrained(path, **kwargs | {"use_safetensors": True, "trust_remote_code": False})
     except Exception as error:
-        raise UserError(f"{path} cannot be loaded: {' '.join(str(error).split())[:500]}") from None
+        raise UserError(f"{path} cannot be loaded: {one_line(error)}.") from None
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from hfgen.runtime.distributed import in_first_process
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.files import TEMPORARY, sync, write_json
+from hfgen.runtime.files import TEMPORARY, sha256_of, sync, write_json
 
 if TYPE_CHECKING:
     from hfgen.training.engine import Engine
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 PREFIX = "checkpoint-"
+# What `state.json` holds of a run, beside what its engine adds.
+STATE = {"config": dict, "data": str, "images_per_step": int, "total": int, "seconds": int | float, "streams": list}
 
 
 def path_of(folder: Path, images_seen: int) -> Path:
@@ -34,7 +36,7 @@ def path_of(folder: Path, images_seen: int) -> Path:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Lists the checkpoints of a run, oldest first."""
-    found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
     return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
 
 
@@ -57,7 +59,8 @@ def save(folder: Path, images_seen: int, tensors: dict[str, dict[str, torch.Tens
         temporary.mkdir(parents=True)
         for file, content in tensors.items():
             save_file({key: value.contiguous() for key, value in content.items()}, temporary / f"{file}.safetensors")
-        write_json(temporary / "state.json", {"format": FORMAT, "images_seen": images_seen, **state})
+        digests = {file: sha256_of(temporary / f"{file}.safetensors") for file in tensors}
+        write_json(temporary / "state.json", {"format": FORMAT, "images_seen": images_seen, "files": digests, **state})
         for path in temporary.iterdir():
             sync(path)
         sync(temporary)
@@ -77,25 +80,45 @@ def save(folder: Path, images_seen: int, tensors: dict[str, dict[str, torch.Tens
         ) from None
 
 
+class UnreadableError(UserError):
+    """A checkpoint that is broken: cut short, incomplete or changed. The message says which, and how."""
+
+
 def load(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-    """Reads what [`save`] wrote.
+    """Reads what [`save`] wrote, and checks that it is all of that.
 
     Raises:
-        UserError: If it is no checkpoint of ours.
+        UnreadableError: If it is broken.
+        UserError: If another version of hfgen wrote it.
     """
+    state: Any = None
     try:
-        state = json.loads((path / "state.json").read_text())
-        tensors = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f"`resume_from_checkpoint` {path} cannot be read: {error}. Give `latest` or a {PREFIX}<images> folder."
-        ) from None
-    if state.get("format") != FORMAT:
-        raise UserError(
-            f"`resume_from_checkpoint` {path} has format {state.get('format')}, this version of hfgen reads {FORMAT}: "
-            "resume with the version that wrote it."
-        )
-    return tensors, state
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if not isinstance(state, dict) or "format" not in state:
+            raise ValueError("state.json is not what hfgen writes")
+        if state["format"] == FORMAT:
+            check_files(path, state)
+            return {file.stem: load_file(file) for file in path.glob("*.safetensors")}, state
+    except (OSError, TypeError, ValueError, SafetensorError) as error:
+        raise UnreadableError(f"{path} cannot be read: {str(error).rstrip('.')}.") from None
+    raise UserError(
+        f"`resume_from_checkpoint` {path} has format {state['format']}, this version of hfgen reads {FORMAT}: resume "
+        "with the version that wrote it."
+    )
+
+
+def check_files(path: Path, state: dict[str, Any]) -> None:
+    """Raises `ValueError` if a checkpoint is not whole, as far as its `state.json` tells: those of earlier versions of
+    hfgen name no files."""
+    images_seen, digits = state.get("images_seen"), path.name.removeprefix(PREFIX)
+    if not isinstance(images_seen, int) or (digits.isdecimal() and int(digits) != images_seen):
+        raise ValueError(f"state.json says that it is of {images_seen} images")
+    for name, digest in dict(state.get("files", {})).items():
+        file = path / f"{name}.safetensors"
+        if not file.is_file():
+            raise ValueError(f"{file.name} is missing")
+        if sha256_of(file) != digest:
+            raise ValueError(f"{file.name} is cut short or was changed: it is not what was written")
 
 
 def prune(folder: Path, limit: int | None) -> None:
@@ -165,22 +188,21 @@ class Checkpoints:
         return path_of(self.folder.path, images_seen)
 
     def resume(self, say: Callable[[str], None]) -> dict[str, Any]:
-        """Gives engine and stream the state of the folder's checkpoint.
+        """Gives engine and stream the state of the folder's checkpoint, or where that is broken and the options allow
+        it, of the newest one that is not.
 
         Returns:
             Its JSON values, and `has_metrics`: whether it holds sums of metrics since the last line.
 
         Raises:
-            UserError: If it is the checkpoint of another run.
+            UserError: If it is broken, or the checkpoint of another run.
         """
-        path = self.folder.checkpoint
-        assert path is not None
-        tensors, state = load(path)
+        tensors, state = self._load(say)
         try:
             self._check(state, say)
             self.engine.load_state_dict(tensors, state)
         except UserError as error:
-            raise UserError(f"`resume_from_checkpoint` {path}: {error}") from None
+            raise UserError(f"`resume_from_checkpoint` {self.folder.checkpoint}: {error}") from None
         if state["streams"][0] is not None:
             self.stream.restore(state["streams"][self.accelerator.process_index])
         if state["total"] != self.schedule.total:
@@ -189,6 +211,45 @@ class Checkpoints:
                 "follows the new length from here on."
             )
         return state | {"has_metrics": bool(tensors.get("metrics"))}
+
+    def _load(self, say: Callable[[str], None]) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+        """Reads the folder's checkpoint. If it is broken, looks for the newest one that is not, and takes or names
+        it."""
+        first, config = self.folder.checkpoint, self.folder.options.training
+        assert first is not None
+        checkpoints = list_checkpoints(first.parent)
+        older = checkpoints[: checkpoints.index(first)] if first in checkpoints else []
+        broken: list[str] = []
+        for path in [first, *reversed(older)]:
+            try:
+                tensors, state = load(path)
+                self._check_whole(path, tensors, state)
+            except UnreadableError as error:
+                broken.append(str(error))
+                continue
+            if not broken:
+                return tensors, state
+            if config.skip_corrupt_checkpoints and config.resume_from_checkpoint == "latest":
+                for text in broken:
+                    say(f"Warning: {text}")
+                self.folder.checkpoint = path
+                return tensors, state
+            remedy = f"The newest that can be read is {path}: give that"
+            if config.resume_from_checkpoint == "latest":
+                remedy += ", or add `skip_corrupt_checkpoints` to go on from it"
+            break
+        else:
+            remedy = "There is no older one that can be read: start anew with `overwrite_output_dir`"
+        raise UserError(f"`resume_from_checkpoint` {config.resume_from_checkpoint}: {broken[0]} {remedy}.")
+
+    def _check_whole(self, path: Path, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> None:
+        """Raises [`UnreadableError`] for a checkpoint that lacks a part of what a run saves."""
+        wrong = [name for name, kind in STATE.items() if not isinstance(state.get(name), kind)]
+        if wrong or not state["streams"]:
+            raise UnreadableError(f"{path} cannot be read: state.json lacks {', '.join(wrong or ['streams'])}.")
+        missing = sorted(self.engine.state_files - tensors.keys())
+        if missing and not self.folder.difference(state["config"]):
+            raise UnreadableError(f"{path} cannot be read: {missing[0]}.safetensors is missing.")
 
     def _check(self, state: dict[str, Any], say: Callable[[str], None]) -> None:
         """Raises [`UserError`] for the checkpoint of another run, and says what another split of a batch changes."""

@@ -30,11 +30,16 @@ class TrainingConfig(Options):
         None, "folder of the run, which is also the pipeline folder (default: out/<family>-<data>)", resumable=True
     )
     overwrite_output_dir: bool = option(
-        False, "delete the run that `output_dir` holds, and start anew", resumable=True
+        False, "delete the run that `output_dir` holds, and start anew", resumable=True, once=True
     )
     resume_from_checkpoint: str | None = option(
-        None, "`latest`, or a checkpoint folder; `latest` starts from zero where there is none", resumable=True
-    )
+        None, "`latest`, or a checkpoint folder; `latest` starts from zero where there is none",
+        resumable=True, once=True,
+    )  # fmt: skip
+    skip_corrupt_checkpoints: bool = option(
+        False, "with `resume_from_checkpoint` latest: go on from the newest checkpoint that can be read",
+        resumable=True, once=True,
+    )  # fmt: skip
     seed: int = option(0, "seed of everything: weights, order of the data, noise, augmentation, sample grids")
     train_batch_size: int = option(64, "images per process and micro-batch", resumable=True)
     gradient_accumulation_steps: int = option(1, "micro-batches per update", resumable=True)
@@ -85,13 +90,15 @@ class TrainingConfig(Options):
     save_model_epochs: float = option(
         0.0, "epochs between two savings of the pipeline; 0 for only the last", resumable=True
     )
-    push_to_hub: bool = option(False, "push the finished pipeline to the Hub", resumable=True)
+    push_to_hub: bool = option(False, "push the finished pipeline to the Hub", resumable=True, once=True)
     hub_strategy: str = option(
         "end", "when to push: at the end, or also, in the background, whenever the pipeline or the best one is saved",
-        choices=HUB_STRATEGIES, resumable=True,
+        choices=HUB_STRATEGIES, resumable=True, once=True,
     )  # fmt: skip
-    hub_model_id: str | None = option(None, "name of the repository (default: that of `output_dir`)", resumable=True)
-    hub_private_repo: bool = option(False, "make the repository private", resumable=True)
+    hub_model_id: str | None = option(
+        None, "name of the repository (default: that of `output_dir`)", resumable=True, once=True
+    )
+    hub_private_repo: bool = option(False, "make the repository private", resumable=True, once=True)
     hub_license: str | None = option(
         None, "licence of the model for its card, as the Hub calls it: apache-2.0, cc-by-4.0, ...", resumable=True
     )

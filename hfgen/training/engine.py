@@ -232,6 +232,13 @@ class Engine:
 
     # State
 
+    @property
+    def state_files(self) -> set[str]:
+        """Returns the names of the files that [`state_dict`] has tensors for, whatever the steps so far."""
+        live = {name for name, network in self.networks.items() if network.role != FROZEN}
+        averaged = {f"ema_{name}" for name in (self.ema.modules if self.ema else ())}
+        return live | averaged | {f"optimizer_{phase}" for phase in self.optimizers}
+
     def state_dict(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
         """Returns all that the steps so far have changed: tensors by the name of a file, and JSON-ready values. What
         the first process returns is complete. Every process must call this."""

@@ -89,7 +89,8 @@ class RunFolder:
             path = Path(resumed)
             if not path.is_dir() and (self.path / resumed).is_dir():  # diffusers takes the bare name
                 path = self.path / resumed
-            if not (path / "state.json").is_file():
+            named = path in checkpoint.list_checkpoints(path.parent)  # whether it is whole is seen when it is read
+            if not named and not (path / "state.json").is_file():
                 raise UserError(f"`resume_from_checkpoint` {resumed} is no checkpoint: give `latest` or its folder.")
             if self.file.exists() and path.resolve().parent != self.path.resolve():
                 raise UserError(

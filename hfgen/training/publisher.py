@@ -16,6 +16,7 @@ from torch import nn
 from hfgen.data.augment import prepare
 from hfgen.hub.background import BackgroundPush
 from hfgen.hub.card import write_card
+from hfgen.pipelines.portable import remove_unused_code
 from hfgen.runtime.distributed import map_over_processes
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.files import folder_at_once, write_json
@@ -115,13 +116,16 @@ class Publisher:
         if self._grid_at != images_seen:
             self.sample_grid(pipeline, images_seen)
         if self.main:
-            with self.folder.writing(), folder_at_once(target) as folder:
-                pipeline.save_pretrained(folder)
-                shutil.copyfile(self.folder.grid(images_seen), folder / "samples.png")
-                if rows:
-                    grid = make_grid([image for row in rows for image in to_uint8(row)], len(rows[0]))
-                    save_png(grid, folder / "reconstructions.png", self.origin(images_seen), composite=True)
-                self._write_card(folder, record, target)
+            with self.folder.writing():
+                with folder_at_once(target) as folder:
+                    pipeline.save_pretrained(folder)
+                    shutil.copyfile(self.folder.grid(images_seen), folder / "samples.png")
+                    if rows:
+                        grid = make_grid([image for row in rows for image in to_uint8(row)], len(rows[0]))
+                        save_png(grid, folder / "reconstructions.png", self.origin(images_seen), composite=True)
+                    self._write_card(folder, record, target)
+                    code = {path.stem for path in folder.glob("*.py")}
+                remove_unused_code(target, code)
             if self.pushes and not last:
                 self.pushes.push(target, f"Training in progress: {images_seen} images")
         self.accelerator.wait_for_everyone()
@@ -131,7 +135,7 @@ class Publisher:
         return self.engine.data.streaming
 
     def _write_card(self, folder: Path, record: dict[str, Any], target: Path) -> None:
-        write_card(folder, record, None if target == self.folder.path else target, self.config.hub_token)
+        write_card(folder, record, target, self.config.hub_token)
         write_json(folder / "run.json", record)
 
     # The rehearsal

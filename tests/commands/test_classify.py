@@ -66,6 +66,16 @@ def data(tmp_path_factory):
     return folder
 
 
+def test_the_report_is_a_config_file(trained, script, tmp_path):
+    """As the card says, from where it lies."""
+    card = (trained / "README.md").read_text()
+    assert "\nhfgen classify --config eval.json --output_dir again\n" in card and str(trained.parent) not in card
+    words = ["--config", str(trained / "eval.json"), "--output_dir", str(tmp_path / "again")]
+    script.main(words)
+    one, other = (load_file(folder / "model.safetensors") for folder in (trained, tmp_path / "again"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def load(folder):
     return AutoModelForImageClassification.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
 

@@ -4,20 +4,23 @@ import json
 import re
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import pytest
 from helpers import ROOT, Command, load_script, spelled
 
+from hfgen.commands import classify, compare, demo, evaluate, push, sample, show
 from hfgen.commands.cli import Given, command_line, flags, parse, read
-from hfgen.data.config import DataConfig
+from hfgen.data.config import DataConfig, ImagesConfig
 from hfgen.families.ddpm.options import DDPMConfig
 from hfgen.families.gan.options import GANConfig
 from hfgen.families.vae.options import VAEConfig
 from hfgen.registry import families, find_family
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import Options, as_dict, option
+from hfgen.runtime.options import Options, as_dict, hints, option
+from hfgen.sampling.config import all_sampling_options
 from hfgen.training.config import MOVED, TrainingConfig
+from hfgen.training.options import option_kinds
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Tiny(Options):
     flip: bool = option(False, "flip")
     ema: bool = option(True, "average")
     token: str | None = option(None, "a secret", secret=True)
+    publish: bool = option(False, "publish", once=True)
+    kind: str | None = option(None, "a kind", choices=("a", "b"))
 
 
 def given(*argv, **kwargs):
@@ -79,6 +84,43 @@ def test_the_record_of_a_run_is_a_config_file(tmp_path):
     assert parsed("--config", file) == before
 
 
+def test_a_record_repeats_what_was_made_and_not_what_was_done_with_it(tmp_path):
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"config": {"size": 8, "publish": True}}))
+    assert parsed("--config", file) == Tiny(size=8)
+    file.write_text(json.dumps({"size": 8, "publish": True}))  # written by hand
+    assert parsed("--config", file).publish
+
+
+KINDS = {
+    "train gan": option_kinds(find_family("gan")),
+    "train vae": option_kinds(find_family("vae")),
+    "train ddpm": option_kinds(find_family("ddpm")),
+    "sample": (sample.SampleConfig, *all_sampling_options()),
+    "evaluate": (*evaluate.KINDS, *all_sampling_options()),
+    "compare": (*compare.KINDS, *all_sampling_options()),
+    "classify": classify.KINDS,
+    "show": (show.ShowConfig, ImagesConfig),
+    "demo": (demo.DemoConfig,),
+    "push": (push.PushConfig,),
+}
+NEEDED = {"sample": "--model m", "evaluate": "--model m", "show": "--model m", "demo": "--model m"}
+NEEDED |= {"push": "--folder f --hub_model_id a/b"}
+
+
+@pytest.mark.parametrize("verb", KINDS)
+def test_every_option_that_may_be_left_open_takes_null(verb, tmp_path):
+    """By flag and by file, with choices or without."""
+    names = {field.name for kind in KINDS[verb] for field in fields(kind) if hints(kind)[field.name][1]}
+    needed = NEEDED.get(verb, "").split()
+    names -= {word.removeprefix("--") for word in needed}
+    (tmp_path / "config.json").write_text(json.dumps(dict.fromkeys(names)))
+    Command(verb).read_options([*needed, *(f"--{name}=none" for name in names)])
+    Command(verb).read_options([*needed, "--config", str(tmp_path / "config.json")])
+    if verb.startswith("train"):
+        assert {"image_mode", "metric_for_best_model"} <= names
+
+
 def test_flags_repeat_values():
     values = {"size": 8, "rate": 1e-05, "name": None, "widths": (), "flip": True, "ema": False}
     assert given(*flags(values)) == Given(values)
@@ -88,6 +130,7 @@ def test_switches():
     assert not parsed("--no_ema").ema
     assert parsed("--flip").flip
     assert parsed("--name", "none").name is None
+    assert parsed("--kind", "none").kind is None and parsed("--kind", "b").kind == "b"
 
 
 @pytest.mark.parametrize(
@@ -97,6 +140,7 @@ def test_switches():
         (["--siz", "4"], "Did you mean --size?"),  # and is no abbreviation
         (["--size", "x"], "invalid int value: 'x'"),
         (["--size", "5"], "invalid choice"),
+        (["--kind", "c"], "invalid choice: 'c' (choose from 'a', 'b')"),
         (["--old", "1"], "--old does not exist here: use --rate."),
         (["stray"], "unexpected argument 'stray'"),
         (["--config", "absent.yaml"], "--config absent.yaml cannot be read"),
@@ -227,12 +271,19 @@ def commands_in(text):
                 yield Command(verb), words
 
 
-DOCUMENTS = [ROOT / "README.md", *(ROOT / "scripts").glob("*.py"), *(ROOT / "hfgen" / "commands").glob("*.py")]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *(ROOT / "model_cards").glob("*/README.md"),
+    *(ROOT / "scripts").glob("*.py"),
+    *(ROOT / "hfgen" / "commands").glob("*.py"),
+]
 WITHOUT = ("__init__.py", "cli.py", "list.py", "main.py", "options.py")  # examples
 
 
 @pytest.mark.parametrize(
-    "path", sorted(path for path in DOCUMENTS if path.name not in WITHOUT), ids=lambda path: path.name
+    "path",
+    sorted(path for path in DOCUMENTS if path.name not in WITHOUT),
+    ids=lambda path: f"{path.parent.name}/{path.name}",
 )
 def test_commands_in_the_documentation_parse(path):
     """Every command line shown is read by the parser of what it calls."""

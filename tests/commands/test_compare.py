@@ -105,6 +105,8 @@ def test_what_is_found(place, tmp_path, script, capsys):
     output = tmp_path / "out"
     script.main(options(place, output, *FAMILIES, num_inference_steps=3, seeds=2))
     report = json.loads((output / "compare.json").read_text())
+    (again, *_), given = script.read_options(["--config", str(output / "compare.json"), "--output_dir", "again"])
+    assert again.model == tuple(str(place / family) for family in FAMILIES) and given["num_inference_steps"] == 3
     assert {"hfgen", "command", "config", "versions", "machine", "extractor", "models", "remarks"} <= set(report)
     assert report["quality"] is None
     ddpm, gan, vae = (model["cost"] for model in report["models"])

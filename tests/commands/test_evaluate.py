@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import shlex
 import shutil
 
 import numpy as np
@@ -103,6 +105,21 @@ def test_report(place, tmp_path, evaluate, capsys):
     assert "Gray images were repeated" in shown and "they are no FID or KID" in shown
 
 
+@pytest.mark.parametrize(
+    ("model", "given"),
+    [("gan", {"truncation": 1.0}), ("vae", {"temperature": 0.5}), ("ddpm", {"num_inference_steps": 3})],
+)
+def test_a_report_is_a_config_file(place, tmp_path, evaluate, model, given):
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    evaluate(texts(options(place, model, metrics="fd", output=first, **given)) + ["--overwrite_report"])
+    with pytest.raises(UserError, match="first.json is another report"):  # a record does not overwrite
+        evaluate(["--config", str(first)])
+    evaluate(["--config", str(first), "--output", str(second)])
+    assert what_was_found(first) == what_was_found(second)
+    before, after = (json.loads(path.read_text())["config"] for path in (first, second))
+    assert after == before | {"output": str(second), "overwrite_report": False}
+
+
 def test_the_digits_need_no_data(place, tmp_path, evaluate):
     arguments = ["--model", place / "gan", "--extractor", place / "classifier", "--num_images", 30]
     evaluate(texts([*arguments, "--output", tmp_path / "a" / "b.json", "--cache_dir", tmp_path]))
@@ -169,9 +186,8 @@ def test_table_and_chart_say_what_the_numbers_are():
     assert abs(widths[1][0] - widths[0][0]) <= 1 and abs(widths[2][1] - widths[0][0]) <= 2
 
 
-def test_card(place, tmp_path, evaluate):
+def test_card(place, tmp_path, evaluate, monkeypatch):
     shutil.copytree(place / "gan", tmp_path / "gan")
-    shutil.copytree(place / "digits", tmp_path / "digits")
     path = tmp_path / "gan" / "README.md"
     arguments = texts(options(place, tmp_path / "gan", metrics="all", num_images=100))
     evaluate([*arguments, "--update_card"])
@@ -194,9 +210,22 @@ def test_card(place, tmp_path, evaluate):
     assert before in text and text.endswith(f"## Intended use and limits{after}")
     assert text.index("## Results") < text.index("## Intended use and limits") and text.count("## Results") == 1
     assert text.count("\n### ") == 1 and "they are no FID or KID" in text
+    for result in report["results"].values():  # every number is explained, and which way is better
+        assert re.search(rf"(?m)^- \*\*{re.escape(result['title'])}:\*\* .*(lower|higher) is better", text)
+
+    # Its command repeats the numbers from the folder that the card lies in.
+    command = shlex.split(re.search(r"(?m)^hfgen evaluate (.*)$", text)[1])
+    assert command[:2] == ["--model", "."] and str(tmp_path) not in " ".join(command)
+    monkeypatch.chdir(tmp_path / "gan")
+    extractor = command.index("--extractor") + 1
+    assert command[extractor] == "classifier"
+    command[extractor] = str(place / "classifier")  # which nothing says how to make
+    command = [part.replace("dataset_name=digits", f"dataset_name={place}/digits") for part in command]
+    evaluate([*command, "--output", "again.json", "--cache_dir", str(place / "cache")])
+    again = json.loads((tmp_path / "gan" / "again.json").read_text())["models"][0]
+    assert again["results"] == report["results"]
     evaluate([*arguments, "--update_card", "--overwrite_report"])
-    commands = [line for line in path.read_text().splitlines() if line not in text.splitlines()]
-    assert len(commands) == 1 and "--overwrite_report" in commands[0]
+    assert path.read_text() == text
     assert [result.metric_value for result in ModelCard.load(path).data.eval_results] == [
         result.metric_value for result in card.data.eval_results
     ]

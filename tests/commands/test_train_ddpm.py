@@ -14,7 +14,6 @@ import torch
 from helpers import ROOT, TINY, TINY_NETWORK, Command, metrics, run
 from PIL import Image
 
-from hfgen.hub.card import shown_command
 from hfgen.runtime.errors import UserError
 from hfgen.training import checkpoint
 
@@ -88,7 +87,7 @@ print(pipe(batch_size=2, num_inference_steps=5, generator=torch.Generator().manu
     assert "Expected types" not in result.stderr
 
 
-def test_the_record_and_the_card(trained):
+def test_the_record_and_the_card(trained, monkeypatch):
     folder, _ = trained
     record = json.loads((folder / "run.json").read_text())
     assert record["family"] == "ddpm"
@@ -102,10 +101,10 @@ def test_the_record_and_the_card(trained):
     data = ModelCard.load(folder / "README.md").data
     assert (data.library_name, data.pipeline_tag) == ("diffusers", "unconditional-image-generation")
     assert record["data"]["fingerprint"] in card
-    assert shown_command(record["command"]) in card
+    assert "hfgen train ddpm --config run.json" in card and str(folder) not in card
     assert "{{" not in card and "{%" not in card and "None" not in card
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)
-    assert str(folder) in code
+    monkeypatch.chdir(folder)
     namespace = {}
     exec(code.replace("num_inference_steps=50", "num_inference_steps=4"), namespace)  # the card's own snippet
     assert len(namespace["images"]) == 4

@@ -254,7 +254,7 @@ def test_infinity_is_no_json(samplers, config, extractor):
     report = run(samplers["vae"], few, extractor, "label_divergence")
     result = report["results"]["label_kl"]
     if len(set(np.nonzero(result["details"]["counts"])[0]) - set(np.nonzero(result["details"]["real_counts"])[0])):
-        assert result["value"] is None and "Divergence of the classes (KL, nats) is inf" in result["notes"]
+        assert result["value"] is None and "Difference of the class shares (KL, nats) is inf" in result["notes"]
     json.dumps(report, allow_nan=False)
     infinite = metrics.Result("x", "x", "Distance", float("inf"), real=float("inf"))
     from hfgen.evaluation.runner import as_json

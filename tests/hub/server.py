@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -285,7 +286,8 @@ class Handler(BaseHTTPRequestHandler):
         if answer.status >= 400:
             headers |= {"X-Error-Message": answer.content["error"]} if not raw else {}
         self.send_response(answer.status)
-        for key, value in (headers | {"Content-Length": str(len(body))} | answer.headers).items():
+        headers |= {"X-Request-Id": f"Root=1-{uuid.uuid4().hex}", "Content-Length": str(len(body))}
+        for key, value in (headers | answer.headers).items():
             self.send_header(key, value)
         self.end_headers()
         if self.command == "HEAD":
@@ -346,6 +348,10 @@ class Handler(BaseHTTPRequestHandler):
         private = self.json.get("private") is True or self.json.get("visibility") == "private"
         self.hub.create(id, private, kind)
         return {"url": url, "name": id}
+
+    def auth_check(self, kind: str, id: str, write: str) -> dict:
+        self.repo(kind, id, write=bool(write))
+        return {}
 
     def delete_repo(self) -> dict:
         name, _ = self.user()
@@ -547,6 +553,7 @@ ROUTES = (
     ("DELETE", "/api/repos/delete", Handler.delete_repo),
     ("POST", "/api/validate-yaml", Handler.validate),
     ("GET", REPO, Handler.info),
+    ("GET", f"{REPO}/auth-check(?P<write>/write)?", Handler.auth_check),
     ("GET", f"{REPO}/revision/{REVISION}", Handler.info),
     ("GET", f"{REPO}/tree/{REVISION}(?:/{PATH})?", Handler.tree),
     ("POST", f"{REPO}/paths-info/{REVISION}", Handler.paths_info),

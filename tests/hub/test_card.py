@@ -2,16 +2,19 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import TINY, TINY_GAN, TINY_VAE, Command, run, verb_of
 from hub.server import ADA, File
 from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors.torch import load_file
 
 import hfgen.hub.card
 from hfgen import GANPipeline, UserError
@@ -21,7 +24,9 @@ from hfgen.hub.card import (
     add_results,
     escape_markdown,
     license_of_data,
+    public_record,
     render,
+    repeating_commands,
     shown_command,
     with_location,
     write_card,
@@ -41,7 +46,7 @@ RUNS = {
     "ddpm-groups": ("train_ddpm", [*TINY, "--num_clusters", "4", "--no_provenance"], []),
 }
 WITHOUT_HFGEN = """
-import json, sys
+import json, os, sys
 
 class Nowhere:
     def find_spec(self, name, path=None, target=None):
@@ -49,7 +54,8 @@ class Nowhere:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Nowhere())
-for name, code in json.load(sys.stdin).items():
+for name, (folder, code) in json.load(sys.stdin).items():
+    os.chdir(folder)
     namespace = {}
     exec(code, namespace)
     print(name, len(namespace["images"]))
@@ -80,11 +86,14 @@ def test_what_cards_say(cards, name):
     assert card.data.datasets is None  # the digits come with the installation
     text = card.text
     assert text.startswith(f"\n# {name}\n") and record["data"]["fingerprint"] in text
-    assert shown_command(record["command"]) in text and f"--output_dir {name}" in text
-    assert str(folder.parent) not in re.sub(r"from_pretrained\(.*|--model \S+", "", text)  # where to load it from
+    family = name.partition("-")[0]
+    assert f"\nhfgen train {family} --config run.json --output_dir again\n" in text
+    assert str(folder.parent) not in text
     assert not re.search(r"\{\{|\{%|\bNone\b|\n\n\n|[^\n]\n#|[^\n]\n```(python|bash|bibtex)", text)
-    order = ["## Use", "## Training", "## Results", "## Intended use and limits", "## Citation"]
+    order = ["## Use", "## Training", "## Results", "## Intended use and limits", "## Licence", "## Citation"]
     assert re.findall("(?m)^## .*$", text) == order
+    licence = "The licence of this model is `apache-2.0`." if name == "vae-large" else "No licence was chosen"
+    assert licence in text.partition("## Licence")[2]
     assert f"## Results\n\n{UNMEASURED}\n" in text
     for word in RUNS[name][2]:
         assert word in re.search(r"[Cc]lasses.*?: (.*)", text)[1]
@@ -93,7 +102,8 @@ def test_what_cards_say(cards, name):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_snippets_run_with_hfgen(cards, name):
+def test_snippets_run_with_hfgen(cards, name, monkeypatch):
+    monkeypatch.chdir(cards[name])  # from where the card lies
     first, *_ = snippets(cards[name])
     assert ("from hfgen import" in first) == (name != "ddpm")
     namespace = {}
@@ -103,10 +113,68 @@ def test_snippets_run_with_hfgen(cards, name):
         assert len(namespace.get(other, "four")) == 4
 
 
+@pytest.mark.parametrize("name", ["gan", "vae-denoise", "ddpm", "ddpm-class"])
+def test_commands_repeat_the_run(cards, name, tmp_path, monkeypatch):
+    """As they are printed, from where the card lies: the weights are equal."""
+    folder = Path(shutil.copytree(cards[name], tmp_path / name))
+    monkeypatch.chdir(folder)
+    blocks = re.findall(r"```bash\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert len(lines) == (2 if name == "ddpm" else 1)
+    for line in lines:
+        assert line.startswith("hfgen ")
+        verb, *words = shlex.split(line)[1:]
+        Command(verb).main(words)
+    for file in cards[name].rglob("*.safetensors"):
+        one, other = load_file(file), load_file(folder / "again" / file.relative_to(cards[name]))
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    assert (folder / "images" / "000063.png").exists() == (name == "ddpm")
+
+
+def test_commands_name_data_and_extractors_of_this_machine(cards, tmp_path, monkeypatch):
+    record = json.loads((cards["gan"] / "run.json").read_text())
+    (tmp_path / "my photos").mkdir()
+    (tmp_path / "features").mkdir()
+    made = {"command": f"hfgen classify --dataset_name=ylecun/mnist --output_dir {tmp_path}/features"}
+    (tmp_path / "features" / "eval.json").write_text(json.dumps(made))
+    record["config"] |= {"train_data_dir": str(tmp_path / "my photos"), "dataset_name": None, "eval_every": 2}
+    record["config"] |= {"metric_for_best_model": "fd", "eval_extractor": str(tmp_path / "features")}
+    record["images_per_step"] *= 2
+    (train,) = repeating_commands(record, tmp_path / "out" / "gan")
+    assert train == (
+        "torchrun --nproc_per_node 2 -m hfgen train gan --config run.json --train_data_dir '../../my photos' "
+        "--eval_every none --metric_for_best_model none --output_dir again"
+    )
+    best = {"metric": "fd", "value": 1.0, "images_seen": 32}
+    classify, train = repeating_commands(record | {"evaluation": best}, tmp_path / "out" / "gan" / "best")
+    assert classify == "hfgen classify --dataset_name=ylecun/mnist --output_dir features --output_dir features"
+    assert "--eval_extractor features" in train and "'../../../my photos'" in train and "none" not in train
+    monkeypatch.chdir(tmp_path)
+    card = f'GANPipeline.from_pretrained(".")\n{train.replace("my photos", "photos")}\n'.replace("'", "")
+    pushed = with_location(card, "ada/gan", revision="try").splitlines()
+    assert pushed[1] == "hf download ada/gan run.json --local-dir . --revision try"
+    assert "--train_data_dir photos " in pushed[2]
+
+
+def test_a_published_record_names_no_folder_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    record = {
+        "command": "hfgen train gan --train_data_dir /home/me/photos --x=/home/me/y",
+        "config": {"train_data_dir": "/home/me/my photos", "output_dir": f"{tmp_path}/out/gan", "n": [1, "/a/b"]},
+        "python": "hfgen.train('gan', output_dir='/home/me/out/gan', dataset_name='user/set')",
+        "data": {"name": "https://huggingface.co/a/b", "scale": 1.5, "none": None},
+    }
+    found = public_record(record)
+    assert found["command"] == "hfgen train gan --train_data_dir photos --x=y"
+    assert found["config"] == {"train_data_dir": "my photos", "output_dir": "out/gan", "n": [1, "b"]}
+    assert found["python"] == "hfgen.train('gan', output_dir='gan', dataset_name='user/set')"
+    assert found["data"] == record["data"]
+
+
 def test_snippets_run_without_hfgen(cards):
-    code = {name: snippets(folder)[-1] for name, folder in cards.items()}
-    assert all("hfgen" not in text.replace(str(cards[name]), "") for name, text in code.items())
-    code["ddpm"] = code["ddpm"].replace("num_inference_steps=50", "num_inference_steps=4")
+    code = {name: [str(folder), snippets(folder)[-1]] for name, folder in cards.items()}
+    assert all("hfgen" not in text for _, text in code.values())
+    code["ddpm"][1] = code["ddpm"][1].replace("num_inference_steps=50", "num_inference_steps=4")
     command = [sys.executable, "-I", "-W", "ignore", "-c", WITHOUT_HFGEN]
     result = subprocess.run(command, input=json.dumps(code), capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -160,10 +228,13 @@ def test_a_pushed_card_says_where_it_is(hub, cards, tmp_path):
     after = hub["ada/digits"].files()["README.md"].decode()
     assert (folder / "README.md").read_text() == before
     assert 'from_pretrained("ada/digits")' in after and "hfgen sample --model ada/digits " in after
-    assert shown_command(json.loads((folder / "run.json").read_text())["command"]) in after
-    assert str(folder.parent) not in after
+    assert "\nhf download ada/digits run.json --local-dir .\nhfgen train ddpm --config run.json" in after
+    files = hub["ada/digits"].files()
+    assert json.loads(files["run.json"])["data"] == json.loads((folder / "run.json").read_text())["data"]
+    assert not any(str(folder.parent).encode() in content for content in files.values())
+    here = ("from_pretrained(", "hfgen sample --model", "Run from the folder")
     assert [line for line in before.splitlines() if line not in after.splitlines()] == [
-        line for line in before.splitlines() if "from_pretrained(" in line or "hfgen sample --model" in line
+        line for line in before.splitlines() if any(text in line for text in here)
     ]
     old = 'DDPMPipeline.from_pretrained("/home/it")\n`python scripts/sample.py --model /home/it --num_images 64`'
     assert "`python scripts/sample.py --model a/b --num" in with_location(old, "a/b")  # cards of earlier versions
@@ -194,12 +265,12 @@ pipe.push_to_hub("ada/other-weights")
 def test_pipelines_push_cards_that_are_true(hub, cards, tmp_path):
     printed = hub.python(PUSH, cards["gan"], tmp_path / "saved", token=ADA).splitlines()
     assert printed == [f"{hub.url}/ada/with-card/tree/try", f"{hub.url}/ada/made"]
-    ours = (cards["gan"] / "README.md").read_text().replace(str(cards["gan"]), "ada/with-card", 1)
+    ours = (cards["gan"] / "README.md").read_text()
     found = hub["ada/with-card"].files("try")
     card = found["README.md"].decode()
     assert card.splitlines()[:20] == ours.splitlines()[:20]
     assert card.count('from_pretrained("ada/with-card", revision="try"') == 2
-    assert {"samples.png", "pipeline_hfgen_gan.py", "model/modeling_hfgen_dcgan.py"} <= found.keys()
+    assert {"samples.png", "run.json", "pipeline_hfgen_gan.py", "model/modeling_hfgen_dcgan.py"} <= found.keys()
     assert hub["ada/saved"].private and hub["ada/saved"].history()[0] == "Saved"
     assert (tmp_path / "saved" / "model_index.json").exists()
     short = hub["ada/made"].files()["README.md"].decode()

@@ -29,7 +29,7 @@ class Nowhere:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Nowhere())
-from diffusers import DiffusionPipeline
+from diffusers import AutoModel, DiffusionPipeline
 from huggingface_hub import snapshot_download
 try:
     DiffusionPipeline.from_pretrained("ada/digits")
@@ -38,6 +38,9 @@ except ValueError as error:
     assert "trust_remote_code=True" in str(error)
 first = images(DiffusionPipeline.from_pretrained("ada/digits", trust_remote_code=True))
 assert torch.equal(images(DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)), first)
+network = AutoModel.from_pretrained("ada/digits", subfolder="model", trust_remote_code=True)
+pipe = DiffusionPipeline.from_pretrained("ada/digits", trust_remote_code=True, model=network)
+assert pipe.model is network and torch.equal(images(pipe), first)
 """
 
 

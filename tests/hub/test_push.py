@@ -12,9 +12,11 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from helpers import ROOT, TINY, Command, run
 from hub.server import ADA, BOB, READER
+from huggingface_hub import errors
+from huggingface_hub.utils import hf_raise_for_status
 
 from hfgen.hub.background import BackgroundPush
-from hfgen.hub.push import pipeline_files
+from hfgen.hub.push import _asked_to_wait, _may_pass, _reason, pipeline_files
 from hfgen.models.mlp_gan import MLPGenerator
 from hfgen.pipelines.gan import GANPipeline
 from hfgen.runtime.errors import UserError
@@ -23,11 +25,20 @@ from hfgen.training.config import TrainingConfig
 DDPM_FILES = {
     "README.md",
     "model_index.json",
+    "run.json",
     "samples.png",
     "scheduler/scheduler_config.json",
     "unet/config.json",
     "unet/diffusion_pytorch_model.safetensors",
 }
+
+
+RIGHTS = 'You don\'t have the rights to create a model under the namespace "bob".'
+FULL = "Private repository storage limit reached, please upgrade your plan to increase your private storage limit."
+GATED = (
+    "Access to model a/b is restricted and you are not in the authorized list. Visit https://huggingface.co/a/b to ask"
+)
+LIMIT = "We had to rate limit you, you can retry this action in about 1 hour."
 
 
 def ddpm():
@@ -45,7 +56,7 @@ def finished(tmp_path_factory):
         ddpm().save_pretrained(place)
         (place / "README.md").write_text(f"---\ntags: [hfgen]\n---\n# {place.name}\n")
         (place / "samples.png").write_bytes(b"\x89PNG" + bytes(100))
-        (place / "run.json").write_text("{}")
+        (place / "run.json").write_text("{}\n")
     for name in (
         "checkpoint-000000000064/unet.safetensors",
         "logs/metrics.jsonl",
@@ -228,8 +239,49 @@ def test_what_will_not_pass_is_not_tried_again(hub, finished, tmp_path):
     ends("--hub_model_id a//b is no name for a repository", "--hub_model_id", "a//b", requests=0)
     hub.create("ada/digits")
     ends("exists and is public, not private", "--private", requests=2)
+    for status, message in ((403, FULL), (501, "Not here.")):
+        hub.fail("/commit/", status=status, message=message, times=9)
+        result = push(hub, finished)
+        assert result.returncode == 2 and f" {message} " in result.stderr and hub.failures.pop().times == 8
     result = push(hub, tmp_path)
     assert result.returncode == 2 and f"{tmp_path} holds no pipeline" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "headers", "more", "again"),
+    [
+        (403, RIGHTS, {}, ["403 Forbidden", "Make sure your token has the correct permissions."], False),
+        (403, FULL, {}, ["403 Forbidden"], False),
+        (401, "Invalid credentials in Authorization header", {}, ["401 "], False),
+        (404, "Repository not found", {"X-Error-Code": "RepoNotFound"}, ["make sure you are authenticated"], False),
+        (404, "Invalid rev id: v2", {"X-Error-Code": "RevisionNotFound"}, ["Revision Not Found for url"], False),
+        (403, GATED, {"X-Error-Code": "GatedRepo"}, ["Cannot access gated repo"], False),
+        (429, LIMIT, {"RateLimit": '"api";r=0;t=55', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'},
+         ["you have reached your 'api' rate limit.", "Retry after 55 seconds (0/500 requests remaining"], True),
+        (429, LIMIT, {"Retry-After": "7"}, ["429 Too Many Requests"], True),
+        (400, "Bad pattern\nin line 2", {}, ["Bad request:", "in line 2."], False),
+        (501, "No such thing", {}, ["501 Not Implemented"], False),
+        (507, "No room", {}, ["507 Insufficient Storage"], False),
+        (503, "Back soon", {}, ["503 Service Unavailable"], True),
+    ],
+)  # fmt: skip
+def test_the_reason_of_a_refusal_is_told_whole_and_once(status, message, headers, more, again):
+    """Answers as the Hub gives them, through the client's own function that makes errors of them."""
+    response_class = errors.Response
+    request_class = sys.modules[response_class.__module__.partition(".")[0]].Request
+    said = {"X-Error-Message": message.replace("\n", " "), "X-Request-Id": "Root=1-abc;def", **headers}
+    for head, body in ((said, {"error": message}), ({**headers, "X-Amz-Cf-Id": "Root=1-abc;def"}, {"error": message})):
+        request = request_class("POST", "https://huggingface.co/api/models/a/b/commit/main")
+        response = response_class(status, headers=head, json=body, request=request)
+        with pytest.raises(errors.HfHubHTTPError) as error:
+            hf_raise_for_status(response)
+        reason = _reason(error.value)
+        assert reason.lower().count(message.splitlines()[0].rstrip(".").lower()) == 1, reason
+        assert all(text in reason for text in more), reason
+        assert reason.endswith(" Request ID: Root=1-abc;def.") and "\n" not in reason and ".." not in reason
+        assert "None" not in reason and "developer.mozilla" not in reason
+        assert _may_pass(error.value) is again
+        assert _asked_to_wait(error.value) == (55 if "RateLimit" in headers else 7 if "Retry-After" in headers else 0)
 
 
 def test_a_hub_that_is_away_or_hangs(hub, finished):
@@ -395,7 +447,8 @@ def test_a_run_pushes_what_it_saves(hub, tmp_path):
     repo = hub["ada/digits"]
     files, history = repo.files(), repo.history()
     assert repo.private and set(files) == DDPM_FILES | {".gitattributes"}
-    assert all(files[name] == (folder / name).read_bytes() for name in DDPM_FILES)
+    changed = {"README.md", "run.json"}  # which say where things are
+    assert all(files[name] == (folder / name).read_bytes() for name in DDPM_FILES - changed)
     assert history[0] == "Upload pipeline" and history[-2].startswith("Training in progress: 16 images"), history
     assert b'from_pretrained("ada/digits")' in files["README.md"]
     assert ADA not in result.stdout + result.stderr
@@ -422,10 +475,23 @@ def test_a_hub_that_fails_ends_no_run(hub, tmp_path):
     assert json.loads((folder / "run.json").read_text())["images_seen"] == 96
 
 
+CHECK = """
+import sys
+from hfgen.hub.push import UserError, check_push
+for name, token in zip(("ada/digits", "bob/digits"), sys.argv[1:]):
+    try:
+        check_push(name, token=token)
+    except UserError as error:
+        print(error)
+"""
+
+
 def test_a_token_that_cannot_push_is_found_before_training(hub, tmp_path):
     options = [*TINY, "--output_dir", tmp_path / "digits", "--push_to_hub", "--hub_token", "hf_wrong"]
     result = run("train_ddpm", *options, env=hub.environment())
     assert result.returncode == 2 and result.stderr.startswith("error: --push_to_hub: Invalid user token")
     assert "hf_wrong" not in result.stderr and not (tmp_path / "digits").exists()
-    with pytest.raises(AssertionError, match="`push_to_hub`: the token of the Hub may only read"):
-        hub.python("from hfgen.hub.push import check_push; check_push('ada/digits')", token=READER)
+    hub.create("bob/digits")  # making what is there is no error, though it is another's
+    reader, others = hub.python(CHECK, READER, ADA).splitlines()
+    assert reader.startswith("`push_to_hub`: the token of the Hub may only read")
+    assert others.startswith("`push_to_hub`: 403 Forbidden: You don't have the rights to do this. ")

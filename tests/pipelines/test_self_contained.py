@@ -110,11 +110,13 @@ def code_in(folder):
 
 
 ENTRIES = {
-    GANPipeline: {"pipeline_hfgen_gan", "model/modeling_hfgen_{kind}"},
+    GANPipeline: {"pipeline_hfgen_gan", "model/modeling_hfgen_{kind}", "model/modeling_hfgen_auto"},
     VAEPipeline: {
         "pipeline_hfgen_vae",
         "model/modeling_hfgen_{kind}",
+        "model/modeling_hfgen_auto",
         "prior/modeling_hfgen_gaussian_mixture",
+        "prior/modeling_hfgen_auto",
     },
     ClassConditionalDDPMPipeline: {"pipeline_hfgen_ddpm_sampling"},
 }
@@ -126,20 +128,22 @@ def test_the_code_is_in_the_folder(saved, kind):
     names = [name.removesuffix(".py") for name in code_in(folder)]
     entries = {name.format(kind=kind) for name in ENTRIES[family]}
     assert {name for name in names if "__" not in name} == entries
-    # Each entry has its code beside model_index.json, and there is what that imports.
+    # Each entry has its code beside model_index.json, and there is what that imports; for `AutoModel` in its folder.
     code = {name.partition("__")[0] for name in names if "__" in name}
-    assert code >= {name.rpartition("/")[2] for name in entries} | {"pipeline_hfgen_portable"}
+    assert code >= {name.rpartition("/")[2] for name in entries if "auto" not in name} | {"pipeline_hfgen_portable"}
+    assert code >= {name for name in entries if name.startswith(("model/", "prior/")) and "auto" not in name}
     for name in code_in(folder):
         text = (folder / name).read_text()
         if "__" in name:
             assert name == f"{name.partition('__')[0]}__{hashlib.sha256(text.encode()).hexdigest()[:12]}.py"
+        place = (folder / name).parent if name.endswith("_auto.py") or "__" in name else folder
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Import):
                 imported = {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level:
                 assert node.level == 1
                 for file in [node.module] if node.module else [alias.name for alias in node.names]:
-                    assert (folder / f"{file}.py").exists(), f"{name} imports {file}"
+                    assert (place / f"{file}.py").exists(), f"{name} imports {file}"
                 continue
             elif isinstance(node, ast.ImportFrom):
                 imported = {node.module.split(".")[0]}
@@ -160,7 +164,7 @@ class Nowhere:
 sys.meta_path.insert(0, Nowhere())
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoModel, DiffusionPipeline
 
 saved, written, *kinds = sys.argv[1:]
 
@@ -189,6 +193,29 @@ for kind in kinds:  # saved by diffusers alone, and loaded by it
     first[kind].save_pretrained(f"{written}/{kind}")
     again = DiffusionPipeline.from_pretrained(f"{written}/{kind}", trust_remote_code=True)
     assert np.array_equal(images_of(again), images_of(first[kind])), kind
+    parts = {name: part for name, part in first[kind].components.items() if isinstance(part, torch.nn.Module)}
+    parts.pop("prior", None)  # diffusers itself loads an optional component, whatever it is given
+    given = DiffusionPipeline.from_pretrained(f"{saved}/{kind}", trust_remote_code=True, **parts)
+    assert all(getattr(given, name) is part for name, part in parts.items())
+print("networks alone", file=sys.stderr)
+for kind in kinds:
+    for name, part in first[kind].components.items():
+        if isinstance(part, torch.nn.Module):  # one of diffusers has no code to be trusted
+            trust = {"trust_remote_code": not type(part).__module__.startswith("diffusers.")}
+            whole, alone = f"{written}/{kind}", f"{written}/{kind}/{name}"
+            for network in (AutoModel.from_pretrained(whole, subfolder=name, **trust),
+                            AutoModel.from_pretrained(alone, **trust)):
+                assert type(network) is type(part), (kind, name, type(network))
+                assert all(torch.equal(value, part.state_dict()[key]) for key, value in network.state_dict().items())
+"""
+
+# A process of its own for each network, that no pipeline has told where the code is.
+ALONE = """
+import sys
+sys.modules["hfgen"] = None
+from diffusers import AutoModel
+for place, subfolder in ((sys.argv[1], "prior"), (sys.argv[1] + "/model", None)):
+    print(type(AutoModel.from_pretrained(place, subfolder=subfolder, trust_remote_code=True)).__name__)
 """
 
 
@@ -196,6 +223,11 @@ def test_plain_diffusers_makes_the_same_images(saved, tmp_path):
     command = [sys.executable, "-I", "-W", "ignore", "-c", WITHOUT_HFGEN, saved, tmp_path, *PIPELINES]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
+    assert "auto_map" not in result.stderr.partition("networks alone")[0]  # no warning of what is for `AutoModel`
+    alone = [sys.executable, "-I", "-W", "ignore", "-c", ALONE, saved / "vq_vae"]
+    env = os.environ | {"HF_HOME": str(tmp_path / "home")}
+    result = subprocess.run(alone, capture_output=True, text=True, timeout=300, env=env)
+    assert result.stdout.split() == ["GaussianMixturePrior", "VQVAE"], result.stderr[-3000:]
     for kind in PIPELINES:
         expected = images_of(load_pipeline(str(saved / kind)))
         assert expected.std() > 0.01 and not np.array_equal(expected[0], expected[1])
@@ -262,6 +294,24 @@ def test_variants_shards_precision_and_devices(saved, kind, tmp_path):
         family.from_pretrained(tmp_path / "variant")
     loaded = family.from_pretrained(tmp_path / "variant", variant="fp16")
     np.testing.assert_allclose(images_of(loaded), expected, atol=0.02)
+
+
+def test_code_of_other_versions_goes(copy, saved, tmp_path):
+    """What an earlier version, or another network, left in a folder; no file of the user's."""
+    folder = copy("conv_vae")
+    stale = [folder / f"{name}__0123456789ab.py" for name in ("pipeline_hfgen_vae", "hfgen_runtime_files", "model/x")]
+    stale[2] = folder / "model" / "modeling_hfgen_old__0123456789ab.py"
+    kept = [folder / name for name in ("mine.py", "mine__0123456789ab.py", "model/notes.py")]
+    for file in (*stale, *kept):
+        file.write_text("")
+    load_pipeline(str(saved / "residual_vae")).save_pretrained(folder)
+    assert not any(file.exists() for file in stale) and all(file.exists() for file in kept)
+    for file in kept:
+        file.unlink()
+    assert code_in(folder) == code_in(saved / "residual_vae")
+    GANPipeline(DCGANGenerator(**SMALL, latent_dim=8, base_channels=8)).save_pretrained(folder)
+    top = [name for name in code_in(folder) if "/" not in name]
+    assert top == [name for name in code_in(saved / "dcgan") if "/" not in name]
 
 
 def test_a_network_loads_alone(saved):

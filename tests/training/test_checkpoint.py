@@ -3,14 +3,20 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hfgen.runtime.errors import UserError
 from hfgen.training import checkpoint
+from hfgen.training.api import prepare
+from hfgen.training.checkpoint import Checkpoints
+from hfgen.training.folder import RunFolder
+from hfgen.training.options import collect
 
 
 def test_round_trip_and_pruning(tmp_path):
@@ -70,3 +76,125 @@ def test_what_is_no_checkpoint(tmp_path):
     (path / "state.json").write_text(json.dumps(state))
     with pytest.raises(UserError, match="has format 99"):
         checkpoint.load(path)
+
+
+TINY = {
+    "dataset_name": "digits", "resolution": 8, "train_batch_size": 16, "max_train_steps": 4, "latent_channels": 4,
+    "block_out_channels": (8, 8), "checkpointing_steps": 2, "eval_batch_size": 4, "save_images_epochs": 0.0,
+    "mixed_precision": "no", "prior_components": 2, "cpu_threads": 1,
+}  # fmt: skip
+OLD, NEW = "checkpoint-000000000032", "checkpoint-000000000064"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run with two checkpoints."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "1")
+        prepare(collect("vae", **TINY, output_dir=str(folder))).train()
+    return folder
+
+
+def flip(path):
+    content = bytearray((path / "vae.safetensors").read_bytes())
+    content[-1] ^= 1
+    (path / "vae.safetensors").write_bytes(content)
+
+
+def change_state(path, **changes):
+    """As a checkpoint of an earlier version, which does not say which files it has, with some values changed."""
+    state = json.loads((path / "state.json").read_text())
+    del state["files"]
+    (path / "state.json").write_text(json.dumps({k: v for k, v in (state | changes).items() if v is not None}))
+
+
+def drop_from_an_earlier_one(path):
+    change_state(path)
+    (path / "optimizer_vae.safetensors").unlink()
+
+
+BROKEN = {
+    "cut": (lambda path: os.truncate(path / "vae.safetensors", 100), "vae.safetensors is cut short or was changed"),
+    "a flipped bit": (flip, "vae.safetensors is cut short or was changed"),
+    "a file less": (lambda path: (path / "ema_vae.safetensors").unlink(), "ema_vae.safetensors is missing"),
+    "no state": (lambda path: (path / "state.json").unlink(), "No such file or directory"),
+    "an empty state": (lambda path: (path / "state.json").write_text(""), "Expecting value"),
+    "another JSON": (lambda path: (path / "state.json").write_text("{}"), "state.json is not what hfgen writes"),
+    "a list": (lambda path: (path / "state.json").write_text("[1]"), "state.json is not what hfgen writes"),
+    "a value less": (lambda path: change_state(path, seconds=None), "state.json lacks seconds"),
+    "a wrong value": (lambda path: change_state(path, streams=[]), "state.json lacks streams"),
+    "another position": (lambda path: change_state(path, images_seen=5), "state.json says that it is of 5 images"),
+    "an earlier one": (drop_from_an_earlier_one, "optimizer_vae.safetensors is missing"),
+}
+
+
+@pytest.fixture
+def resume(tmp_path, on_the_cpu):
+    """Gives an engine the state of a checkpoint in a folder; returns what a run does, and what it says."""
+    run = prepare(collect("vae", **TINY, output_dir=str(tmp_path / "other")))
+
+    def call(folder, name="latest", **more):
+        said = []
+        options = {**TINY, "output_dir": str(folder), "resume_from_checkpoint": name, **more}
+        place = RunFolder(collect("vae", **options))
+        state = Checkpoints(run.engine, run.stream, place).resume(said.append)
+        return state["images_seen"], place.checkpoint, said
+
+    return call
+
+
+def files_in(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_broken_checkpoint_names_the_newest_that_can_be_read(trained, resume, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    assert resume(folder)[0] == 64
+    for kind, (damage, reason) in BROKEN.items():
+        shutil.rmtree(folder / NEW)
+        shutil.copytree(trained / NEW, folder / NEW)
+        damage(folder / NEW)
+        before = files_in(folder)
+        with pytest.raises(UserError) as error:
+            resume(folder)
+        message = str(error.value)
+        assert message.startswith(f"`resume_from_checkpoint` latest: {folder / NEW} cannot be read: "), kind
+        assert reason in message and "\n" not in message, kind
+        assert message.endswith(
+            f" The newest that can be read is {folder / OLD}: give that, or add `skip_corrupt_checkpoints` to go on "
+            "from it."
+        )
+        images_seen, checkpoint, (warning,) = resume(folder, skip_corrupt_checkpoints=True)
+        assert images_seen == 32 and checkpoint == folder / OLD
+        assert warning.startswith(f"Warning: {folder / NEW} cannot be read: ") and reason in warning
+        with pytest.raises(UserError, match=f"`resume_from_checkpoint` {NEW}: .*read is .*{OLD}: give that[.]$"):
+            resume(folder, NEW, skip_corrupt_checkpoints=True)  # which was asked for by name
+        assert before == files_in(folder)
+
+    (folder / OLD / "state.json").write_text("")
+    for more in ({}, {"skip_corrupt_checkpoints": True}):
+        with pytest.raises(UserError, match="There is no older one that can be read: start anew"):
+            resume(folder, **more)
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+def test_a_run_goes_on_from_the_newest_that_can_be_read(trained, tmp_path):
+    folder, said = tmp_path / "run", []
+    shutil.copytree(trained, folder)
+    os.truncate(folder / NEW / "vae.safetensors", 100)
+    options = {**TINY, "output_dir": str(folder), "resume_from_checkpoint": "latest"}
+    prepare(collect("vae", **options, skip_corrupt_checkpoints=True), said.append).train()
+    assert any(text.startswith(f"Warning: {folder / NEW} cannot be read: ") for text in said)
+    assert f"Resuming from {folder / OLD}, at 32 images" in said
+    assert (folder / f"abandoned-{NEW}").is_dir()  # what is left of it is kept
+    one, other = (load_file(place / NEW / "vae.safetensors") for place in (trained, folder))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_checkpoint_of_an_earlier_version_resumes(trained, resume, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    change_state(folder / NEW)
+    assert resume(folder)[0] == 64

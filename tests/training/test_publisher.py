@@ -92,6 +92,17 @@ def test_what_is_published_is_whole(run, tmp_path):
         assert torch.equal(value, pipe.model.state_dict()[name])
 
 
+def test_code_of_an_earlier_version_goes(run, tmp_path):
+    target = tmp_path / "elsewhere"
+    target.mkdir()
+    stale, mine = target / "pipeline_hfgen_vae__0123456789ab.py", target / "mine.py"
+    for file in (stale, mine):
+        file.write_text("")
+    with run.publisher.pipeline() as pipeline:
+        run.publisher.publish(pipeline, target, run.record(), last=True)
+    assert not stale.exists() and mine.exists() and (target / "pipeline_hfgen_vae.py").exists()
+
+
 def test_a_publication_that_fails_leaves_the_last_one(run, tmp_path, monkeypatch):
     target = tmp_path / "elsewhere"
     with run.publisher.pipeline() as pipeline:

@@ -11,7 +11,7 @@ from hfgen.families.ddpm.options import DDPMConfig
 from hfgen.models.unet2d import build_unet, level_sizes, use_plain_attention_, zero_init_
 from hfgen.objectives import denoising
 from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline, sampling_scheduler
-from hfgen.runtime.errors import UserError
+from hfgen.runtime.errors import UserError, one_line
 from hfgen.sampling.config import DDPMSamplingConfig
 from hfgen.training.recipe import (
     AdamW,
@@ -105,9 +105,9 @@ class DDPMRecipe(Recipe):
         try:
             loaded = UNet2DModel.load_config(path)
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
             raise UserError(
-                f"`model_config_name_or_path` {path} cannot be loaded: {reason} Give a folder with a config.json."
+                f"`model_config_name_or_path` {path} cannot be loaded: {one_line(error)}. Give a folder with a "
+                "config.json."
             ) from None
         embeds = loaded.get("num_class_embeds")
         if (embeds or 0) != (classes or 0):

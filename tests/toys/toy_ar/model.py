@@ -1,10 +1,12 @@
 """A PixelCNN in miniature (https://huggingface.co/papers/1601.06759): each pixel from those above and to its left."""
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn import functional as F
+
+from hfgen.models.base import ModelMixin
 
 LEVELS = 256
 

@@ -1,9 +1,11 @@
 """A translator in miniature, the features it is judged by, and a pool of past translations."""
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
+
+from hfgen.models.base import ModelMixin
 
 
 class Translator(ModelMixin, ConfigMixin):
