@@ -65,7 +65,7 @@ class Survey:
             least, greatest, _ = self.extrema
             text = (
                 f"{name}: images of more than 8 bits: {self.deep} of {total}, with values from {least:g} to "
-                f"{greatest:g}, of which {range_[0]:g} to {range_[1]:g} (`value_range`) becomes 0 to 255"
+                f"{greatest:g}; the range {range_[0]:g} to {range_[1]:g} (`value_range`) becomes 0 to 255"
             )
             if levels and levels[1] - levels[0] < 128:
                 low, high = (range_[0] + level / 255 * (range_[1] - range_[0]) for level in levels)

@@ -53,9 +53,9 @@ def test_one_range(extrema, expected):
 @pytest.mark.parametrize(
     ("kind", "peaks", "brightest", "said"),
     [
-        (np.uint16, (4095, 3000), [255, 187], "2 of 2, with values from 0 to 4095, of which 0 to 4095"),
-        (np.int32, (40000, 260, 200), [156, 1, 1], "3 of 3, with values from 0 to 40000, of which 0 to 65535"),
-        (np.float32, (1.0, 0.5), [255, 128], "2 of 2, with values from 0 to 1, of which 0 to 1"),
+        (np.uint16, (4095, 3000), [255, 187], "2 of 2, with values from 0 to 4095; the range 0 to 4095"),
+        (np.int32, (40000, 260, 200), [156, 1, 1], "3 of 3, with values from 0 to 40000; the range 0 to 65535"),
+        (np.float32, (1.0, 0.5), [255, 128], "2 of 2, with values from 0 to 1; the range 0 to 1"),
     ],
 )
 def test_all_images_of_a_data_set_have_one_range(config, tmp_path, told, kind, peaks, brightest, said):
