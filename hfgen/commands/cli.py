@@ -8,13 +8,13 @@ import os
 import shlex
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hfgen.runtime.errors import OPTION, UserError
-from hfgen.runtime.options import checked, hints, make, nearest
+from hfgen.runtime.options import checked, hints, make, nearest, upgrade
 
 FLAGS = {"config", "preset"}  # of the command lines that were parsed in this process
 
@@ -91,7 +91,7 @@ def read(
         values[key] = (None if value == [None] else tuple(value)) if isinstance(value, list) else value
     file, preset = values.pop("config"), values.pop("preset", None)
     if file is not None:
-        more = read_file(file)
+        more = read_file(file, kinds)
         preset = preset or more.pop("preset", None) if presets else preset
         if preset is not None and preset not in presets:
             raise UserError(f"--config {file} has the unknown preset {preset!r}.{nearest(str(preset), presets)}")
@@ -104,8 +104,12 @@ def parse(kinds: Sequence[type], argv: Sequence[str] | None = None, **kwargs: An
     return make(kinds, read(kinds, argv, **kwargs).values)
 
 
-def read_file(path: str) -> dict[str, Any]:
+def read_file(path: str, kinds: Iterable[type] = ()) -> dict[str, Any]:
     """Returns the values that a config file holds, or those that the record of an earlier run repeats.
+
+    Args:
+        path (`str`): The file.
+        kinds (*optional*): Dataclasses of options, which say what a record of an older version means.
 
     Raises:
         UserError: If it cannot be read, or holds no mapping.
@@ -121,7 +125,7 @@ def read_file(path: str) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         raise UserError(f"--config {path} is neither valid YAML nor JSON: {reason}. Fix the file.") from None
     if isinstance(values, dict) and isinstance(values.get("config"), dict):
-        values = values["config"]  # the record of a run, which has its options there
+        values = upgrade(kinds, values["config"])  # the record of a run, which has its options there
     if not isinstance(values, dict):
         raise UserError(f"--config {path} must hold a mapping from flag to value, but holds {type(values).__name__}.")
     return {str(key): value for key, value in values.items()}

@@ -128,6 +128,19 @@ def make(kinds: Sequence[type], values: Mapping[str, Any]) -> list[Any]:
     ]
 
 
+def upgrade(kinds: Iterable[type], record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of a recorded run, with those that are newer than the record.
+
+    A newer option that is left out has its default. A dataclass whose default is not what a run did before there was
+    the option has a class method `upgrade`, which adds what it did.
+    """
+    values = dict(record)
+    for kind in kinds:
+        if hasattr(kind, "upgrade"):
+            values = kind.upgrade(values)
+    return values
+
+
 def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:
     """Returns a sentence that suggests the known name that is most like an unknown one."""
     import difflib

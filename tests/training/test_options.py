@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import data_info
+from helpers import Command, data_info
 
 from hfgen.registry import find_family
 from hfgen.runtime.errors import UserError
@@ -102,6 +102,23 @@ def test_an_old_record_without_what_is_resolved_today(record):
     assert resolved.own.discriminator_learning_rate == resolved.own.learning_rate
     assert resolved.data.image_mode == "L" and resolved.training.mixed_precision == "no"
     assert RunFolder(resolved).difference(values["config"]) == ""
+
+
+@pytest.mark.parametrize(("architecture", "meant"), [("residual", "none"), ("stylegan2", "none"), ("dcgan", "tanh")])
+def test_an_old_record_without_what_was_otherwise_then(record, architecture, meant):
+    """Before there was the option, images of some generators had no bound; their runs go on so."""
+    folder = record(architecture=architecture)
+    values = json.loads((folder / "run.json").read_text())
+    del values["config"]["output_activation"]
+    (folder / "run.json").write_text(json.dumps(values))
+    resumed = {"resume_from_checkpoint": "latest", "output_dir": str(folder)}
+    options = collect("gan", **resumed)
+    assert options.own.output_activation == meant and RunFolder(options).difference(values["config"]) == ""
+    if meant == "none":
+        with pytest.raises(UserError, match="a different run, .*`output_activation` none there, tanh here"):
+            RunFolder(collect("gan", output_activation="tanh", **resumed))
+    *_, repeated = Command("train gan").read_options(["--config", str(folder / "run.json")])
+    assert repeated.output_activation == meant
 
 
 def test_a_stream_needs_a_length():
