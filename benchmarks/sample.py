@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from common import BenchmarkOptions, arguments_of, command_of, publish, require_least
 
 from hfgen.commands.cli import one_line_errors
-from hfgen.commands.options import check_models, check_seed, read_sampling
+from hfgen.commands.options import check_models, read_sampling
 from hfgen.evaluation.config import ReferenceConfig
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import as_dict, option
+from hfgen.runtime.options import as_dict, option, require_seed
 from hfgen.sampling.config import SamplingConfig, choose_options, given_values
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class SampleBenchmark(BenchmarkOptions):
             raise UserError("`batch_sizes` has no numbers: give some, or leave it out.")
         require_least(self, 2 * GROUPS, "num_images", "num_images_full")
         require_least(self, 1, "batch_sizes", "repeats", "steps", "batch_size", "cpu_threads")
-        check_seed(self.seed, max(self.num_images, self.num_images_full, *self.batch_sizes), "the number of images")
+        require_seed(self.seed)
 
 
 KINDS = (SampleBenchmark, ReferenceConfig)

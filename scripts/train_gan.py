@@ -5,7 +5,7 @@ Without arguments it trains on the handwritten digits that ship with the install
     accelerate launch scripts/train_gan.py
     accelerate launch scripts/train_gan.py --dataset_name ylecun/mnist --num_epochs 10
     accelerate launch scripts/train_gan.py --preset dcgan --dataset_name ylecun/mnist --num_epochs 10
-    accelerate launch scripts/train_gan.py --train_data_dir photos --resolution 64 --preset stylegan2
+    accelerate launch scripts/train_gan.py --train_data_dir photos --preset stylegan2-64
 """
 
 from hfgen.commands.main import main

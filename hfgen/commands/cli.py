@@ -8,13 +8,13 @@ import os
 import shlex
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hfgen.runtime.errors import OPTION, UserError
-from hfgen.runtime.options import checked, hints, make, nearest
+from hfgen.runtime.options import checked, hints, make, nearest, upgrade
 
 FLAGS = {"config", "preset"}  # of the command lines that were parsed in this process
 
@@ -91,7 +91,7 @@ def read(
         values[key] = (None if value == [None] else tuple(value)) if isinstance(value, list) else value
     file, preset = values.pop("config"), values.pop("preset", None)
     if file is not None:
-        more, is_record = read_file(file)
+        more, is_record = read_file(file, kinds)
         if is_record:
             once = {name for name, (_, field) in fields.items() if field.metadata.get("once")}
             more = {key: value for key, value in more.items() if key not in once}
@@ -107,9 +107,13 @@ def parse(kinds: Sequence[type], argv: Sequence[str] | None = None, **kwargs: An
     return make(kinds, read(kinds, argv, **kwargs).values)
 
 
-def read_file(path: str) -> tuple[dict[str, Any], bool]:
+def read_file(path: str, kinds: Iterable[type] = ()) -> tuple[dict[str, Any], bool]:
     """Returns the values that a config file holds, and whether it is the record of an earlier run, such as `run.json`
     or `evaluation.json`.
+
+    Args:
+        path (`str`): The file.
+        kinds (*optional*): Dataclasses of options, which say what a record of an older version means.
 
     Raises:
         UserError: If it cannot be read, or holds no mapping.
@@ -126,7 +130,7 @@ def read_file(path: str) -> tuple[dict[str, Any], bool]:
         raise UserError(f"--config {path} is neither valid YAML nor JSON: {reason}. Fix the file.") from None
     is_record = isinstance(values, dict) and isinstance(values.get("config"), dict)
     if is_record:
-        values = values["config"]  # where a record has the options
+        values = upgrade(kinds, values["config"])  # where a record has the options
     if not isinstance(values, dict):
         raise UserError(f"--config {path} must hold a mapping from flag to value, but holds {type(values).__name__}.")
     return {str(key): value for key, value in values.items()}, is_record

@@ -1,9 +1,10 @@
-"""Parts that the GANs share: their outputs, and the sizes of their feature maps."""
+"""Parts that the GANs share: their outputs, the bound of images, and the sizes of feature maps."""
 
 from dataclasses import dataclass
 
 import torch
 from diffusers.utils import BaseOutput
+from torch import nn
 
 
 @dataclass
@@ -28,6 +29,20 @@ class DiscriminatorOutput(BaseOutput):
     """
 
     logits: torch.Tensor
+
+
+def output_bound(activation: str | None) -> nn.Module:
+    """Returns the last layer of a generator: for `"tanh"` one that keeps images within [-1, 1], for `None` none.
+
+    Without it a generator must learn where black and white end: in the data they lie exactly at -1 and 1, in its
+    images a little to both sides, by which a discriminator tells the images from the data whatever they show.
+
+    Raises:
+        ValueError: For another activation.
+    """
+    if activation not in ("tanh", None):
+        raise ValueError(f"output_activation is {activation!r}, but must be 'tanh' or None.")
+    return nn.Identity() if activation is None else nn.Tanh()
 
 
 def check_size(sample_size: int) -> None:

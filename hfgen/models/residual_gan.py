@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hfgen.models.base import ModelMixin
-from hfgen.models.gan_base import DiscriminatorOutput, GeneratorOutput, stage_sizes
+from hfgen.models.gan_base import DiscriminatorOutput, GeneratorOutput, output_bound, stage_sizes
 from hfgen.models.labels import check_presence
 
 ResidualGeneratorOutput, ResidualDiscriminatorOutput = GeneratorOutput, DiscriminatorOutput  # their earlier names
@@ -83,9 +83,11 @@ class ResidualGenerator(ModelMixin, ConfigMixin):
             a CPU.
         num_class_embeds (`int`, *optional*):
             Number of classes. Their embedding of length `latent_dim` is appended to the latents.
+        output_activation (`str`, *optional*):
+            `"tanh"` keeps images within [-1, 1]. By default they have no bound: clamp them before you show them.
 
     Raises:
-        ValueError: If the size is out of range.
+        ValueError: If the size is out of range, or the activation is another one.
     """
 
     noise_shapes: tuple[tuple[int, ...], ...] = ()  # it takes no noise beside the latents
@@ -100,6 +102,7 @@ class ResidualGenerator(ModelMixin, ConfigMixin):
         layers_per_block: int = 2,
         group_width: int = 16,
         num_class_embeds: int | None = None,
+        output_activation: str | None = None,
     ):
         super().__init__()
         sizes = stage_sizes(sample_size)
@@ -120,6 +123,7 @@ class ResidualGenerator(ModelMixin, ConfigMixin):
             self.stages.append(nn.Sequential(*blocks))
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 1, bias=False)
         scaled_he_(self.conv_out, math.sqrt((1 + 0.2**2) / 2))
+        self.bound = output_bound(output_activation)
 
     def forward(
         self, latents: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
@@ -146,7 +150,7 @@ class ResidualGenerator(ModelMixin, ConfigMixin):
             hidden = stage(hidden)
         sample = self.conv_out(hidden).float()
         margin, size = (sample.shape[-1] - self.config.sample_size) // 2, self.config.sample_size
-        sample = sample[..., margin : margin + size, margin : margin + size]
+        sample = self.bound(sample[..., margin : margin + size, margin : margin + size])
         return GeneratorOutput(sample=sample) if return_dict else (sample,)
 
     def latent_weight(self) -> torch.Tensor:

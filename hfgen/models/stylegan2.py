@@ -1,7 +1,7 @@
 """StyleGAN2 for small images: a generator steered by styles and its discriminator, in plain PyTorch.
 
-Written from the papers: StyleGAN2 (https://huggingface.co/papers/1912.04958), with the small networks that ADA
-(https://huggingface.co/papers/2006.06676) uses for CIFAR-10: a short mapping network and no residual blocks.
+Written from the papers: StyleGAN2 (https://huggingface.co/papers/1912.04958), by default with the small networks that
+ADA (https://huggingface.co/papers/2006.06676) uses for CIFAR-10: a short mapping network and no residual blocks.
 Learning rates are equalised: weights are drawn from N(0, 1) and scaled by `1 / sqrt(fan_in)` when they are used.
 """
 
@@ -15,7 +15,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from hfgen.models.base import ModelMixin
-from hfgen.models.gan_base import DiscriminatorOutput, GeneratorOutput
+from hfgen.models.gan_base import DiscriminatorOutput, GeneratorOutput, output_bound
 
 StyleGAN2GeneratorOutput, StyleGAN2DiscriminatorOutput = GeneratorOutput, DiscriminatorOutput  # their earlier names
 
@@ -171,8 +171,6 @@ class StyleGAN2Generator(ModelMixin, ConfigMixin):
     The generator of StyleGAN2 (https://huggingface.co/papers/1912.04958): a mapping network turns a latent z into a
     style w, and each convolution of the synthesis network is modulated by w.
 
-    There is no tanh at the end: images learn to be about [-1, 1]; clamp them before you show them.
-
     In training mode `map`, and with it `forward`, moves `w_avg` a little towards the mean of its batch.
 
     Parameters:
@@ -184,9 +182,12 @@ class StyleGAN2Generator(ModelMixin, ConfigMixin):
         channel_base (`int`, *optional*, defaults to 8192): Feature maps of size `s` have `channel_base / s` channels,
         channel_max (`int`, *optional*, defaults to 256): but not more than this.
         num_class_embeds (`int`, *optional*): Number of classes; by default the network knows none.
+        output_activation (`str`, *optional*): `"tanh"` keeps images within [-1, 1]. By default they have no bound, as
+            in the paper, and learn to be about [-1, 1]: clamp them before you show them.
 
     Raises:
-        ValueError: If `sample_size` is not from 8 to 256, or `channel_base` leaves no channels.
+        ValueError: If `sample_size` is not from 8 to 256, `channel_base` leaves no channels, or the activation is
+            another one.
     """
 
     w_avg: torch.Tensor
@@ -202,6 +203,7 @@ class StyleGAN2Generator(ModelMixin, ConfigMixin):
         channel_base: int = 8192,
         channel_max: int = 256,
         num_class_embeds: int | None = None,
+        output_activation: str | None = None,
     ):
         super().__init__()
         style_dim = style_dim or latent_dim
@@ -227,6 +229,7 @@ class StyleGAN2Generator(ModelMixin, ConfigMixin):
             ModulatedConv2d(count, out_channels, style_dim, kernel_size=1, demodulate=False) for count in channels
         )
         self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.bound = output_bound(output_activation)
         self.num_layers = len(self.layers) + 1
 
     @property
@@ -245,7 +248,11 @@ class StyleGAN2Generator(ModelMixin, ConfigMixin):
         return torch.cat([affine.weight.detach() * affine.scale for affine in affines])
 
     def map(
-        self, latents: torch.Tensor, class_labels: torch.Tensor | None = None, truncation: float = 1.0
+        self,
+        latents: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        truncation: float = 1.0,
+        update_w_avg: bool = True,
     ) -> torch.Tensor:
         """Turns latents into styles, in float32 whatever the precision around it.
 
@@ -254,6 +261,8 @@ class StyleGAN2Generator(ModelMixin, ConfigMixin):
             class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
             truncation (`float`, *optional*, defaults to 1.0): How far to go from the mean style (of the class) to
                 the style of the latent: 0 gives one image for all latents, 0.7 is less varied, and 1 changes nothing.
+            update_w_avg (`bool`, *optional*, defaults to `True`): Whether, in training mode, `w_avg` moves towards the
+                mean of the batch.
 
         Returns:
             `torch.Tensor` of shape `(B, style_dim)`: Styles, float32.
@@ -271,7 +280,7 @@ class StyleGAN2Generator(ModelMixin, ConfigMixin):
                 w = torch.cat([w, normalize(at_least_float32(self.class_embedding(class_labels)))], dim=1)
             for layer in self.mapping:
                 w = activate(layer(w))
-            if self.training:
+            if self.training and update_w_avg:
                 self._update_w_avg(w, class_labels)
             center = self.w_avg if class_labels is None else self.w_avg[class_labels]
             return torch.lerp(center.to(w.dtype).expand_as(w), w, truncation)
@@ -286,6 +295,21 @@ class StyleGAN2Generator(ModelMixin, ConfigMixin):
         mean = members @ w / counts.clamp(min=1)
         self.w_avg.lerp_(mean.to(self.w_avg.dtype), (1 - W_AVG_DECAY) * counts.clamp(max=1).to(self.w_avg.dtype))
 
+    def mix(self, w: torch.Tensor, other: torch.Tensor, crossover: torch.Tensor) -> torch.Tensor:
+        """Gives the coarse layers of an image one style and its fine layers another: style mixing (StyleGAN,
+        https://huggingface.co/papers/1812.04948, section 3.1).
+
+        Args:
+            w, other (`torch.Tensor` of shape `(B, style_dim)`): Styles of the coarse and of the fine layers.
+            crossover (`torch.Tensor` of shape `(B,)`): The first layer of each image that has the other style;
+                `num_layers` for an image that keeps the first in all its layers.
+
+        Returns:
+            `torch.Tensor` of shape `(B, num_layers, style_dim)`: What `synthesize` takes.
+        """
+        fine = torch.arange(self.num_layers, device=w.device) >= crossover[:, None]  # (B, num_layers)
+        return torch.where(fine[:, :, None], other[:, None], w[:, None])
+
     def synthesize(self, w: torch.Tensor, noise: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
         """Turns styles into images.
 
@@ -298,7 +322,8 @@ class StyleGAN2Generator(ModelMixin, ConfigMixin):
                 of the checkpoint, so that an image depends on its style alone.
 
         Returns:
-            `torch.Tensor` of shape `(B, out_channels, sample_size, sample_size)`: Images, float32, about [-1, 1].
+            `torch.Tensor` of shape `(B, out_channels, sample_size, sample_size)`: Images, float32, in or about
+            [-1, 1].
 
         Raises:
             ValueError: For styles or noise of another shape.
@@ -328,7 +353,7 @@ class StyleGAN2Generator(ModelMixin, ConfigMixin):
         size = self.config.sample_size
         before = (image.shape[-1] - size) // 2
         image = image[:, :, before : before + size, before : before + size]
-        return image + at_least_float32(self.bias)[:, None, None]
+        return self.bound(image + at_least_float32(self.bias)[:, None, None])
 
     def forward(
         self,
@@ -337,13 +362,21 @@ class StyleGAN2Generator(ModelMixin, ConfigMixin):
         truncation: float = 1.0,
         noise: Sequence[torch.Tensor] | None = None,
         return_dict: bool = True,
+        other_latents: torch.Tensor | None = None,
+        crossover: torch.Tensor | None = None,
     ) -> GeneratorOutput | tuple[torch.Tensor]:
         """Turns latents into images: `map`, then `synthesize`; see there for arguments, ranges and errors.
+
+        With `other_latents`, shaped as `latents`, and `crossover` the styles of both are mixed between the two: see
+        `mix`. `w_avg` follows the first.
 
         Returns:
             [`GeneratorOutput`], or a tuple if `return_dict=False`.
         """
-        sample = self.synthesize(self.map(latents, class_labels, truncation), noise)
+        w = self.map(latents, class_labels, truncation)
+        if other_latents is not None and crossover is not None:
+            w = self.mix(w, self.map(other_latents, class_labels, truncation, update_w_avg=False), crossover)
+        sample = self.synthesize(w, noise)
         return GeneratorOutput(sample=sample) if return_dict else (sample,)
 
 
@@ -363,7 +396,7 @@ class ConvLayer(nn.Module):
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.scale = 1 / math.sqrt(in_channels * kernel_size**2)
-        self.blur = Blur(padding=2) if down else None
+        self.blur = Blur(padding=2) if down else None  # for a kernel of 3
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = self.weight * self.scale
@@ -372,11 +405,25 @@ class ConvLayer(nn.Module):
         return activate(F.conv2d(x, weight, self.bias, padding=weight.shape[-1] // 2))
 
 
+class Shortcut(nn.Module):
+    """Halves height and width, and maps channels linearly: the way around a residual block."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 1, 1))
+        self.scale = 1 / math.sqrt(in_channels)
+        self.blur = Blur(padding=1)  # centred between the pixels that are merged, as in a layer with a kernel of 3
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(self.blur(x), self.weight * self.scale, stride=2)
+
+
 class StyleGAN2Discriminator(ModelMixin, ConfigMixin):
     r"""
-    A discriminator of plain convolutions: the one that StyleGAN2-ADA (https://huggingface.co/papers/2006.06676) uses
-    for CIFAR-10, with the conditioning of projection discriminators (https://huggingface.co/papers/1802.05637): the
-    features of an image are compared with the embedding of its class.
+    The discriminator of StyleGAN2 (https://huggingface.co/papers/1912.04958); by default without its residual blocks,
+    as StyleGAN2-ADA (https://huggingface.co/papers/2006.06676) uses it for CIFAR-10. It has the conditioning of
+    projection discriminators (https://huggingface.co/papers/1802.05637): the features of an image are compared with
+    the embedding of its class.
 
     Parameters:
         sample_size (`int`, *optional*, defaults to 32): Height and width of the images, 8 to 256.
@@ -387,6 +434,8 @@ class StyleGAN2Discriminator(ModelMixin, ConfigMixin):
             further feature (https://huggingface.co/papers/1710.10196), so that a generator that makes all images alike
             is found out. Groups have the largest divisor of the batch that is not above this. 0 turns it off.
         num_class_embeds (`int`, *optional*): Number of classes; by default the network knows none.
+        residual (`bool`, *optional*, defaults to `False`): Whether the two convolutions of each size have a shortcut
+            around them, as in the paper (section 4.1) for large images.
 
     Attributes:
         mixes_samples (`bool`): Whether the logit of an image depends on the others in its batch.
@@ -407,6 +456,7 @@ class StyleGAN2Discriminator(ModelMixin, ConfigMixin):
         channel_max: int = 256,
         minibatch_std_group: int = 32,
         num_class_embeds: int | None = None,
+        residual: bool = False,
     ):
         super().__init__()
         if minibatch_std_group < 0 or minibatch_std_group == 1:
@@ -421,6 +471,8 @@ class StyleGAN2Discriminator(ModelMixin, ConfigMixin):
         for i in range(len(sizes) - 1, 0, -1):  # from fine to coarse
             self.layers.append(ConvLayer(channels[i], channels[i]))
             self.layers.append(ConvLayer(channels[i], channels[i - 1], down=True))
+        steps = range(len(sizes) - 1, 0, -1) if residual else ()
+        self.shortcuts = nn.ModuleList(Shortcut(channels[i], channels[i - 1]) for i in steps)
         self.conv = ConvLayer(last + self.mixes_samples, last)
         self.hidden = EqualizedLinear(last * sizes[0] ** 2, last)
         self.out = EqualizedLinear(last, 1)
@@ -451,9 +503,10 @@ class StyleGAN2Discriminator(ModelMixin, ConfigMixin):
 
         before = (self.canvas_size - shape[-1]) // 2
         after = self.canvas_size - shape[-1] - before
-        x = F.pad(sample, (before, after, before, after))
-        for layer in self.layers:
-            x = layer(x)
+        x = self.layers[0](F.pad(sample, (before, after, before, after)))
+        for i in range(1, len(self.layers), 2):
+            halved = self.layers[i + 1](self.layers[i](x))
+            x = (halved + self.shortcuts[i // 2](x)) / math.sqrt(2) if self.shortcuts else halved  # of equal variance
         if self.mixes_samples:
             x = torch.cat([x, minibatch_std(x, self._group_size(len(x))).to(x.dtype)], dim=1)
         features = activate(self.hidden(self.conv(x).flatten(1)))

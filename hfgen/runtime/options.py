@@ -23,9 +23,9 @@ def option(default: Any, help: str, *, choices: Sequence[Any] | None = None, **m
         choices (*optional*): The values allowed.
         metadata: `resumable=True` marks what may differ when a run is resumed (it changes no number that is
             trained); `resolved=True` what data or machine decide where it is left out; `before` the value by which
-            runs go on that were made before there was the option (by default, that of today); `secret=True` what is
-            never written to a file; `once=True` what the record of a run does not repeat, because it deletes, resumes
-            or publishes something.
+            runs go on that were made before there was the option (by default, that of today), or a function that
+            makes it of their other options; `secret=True` what is never written to a file; `once=True` what the
+            record of a run does not repeat, because it deletes, resumes or publishes something.
     """
     metadata |= {"help": help, "choices": choices}
     if isinstance(default, list):
@@ -129,6 +129,14 @@ def make(kinds: Sequence[type], values: Mapping[str, Any]) -> list[Any]:
         kind(**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values})
         for kind in kinds
     ]
+
+
+def upgrade(kinds: Iterable[type], record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of a recorded run, with those that are newer than the record and whose default is not what
+    it did before: see [`option`]."""
+    fields = [field for kind in kinds for field in dataclasses.fields(kind)]
+    known = {field.name: field.metadata["before"] for field in fields if "before" in field.metadata}
+    return {name: value(record) if callable(value) else value for name, value in known.items()} | dict(record)
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from hfgen.hub.push import BESIDE_COMPONENTS, pipeline_files
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.options import upgrade
 from hfgen.runtime.provenance import record
 from hfgen.training import checkpoint
 from hfgen.training.options import RunOptions
@@ -125,6 +126,7 @@ class RunFolder:
 
     def difference(self, before: dict[str, Any]) -> str:
         """Names the options that must not change and are not what they were; empty if all are."""
+        before = upgrade(map(type, self.options.parts), before)
         changed = [
             f"`{name}` {before[name]} there, {value} here"
             for name, value in self.options.fixed.items()

@@ -12,7 +12,7 @@ from hfgen.data.info import ImageInfo, LabelInfo
 from hfgen.registry import Family, find_family
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.machine import Machine
-from hfgen.runtime.options import as_dict, make
+from hfgen.runtime.options import as_dict, make, upgrade
 from hfgen.training.config import TrainingConfig
 
 DIGITS = "digits"
@@ -165,9 +165,9 @@ def read_record(family: Family, values: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if before != family.name:
         raise UserError(f"`output_dir` {folder} holds a run of {before}, not of {family.name}: give another folder.")
-    known = {field.name: field for kind in option_kinds(family) for field in dataclasses.fields(kind)}
-    kept = {name: field.metadata["before"] for name, field in known.items() if "before" in field.metadata}
-    kept |= {name: value for name, value in config.items() if name in known}
+    kinds = option_kinds(family)
+    known = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    kept = {name: value for name, value in upgrade(kinds, config).items() if name in known}
     for name in ("output_dir", "resume_from_checkpoint", "overwrite_output_dir"):  # not what is trained
         kept.pop(name, None)
     return kept

@@ -1,4 +1,6 @@
-"""The networks of GANs but StyleGAN2: sizes, classes, derivatives, saving and loading, mistakes."""
+"""The networks of GANs but StyleGAN2: sizes, classes, derivatives, saving and loading, mistakes; bounds of all."""
+
+import json
 
 import pytest
 import torch
@@ -6,6 +8,7 @@ import torch
 from hfgen.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from hfgen.models.mlp_gan import MLPDiscriminator, MLPGenerator
 from hfgen.models.residual_gan import ResidualBlock, ResidualDiscriminator, ResidualGenerator
+from hfgen.models.stylegan2 import StyleGAN2Generator
 
 PAIRS = {
     "mlp": (MLPGenerator, MLPDiscriminator, {"base_channels": 8}),
@@ -130,6 +133,38 @@ def test_save_and_load(name, classes, tmp_path):
         }
         assert all(map(torch.equal, network.state_dict().values(), loaded.state_dict().values()))
         assert not list(tmp_path.glob("*.bin"))
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [
+        (ResidualGenerator, {"block_out_channels": (8,), "group_width": 4}),
+        (StyleGAN2Generator, {"channel_base": 64, "channel_max": 8}),
+    ],
+)
+def test_images_have_the_bound_that_a_checkpoint_has(network, shape, tmp_path):
+    shape = shape | {"sample_size": 8, "out_channels": 1, "latent_dim": 6}
+    torch.manual_seed(0)
+    free = network(**shape).eval()
+    bounded = network(**shape, output_activation="tanh").eval()
+    bounded.load_state_dict(free.state_dict())
+    for generator in (free, bounded):
+        for parameter in generator.parameters():
+            parameter.data *= 2 if parameter.ndim == 4 else 1
+    latents = torch.randn(16, 6)
+    with torch.no_grad():
+        images = free(latents).sample
+        assert images.abs().max() > 1.5
+        assert torch.equal(bounded(latents).sample, images.tanh())
+    free.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["output_activation"]  # as older versions wrote it
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert torch.equal(network.from_pretrained(tmp_path)(latents).sample, images)
+    bounded.save_pretrained(tmp_path)
+    assert torch.equal(network.from_pretrained(tmp_path)(latents).sample, images.tanh())
+    with pytest.raises(ValueError, match="output_activation is 'relu', but must be 'tanh' or None"):
+        network(**shape, output_activation="relu")
 
 
 def test_mistakes():

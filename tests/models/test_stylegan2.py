@@ -314,6 +314,20 @@ def test_a_style_for_each_layer():
         assert change[0].std() > 1e-3 and change[1].abs().max() < 1e-5
 
 
+def test_styles_are_mixed_from_a_layer_on():
+    generator = make_generator(sample_size=16).train()
+    latents, other = torch.randn(3, 6), torch.randn(3, 6)
+    crossover = torch.tensor([1, 4, generator.num_layers])
+    images = generator(latents, other_latents=other, crossover=crossover).sample
+    w, w_other = (generator.map(z, update_w_avg=False) for z in (latents, other))
+    torch.testing.assert_close(generator.w_avg[0], 0.005 * w.mean(0))  # it has followed the first styles alone
+    styles = w[:, None].repeat(1, generator.num_layers, 1)
+    styles[0, 1:], styles[1, 4:] = w_other[0], w_other[1]
+    assert torch.equal(generator.mix(w, w_other, crossover), styles)
+    assert torch.equal(images, generator.synthesize(styles))
+    torch.testing.assert_close(images[2:], generator(latents[2:]).sample)
+
+
 def test_an_image_depends_on_its_latent_alone():
     generator = make_generator(sample_size=16, num_class_embeds=3)
     latents, labels = torch.randn(5, 6), torch.tensor([0, 1, 2, 0, 1])
@@ -338,8 +352,9 @@ def penalty(discriminator, images, labels=None):
     return gradient.square().sum()
 
 
-def test_double_backward_against_finite_differences():
-    discriminator = make_discriminator(num_class_embeds=2, minibatch_std_group=4).double()
+@pytest.mark.parametrize("residual", [False, True])
+def test_double_backward_against_finite_differences(residual):
+    discriminator = make_discriminator(num_class_embeds=2, minibatch_std_group=4, residual=residual).double()
     images, labels = torch.randn(4, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
     parameters = list(discriminator.parameters())
     gradients = torch.autograd.grad(penalty(discriminator, images, labels), parameters, allow_unused=True)
@@ -353,6 +368,24 @@ def test_double_backward_against_finite_differences():
         values.append(penalty(discriminator, images, labels).item())
     assert sum(products).item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-5)
     assert abs(sum(products).item()) > 1e-3
+
+
+def test_a_shortcut_halves_the_image_and_keeps_the_scale():
+    discriminator = make_discriminator(sample_size=16, residual=True)
+    assert len(discriminator.shortcuts) == 2
+    first, second = discriminator.layers[1:3]
+    seen = {}
+    first.register_forward_hook(lambda module, args, output: seen.update(before=args[0]))
+    second.register_forward_hook(lambda module, args, output: seen.update(inner=output))
+    discriminator.layers[3].register_forward_hook(lambda module, args, output: seen.update(after=args[0]))
+    discriminator(torch.randn(2, 1, 16, 16))
+    weight = discriminator.shortcuts[0].weight[:, :, 0, 0] / math.sqrt(seen["before"].shape[1])
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    padded = F.pad(torch.einsum("oc,bchw->bohw", weight, seen["before"]), (1, 1, 1, 1))
+    rows = sum(tap * padded[:, :, i : i + 15 : 2] for i, tap in enumerate(taps))
+    literal = sum(tap * rows[:, :, :, i : i + 15 : 2] for i, tap in enumerate(taps))
+    assert seen["after"].shape[2:] == (8, 8)
+    torch.testing.assert_close(seen["after"], (seen["inner"] + literal) / math.sqrt(2))
 
 
 def test_bfloat16_autocast():

@@ -27,11 +27,18 @@ CONFIG = TrainingConfig(
 DATA = DataConfig(resolution=8, random_flip=True)
 
 
-def made(tmp_path_factory=None):
+DCGAN = GANConfig(latent_dim=4, base_channels=8, ada_target=0.6)
+STYLEGAN2 = GANConfig(
+    architecture="stylegan2", latent_dim=4, base_channels=4, residual_discriminator=True, path_length_weight=2.0,
+    path_length_interval=2, style_mixing=0.9,
+)  # fmt: skip
+
+
+def made(config=DCGAN):
     """An engine of a tiny GAN, its stream and its schedule."""
     stream = open_stream(DEFAULT, DATA, 0)
     torch.manual_seed(0)
-    recipe = GANRecipe(GANConfig(latent_dim=4, base_channels=8, ada_target=0.6), stream.info)
+    recipe = GANRecipe(config, stream.info)
     schedule = Schedule(CONFIG, stream.info.num_images)
     return Engine(recipe, CONFIG, schedule, DATA), stream, schedule
 
@@ -45,15 +52,17 @@ def weights(engine):
     return {f"{name}.{key}": value for name, m in engine.modules.items() for key, value in m.state_dict().items()}
 
 
-def test_a_step_repeats_itself_from_its_state():
-    engine, stream, schedule = made()
+@pytest.mark.parametrize("config", [DCGAN, STYLEGAN2], ids=["dcgan", "stylegan2"])
+def test_a_step_repeats_itself_from_its_state(config):
+    engine, stream, schedule = made(config)
     steps(engine, stream, schedule, 0, 3)
     tensors, values = copy.deepcopy(engine.state_dict())
     steps(engine, stream, schedule, 3, 6)
-    other, stream, schedule = made()
+    other, stream, schedule = made(config)
     other.load_state_dict(tensors, values)
     steps(other, stream, schedule, 3, 6)
     one, two = weights(engine), weights(other)
+    assert ("path_length.mean" in one) == (config is STYLEGAN2) and one.get("path_length.mean", 1) > 0
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert all(
         torch.equal(a, b)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import data_info
+from helpers import Command, data_info
 
 from hfgen.registry import find_family
 from hfgen.runtime.errors import UserError
@@ -118,6 +118,23 @@ def test_an_old_record_goes_on_as_images_were_read_then(record):
     resolved = collect("gan", dataset_name="x").resolve(info, Machine(), "no")
     assert (resolved.data.value_range, resolved.data.image_column) == ((0, 4095), "picture")
     assert RunFolder(resolved).difference(values["config"]).count("`") == 2  # the name of the data alone
+
+
+@pytest.mark.parametrize(("architecture", "meant"), [("residual", "none"), ("stylegan2", "none"), ("dcgan", "tanh")])
+def test_an_old_record_without_what_was_otherwise_then(record, architecture, meant):
+    """Before there was the option, images of some generators had no bound; their runs go on so."""
+    folder = record(architecture=architecture)
+    values = json.loads((folder / "run.json").read_text())
+    del values["config"]["output_activation"]
+    (folder / "run.json").write_text(json.dumps(values))
+    resumed = {"resume_from_checkpoint": "latest", "output_dir": str(folder)}
+    options = collect("gan", **resumed)
+    assert options.own.output_activation == meant and RunFolder(options).difference(values["config"]) == ""
+    if meant == "none":
+        with pytest.raises(UserError, match="a different run, .*`output_activation` none there, tanh here"):
+            RunFolder(collect("gan", output_activation="tanh", **resumed))
+    *_, repeated = Command("train gan").read_options(["--config", str(folder / "run.json")])
+    assert repeated.output_activation == meant
 
 
 def test_a_stream_needs_a_length():

@@ -28,12 +28,17 @@ def dcgan(config: GANConfig) -> tuple[Options, Options]:
 
 def residual(config: GANConfig) -> tuple[Options, Options]:
     shape = {"block_out_channels": (config.base_channels,), "group_width": config.group_width}
-    return shape, shape
+    return shape | bound(config), shape
 
 
 def stylegan2(config: GANConfig) -> tuple[Options, Options]:
-    base = {"channel_base": 32 * config.base_channels}
-    return base, base
+    width = {"channel_base": 32 * config.base_channels, "channel_max": config.max_channels}
+    judge = {"minibatch_std_group": config.minibatch_std_group, "residual": config.residual_discriminator}
+    return width | bound(config) | {"mapping_layers": config.mapping_layers}, width | judge
+
+
+def bound(config: GANConfig) -> Options:
+    return {"output_activation": None if config.output_activation == "none" else config.output_activation}
 
 
 # By architecture: the generator, the discriminator, and the options of both beside those that all networks take.

@@ -1,7 +1,7 @@
 """The options of the family; no torch here, so that `--help` answers at once."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from hfgen.runtime.errors import UserError
@@ -11,6 +11,12 @@ from hfgen.runtime.options import Options, option, require_positive
 AUGMENTATIONS = (  # those of objectives.adaptive_augmentation, which imports torch
     *("flip", "rotate90", "translate_integer", "scale", "rotate", "anisotropic", "translate"),
     *("brightness", "contrast", "luma_flip", "hue", "saturation", "cutout"),
+)
+
+
+STYLEGAN2_ONLY = (  # options that no other architecture has
+    *("max_channels", "mapping_layers", "minibatch_std_group", "residual_discriminator"),
+    *("path_length_weight", "path_length_interval", "style_mixing"),
 )
 
 
@@ -33,6 +39,18 @@ class GANConfig(Options):
         "group", "normalisation in the discriminator of dcgan", choices=("group", "batch", "none")
     )
     spectral_norm: bool = option(False, "spectral normalisation in the discriminator of mlp and dcgan")
+    output_activation: str = option(
+        "tanh",
+        "tanh keeps generated images within the bounds of the data; none leaves them unbounded (residual, stylegan2)",
+        choices=("tanh", "none"),
+        before=lambda record: "none" if record.get("architecture") in ("residual", "stylegan2") else "tanh",
+    )
+    max_channels: int = option(256, "most channels of a layer (stylegan2)")
+    mapping_layers: int = option(2, "layers from latents to styles (stylegan2)")
+    minibatch_std_group: int = option(
+        32, "images whose deviation the discriminator sees, at most; 0 turns it off (stylegan2)"
+    )
+    residual_discriminator: bool = option(False, "residual blocks in the discriminator (stylegan2)")
     class_conditional: bool = option(False, "train on the labels, for sampling by class")
     objective: str = option(
         "relativistic",
@@ -44,6 +62,16 @@ class GANConfig(Options):
     r2_gamma: float = option(0.05, "weight of R2, the squared gradient at generated images; 0 turns it off")
     penalty_interval: int = option(4, "steps between two uses of R1 and R2, which then weigh as many times more")
     lipschitz_weight: float = option(0.0, "weight of WGAN-GP's penalty, 10 in its paper; 0 turns it off")
+    path_length_weight: float = option(
+        0.0, "weight of path length regularisation, 2 in its paper; 0 turns it off (stylegan2)"
+    )
+    path_length_interval: int = option(
+        4, "steps of the generator between two uses of it, which then weigh as many times more"
+    )
+    style_mixing: float = option(
+        0.0, "probability that an image has two styles, one for its coarse and one for its fine layers, 0.9 in its "
+        "paper (stylegan2)",
+    )  # fmt: skip
     discriminator_steps: int = option(1, "steps of the discriminator per step of the generator")
     ada_target: float | None = option(
         None, "adaptive augmentation: keeps the mean sign of the real logits at this, 0.6 in its paper"
@@ -72,16 +100,17 @@ class GANConfig(Options):
             UserError: For values out of range, or that do not go together.
         """
         require_positive(self, "latent_dim", "base_channels", "penalty_interval", "discriminator_steps")
-        require_positive(self, "learning_rate", "adam_epsilon")
+        require_positive(self, "learning_rate", "adam_epsilon", "max_channels", "path_length_interval")
         if self.discriminator_learning_rate is not None:
             require_positive(self, "discriminator_learning_rate")
-        for name in ("r1_gamma", "r2_gamma", "lipschitz_weight"):
+        for name in ("r1_gamma", "r2_gamma", "lipschitz_weight", "path_length_weight"):
             if getattr(self, name) < 0:
                 raise UserError(f"`{name}` {getattr(self, name)} is negative: use 0 or more.")
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"`{name}` {getattr(self, name)} is not in [0, 1): use a share.")
-        for name, most in (("label_smoothing", 0.5), ("augment_probability", 1), ("ada_target", 1)):
+        shares = (("label_smoothing", 0.5), ("augment_probability", 1), ("ada_target", 1), ("style_mixing", 1))
+        for name, most in shares:
             if not 0 <= (getattr(self, name) or 0) <= most:
                 raise UserError(f"`{name}` {getattr(self, name)} is not in [0, {most}]: use a share.")
         if self.label_smoothing and self.objective not in ("nonsaturating", "saturating", "least_squares"):
@@ -115,6 +144,23 @@ class GANConfig(Options):
                 f"`truncation` {self.truncation}: {self.architecture} has no mean latent to move towards. Leave "
                 "it out, or use stylegan2."
             )
+        if self.output_activation == "none" and self.architecture in ("mlp", "dcgan"):
+            raise UserError(
+                f"`output_activation` none: {self.architecture} always ends in tanh. Leave it out, or use residual or "
+                "stylegan2."
+            )
+        if self.minibatch_std_group < 0 or self.minibatch_std_group == 1:
+            raise UserError(
+                f"`minibatch_std_group` {self.minibatch_std_group}: a deviation needs two images. Use 2 or more, or 0 "
+                "to turn it off."
+            )
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in STYLEGAN2_ONLY if self.architecture != "stylegan2" else ():
+            if getattr(self, name) != defaults[name]:
+                raise UserError(
+                    f"`{name}` {getattr(self, name)} does not exist in {self.architecture}: leave it out, or use "
+                    "stylegan2."
+                )
         if self.spectral_norm and self.architecture not in ("mlp", "dcgan"):
             raise UserError(
                 f"`spectral_norm` does not exist in {self.architecture}: leave it out, or use mlp or dcgan."
@@ -130,10 +176,11 @@ class GANConfig(Options):
             raise UserError(f"`resolution` {resolution} is out of range: GANs make images of 8 to 256 pixels.")
         if size == 1 and self.architecture in ("mlp", "dcgan"):
             raise UserError("`train_batch_size` 1: batch normalisation needs several images. Use 2 or more.")
-        if self.architecture == "stylegan2" and all(size % group for group in range(2, 33)):
+        most = self.minibatch_std_group
+        if self.architecture == "stylegan2" and most and all(size % group for group in range(2, most + 1)):
             raise UserError(
-                f"`train_batch_size` {size}: minibatch statistics need groups of 2 to 32 images of equal size. Use a "
-                "number with such a divisor."
+                f"`train_batch_size` {size}: minibatch statistics need groups of 2 to {most} images of equal size. "
+                "Use a number with such a divisor, or `minibatch_std_group` 0."
             )
 
 
@@ -208,7 +255,7 @@ def wgan_gp() -> dict[str, Any]:
 
 
 def stylegan2() -> dict[str, Any]:
-    """StyleGAN2 for 32 pixels; for more use `base_channels` 256 and `r1_gamma` 0.0002 * pixels^2 / batch size."""
+    """StyleGAN2 for up to 32 pixels: ADA's settings for CIFAR-10 with narrower networks."""
     return COMMON | {
         "architecture": "stylegan2",
         "latent_dim": 128,
@@ -222,6 +269,37 @@ def stylegan2() -> dict[str, Any]:
     }
 
 
+def stylegan2_of(pixels: int) -> dict[str, Any]:
+    """Returns what ADA's configuration `auto` has for a size and 64 images per step, with its regularisers."""
+    return stylegan2() | {
+        "resolution": pixels,
+        "latent_dim": 512,
+        "base_channels": 512,
+        "max_channels": 512,
+        "minibatch_std_group": 4,
+        "residual_discriminator": True,
+        "r1_gamma": 0.0002 * pixels**2 / 64,
+        "path_length_weight": 2.0,
+        "style_mixing": 0.9,
+        "ema_half_life": 20_000,
+    }
+
+
+def stylegan2_64() -> dict[str, Any]:
+    """StyleGAN2 for 64 pixels, on a GPU: ADA's `auto` for 64 images per step, all regularisers on."""
+    return stylegan2_of(64)
+
+
+def stylegan2_128() -> dict[str, Any]:
+    """StyleGAN2 for 128 pixels, on a GPU: as for 64."""
+    return stylegan2_of(128)
+
+
+def stylegan2_256() -> dict[str, Any]:
+    """StyleGAN2 for 256 pixels, on a GPU: ADA's `paper256`, whose mapping network has eight layers."""
+    return stylegan2_of(256) | {"mapping_layers": 8, "minibatch_std_group": 8, "r1_gamma": 1.0, "ema_ramp": 0.0}
+
+
 PRESETS = {
     "digits": digits,
     "stable": stable,
@@ -230,4 +308,7 @@ PRESETS = {
     "mlp": mlp,
     "wgan-gp": wgan_gp,
     "stylegan2": stylegan2,
+    "stylegan2-64": stylegan2_64,
+    "stylegan2-128": stylegan2_128,
+    "stylegan2-256": stylegan2_256,
 }

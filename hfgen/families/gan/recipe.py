@@ -12,6 +12,7 @@ from hfgen.families.gan.networks import make_networks
 from hfgen.families.gan.options import GANConfig
 from hfgen.objectives.adaptive_augmentation import AdaptiveProbability, augment
 from hfgen.objectives.adversarial import OBJECTIVES, interpolate, lipschitz_penalty, squared_gradients
+from hfgen.objectives.path_length import PathLengthMean, path_lengths
 from hfgen.pipelines.gan import GANPipeline
 from hfgen.runtime.errors import UserError
 from hfgen.sampling.config import GANSamplingConfig
@@ -69,6 +70,10 @@ class GANRecipe(Recipe):
         if config.ada_target is not None:
             self.adaptive = AdaptiveProbability(config.ada_target, config.augment_probability)
             self.networks["augmentation"] = Network(self.adaptive, STATE)
+        self.path_length: PathLengthMean | None = None
+        if config.path_length_weight:
+            self.path_length = PathLengthMean()
+            self.networks["path_length"] = Network(self.path_length, STATE)
         self.sampling = GANSamplingConfig(truncation=config.truncation)
         self._class_arguments = class_arguments(info, self.class_names)
         self.grid_columns = class_columns(info, self.class_names)
@@ -89,10 +94,50 @@ class GANRecipe(Recipe):
         labels = batch["label"] if self.class_names else None  # pairs share their class, as relativistic ones must
         generator: Any = self.generator
         noise = [batch.random.normal(*shape) for shape in generator.noise_shapes]
-        fake = generator(latents, labels, **({"noise": noise} if noise else {})).sample
+        more = ({"noise": noise} if noise else {}) | self._second_styles(batch)
+        fake = generator(latents, labels, **more).sample
         if phase.name == "discriminator":
             return self._discriminator_loss(batch, fake.detach(), labels, progress)
-        return self._generator_loss(batch, fake, labels)
+        loss, metrics = self._generator_loss(batch, fake, labels)
+        interval = self.config.path_length_interval
+        if self.path_length is not None and progress.step // phase.every % interval == 0:
+            penalty, lengths = self._path_length_penalty(batch, latents, labels, more)
+            loss = loss + interval * self.config.path_length_weight * penalty
+            metrics |= {"path_length": lengths.mean(), "path_length_penalty": penalty.detach()}
+        return loss, metrics
+
+    def _second_styles(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Draws latents of second styles for style mixing, and the layers from which on they count."""
+        if not self.config.style_mixing:
+            return {}
+        generator: Any = self.generator
+        other, (mixed, where) = batch.random.normal(self.config.latent_dim), batch.random.uniform(2).unbind(1)
+        crossover = 1 + (where * (generator.num_layers - 1)).long()
+        crossover = torch.where(mixed < self.config.style_mixing, crossover, generator.num_layers)
+        return {"other_latents": other, "crossover": crossover}
+
+    def _path_length_penalty(
+        self, batch: Batch, latents: torch.Tensor, labels: torch.Tensor | None, more: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the mean penalty and the lengths of every other image, as the paper does to save memory, in float32.
+
+        Latents and noise are those of the batch, and `w_avg` has followed these already.
+        """
+        generator: Any = self.generator
+        assert self.path_length is not None
+        half = slice(None, None, 2)
+        labels = None if labels is None else labels[half]
+        with torch.autocast(latents.device.type, enabled=False):
+            first = generator.map(latents[half], labels, update_w_avg=False)
+            styles = first[:, None].expand(-1, generator.num_layers, -1)
+            if "crossover" in more:
+                other = generator.map(more["other_latents"][half], labels, update_w_avg=False)
+                styles = generator.mix(first, other, more["crossover"][half])
+            images = generator.synthesize(styles, [noise[half] for noise in more["noise"]])
+            lengths = path_lengths(images, styles, batch.random.normal(*images.shape[1:])[half])
+            penalty = (lengths - self.path_length.mean).square().mean()
+        self.path_length.observe(lengths.detach())
+        return penalty, lengths.detach()
 
     def _discriminator_loss(
         self, batch: Batch, fake: torch.Tensor, labels: torch.Tensor | None, progress: Progress
@@ -162,6 +207,8 @@ class GANRecipe(Recipe):
     def after_step(self, images: int) -> None:
         if self.adaptive is not None:
             self.adaptive.update(images)
+        if self.path_length is not None:
+            self.path_length.update()
 
     def warnings(self, means: dict[str, float], images_seen: int) -> list[str]:
         return self._alarms(means, images_seen)
@@ -209,7 +256,8 @@ class Alarms:
         ranked, diversity = means.get("ranked_right", math.nan), means.get("diversity", math.nan)
         saturated = (
             f"the discriminator is saturated: it tells {ranked:.1%} of the pairs apart, and the generator learns "
-            f"little from it. Try {self._penalties()}, `ada_target` 0.6, or a lower `discriminator_learning_rate`."
+            f"little from it. Try {self._bound()}{self._penalties()}, `ada_target` 0.6, or a lower "
+            "`discriminator_learning_rate`."
         )
         stuck = (
             f"the loss is stuck: the discriminator tells only {ranked:.1%} of the pairs apart, half by chance, and "
@@ -218,8 +266,8 @@ class Alarms:
         )
         collapsed = (
             f"the generator collapses: its images (of one class or group) differ from each other only "
-            f"{diversity:.2f} times as much as real ones. Look at the sample grid; try `objective` relativistic, "
-            f"{self._penalties()}, a lower `learning_rate`, or a larger batch."
+            f"{diversity:.2f} times as much as real ones. Look at the sample grid; try {self._bound()}`objective` "
+            f"relativistic, {self._penalties()}, a lower `learning_rate`, or a larger batch."
         )
         signs = {
             # A critic of bounded slope is meant to tell all pairs apart.
@@ -237,6 +285,9 @@ class Alarms:
                 self._told.add(name)
                 messages.append(f"for {self.patience} images {text}")
         return messages
+
+    def _bound(self) -> str:
+        return "`output_activation` tanh, " if self.config.output_activation == "none" else ""
 
     def _penalties(self) -> str:
         if self.config.r1_gamma and self.config.r2_gamma:
