@@ -107,7 +107,7 @@ def card_commands(
         report (`dict`): What was found of the model.
         extractor (`str`, *optional*): What the features are of; none where there are no features.
     """
-    from hfgen.hub.card import HERE, extractor_flags, path_from, read_places
+    from hfgen.hub.card import HERE, extractor_options, path_from, read_places
 
     values: dict[str, Any] = {}
     for part, kind in ((config, MeasureOptions), (reference, type(reference))):
@@ -120,8 +120,8 @@ def card_commands(
     values |= {"metrics": config.metrics, "num_images": report["generation"]["num_images"]}
     own = (*report["generation"], "class_labels", "mixed_precision")
     values |= {name: value for name, value in given.items() if value is not None and name in own}
-    made, words = extractor_flags(extractor, "extractor") if extractor else ([], [])
-    return "\n".join([*made, shlex.join(["hfgen", "evaluate", "--model", HERE, *words, *flags(values)])])
+    made, features = extractor_options(extractor, "extractor") if extractor else ([], {})
+    return "\n".join([*made, shlex.join(["hfgen", "evaluate", *flags({"model": (HERE,), **features, **values})])])
 
 
 def check_models(models: tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ REAL_IMAGES = ("fd", "fid", "kd", "kid", "cmmd", "precision", "recall", "density
 MODES = {"L": "gray", "RGB": "colour (RGB)", "RGBA": "colour with transparency (RGBA)"}
 PATIENCE = 5.0  # seconds for a page that a card can do without
 UNMEASURED = (
-    "Nothing was measured yet. `hfgen evaluate --help` says how; with `--update_card` it writes the results here."
+    "Nothing was measured yet. `hfgen evaluate --help` says how; with `update_card` it writes the results here."
 )
 PATH = re.compile(r"(?<![\w.~:/-])/(?:[^\s/'\"]+/)+([^\s/'\"]*)")  # an absolute one, in a text
 HERE = "."  # where a card says that its model is: beside it, until it is pushed
@@ -89,10 +90,10 @@ def public_path(text: str) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path.name)
 
 
-def shown_command(command: str) -> str:
+def shown_command(text: str) -> str:
     """Returns a command without the folders of this machine, since anyone can read a card."""
     shown = []
-    for argument in shlex.split(command):
+    for argument in shlex.split(text):
         flag, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
         shown.append(flag + equals + public_path(value))
     return escape_code(shlex.join(shown))
@@ -113,6 +114,12 @@ def public_record(record: Any) -> Any:
 # Commands that repeat what a card tells of, from the folder that the card lies in
 
 
+def command(program: Sequence[str], options: Mapping[str, Any]) -> str:
+    """Writes a command for a card: a program with its arguments, and options by name."""
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return escape_code(shlex.join([*program, *words]))
+
+
 def repeating_commands(record: dict[str, Any], home: Path) -> list[str]:
     """Returns the commands that repeat a run by its `run.json`, which lies beside the card.
 
@@ -121,20 +128,18 @@ def repeating_commands(record: dict[str, Any], home: Path) -> list[str]:
         home (`Path`): The folder of the card, from which paths to data of this machine start.
     """
     config = record["config"]
-    words = ["hfgen", "train", record["family"], "--config", "run.json"]
+    commands: list[str] = []
+    program = ["hfgen", "train", record["family"]]
     processes = record["images_per_step"] // (config["train_batch_size"] * config["gradient_accumulation_steps"])
     if processes > 1:
-        words = ["torchrun", "--nproc_per_node", str(processes), "-m", *words]
-    for name, path in read_places(config).items():
-        words += [f"--{name}", path_from(home, path)]
-    commands = []
+        program = [*f"torchrun --nproc_per_node {processes} -m".split(), *program]
+    options = {"config": "run.json"} | {name: path_from(home, path) for name, path in read_places(config).items()}
     if config.get("eval_every") is not None and record.get("evaluation"):  # by which this pipeline was chosen
-        made, more = extractor_flags(config["eval_extractor"], "eval_extractor")
-        commands += made
-        words += more
+        commands, more = extractor_options(config["eval_extractor"], "eval_extractor")
+        options |= more
     elif config.get("eval_every") is not None:  # changes no weights, and may need what is not published
-        words += ["--eval_every", "none", *["--metric_for_best_model", "none"] * bool(config["metric_for_best_model"])]
-    return [*commands, escape_code(shlex.join([*words, "--output_dir", "again"]))]
+        options |= {name: "none" for name in ("eval_every", "metric_for_best_model") if config[name] is not None}
+    return [*commands, command(program, options | {"output_dir": "again"})]
 
 
 def read_places(config: dict[str, Any]) -> dict[str, Path]:
@@ -152,27 +157,27 @@ def path_from(home: Path, path: Path) -> str:
     return Path(os.path.relpath(path.resolve(), home.resolve())).as_posix()
 
 
-def extractor_flags(extractor: str, option: str) -> tuple[list[str], list[str]]:
-    """Returns the commands that make an extractor of this machine, as far as it tells, and the flags that name it.
+def extractor_options(extractor: str, option: str) -> tuple[list[str], dict[str, str]]:
+    """Returns the commands that make an extractor of this machine, as far as it tells, and the options that name it.
 
     Args:
         extractor (`str`): What was given as `option`: a name, a folder or a Hub id.
         option (`str`): `"extractor"`, or the option of a training.
     """
     if extractor.startswith("inception"):
-        return [], [f"--{option}", extractor, f"--{option}_weights", "download"]
+        return [], {option: extractor, f"{option}_weights": "download"}
     folder = Path(extractor).expanduser()
     if not folder.is_dir():
-        return [], [f"--{option}", extractor]
+        return [], {option: extractor}
     name = folder.resolve().name
     try:
-        command = shlex.split(shown_command(json.loads((folder / "eval.json").read_text(encoding="utf-8"))["command"]))
+        words = shlex.split(shown_command(json.loads((folder / "eval.json").read_text(encoding="utf-8"))["command"]))
     except (OSError, ValueError, KeyError, TypeError):
-        return [], [f"--{option}", name]
-    if "classify" in command:  # the flag that comes last wins
-        words = ["hfgen", *command[command.index("classify") :], "--output_dir", name]
-        return [escape_code(shlex.join(words))], [f"--{option}", name]
-    return [], [f"--{option}", name]
+        words = []
+    if "classify" not in words:
+        return [], {option: name}
+    made = command(["hfgen", *words[words.index("classify") :]], {"output_dir": name})  # of two, the last one counts
+    return [made], {option: name}
 
 
 @functools.cache
@@ -320,10 +325,8 @@ def write_classifier_card(folder: Path, name: str, report: dict[str, Any], weak:
 
 def repeating_classifier(config: dict[str, Any], home: Path) -> str:
     """Returns the command that repeats the training of a classifier by its `eval.json`, which lies beside the card."""
-    words = ["hfgen", "classify", "--config", "eval.json"]
-    for name, path in read_places(config).items():
-        words += [f"--{name}", path_from(home, path)]
-    return escape_code(shlex.join([*words, "--output_dir", "again"]))
+    places = {name: path_from(home, path) for name, path in read_places(config).items()}
+    return command(["hfgen", "classify"], {"config": "eval.json", **places, "output_dir": "again"})
 
 
 def write_short_card(folder: Path, pipeline: Any, model_id: str) -> None:
@@ -361,11 +364,11 @@ def with_location(text: str, location: str, **options: str | None) -> str:
     extra = "".join(f', {name}="{value}"' for name, value in options.items() if value is not None)
     text = re.sub(load, lambda match: f'{match[1]}"{location}"{extra}' if match[2] == first[2] else match[0], text)
     # The last one in cards of earlier versions.
-    for command in ("hfgen sample --model", "hfgen evaluate --model", "scripts/sample.py --model"):
-        text = text.replace(f"{command} {first[2]} ", f"{command} {location} ")
+    for start in ("hfgen sample --model", "hfgen evaluate --model", "scripts/sample.py --model"):
+        text = text.replace(f"{start} {first[2]} ", f"{start} {location} ")
     text = re.sub(r"(?m)^Run from the folder that holds this card.*\n\n", "", text)
-    revision = f" --revision {options['revision']}" if options.get("revision") else ""
-    fetch = f"hf download {location} run.json --local-dir .{revision}"
+    where = {"revision": options["revision"]} if options.get("revision") else {}
+    fetch = command(f"hf download {location} run.json --local-dir .".split(), where)
     text = re.sub(r"(?m)^.*\bhfgen train .*--config run\.json.*$", rf"{fetch}\n\g<0>", text)
     # Data of this machine, as `path_from` names it.
     return re.sub(r"(?m)(?<= --)(\w+(?:_dir|_path)|dataset_name)([ =])\.\./\S*?([^/\s]+)(?=\s|$)", r"\1\2\3", text)

@@ -1,8 +1,11 @@
 """Errors name options, and nothing but the command line knows how these are spelt as flags."""
 
-import pytest
+import re
 
-from hfgen.runtime.errors import UserError
+import pytest
+from helpers import ROOT
+
+from hfgen.runtime.errors import UserError, one_line
 
 
 @pytest.mark.parametrize(
@@ -28,3 +31,16 @@ def test_an_error_for_a_user_who_has_other_names():
 
 def test_it_is_a_value_error():
     assert issubclass(UserError, ValueError)
+
+
+def test_a_reason_is_whole_and_in_one_line():
+    assert one_line(ValueError("No such thing.\n  Ask  for another.")) == "No such thing. Ask for another"
+    assert one_line("x" * 1000) == "x" * 1000 and one_line(KeyError()) == "KeyError"
+
+
+def test_no_message_is_cut_by_position():
+    for path in (ROOT / "hfgen").rglob("*.py"):
+        cut = re.search(
+            r"str\((error|cause|reason)\)[^\n]*(\[:|\.split\(['\"]|\.partition\()|\[:[2-9]00\]", path.read_text()
+        )
+        assert cut is None, f"{path}: {cut[0]}"
