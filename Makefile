@@ -41,6 +41,7 @@ benchmark:  ## measure training, data, metrics, sampling and an hour of memory o
 	$(PYTHON) benchmarks/train.py --output benchmarks/train.json
 	$(PYTHON) benchmarks/data.py --output benchmarks/data.json
 	$(PYTHON) benchmarks/metrics.py --output benchmarks/metrics.json
+	$(PYTHON) benchmarks/steps.py --output benchmarks/steps.json
 	for family in ddpm gan vae; do $(PYTHON) -m hfgen train $$family --resume_from_checkpoint latest || exit; done
 	test -e out/classifier-digits || $(PYTHON) -m hfgen classify
 	$(PYTHON) benchmarks/sample.py --model out/gan-digits out/vae-digits out/ddpm-digits \

@@ -5,13 +5,28 @@ gives makes better images (https://huggingface.co/papers/1903.12436, "ex-post de
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from hfgen.models.base import ModelMixin
+from hfgen.models.labels import check_classes
+
+
+@dataclass
+class GaussianMixtureOutput(BaseOutput):
+    """
+    The output of a prior.
+
+    Args:
+        sample (`torch.Tensor` of shape `(B, D, h, w)`): Latents, float32.
+    """
+
+    sample: torch.Tensor
 
 
 class GaussianMixturePrior(ModelMixin, ConfigMixin):
@@ -63,16 +78,17 @@ class GaussianMixturePrior(ModelMixin, ConfigMixin):
         self.register_buffer("offset", torch.zeros(size))
         self.register_buffer("residual", torch.ones(()))
 
-    def _class_weights(self, class_labels: torch.Tensor | None) -> torch.Tensor:
-        classes = self.config.num_class_embeds
-        if (class_labels is None) != (classes is None):
-            expected = "expects class_labels" if class_labels is None else "knows no classes: leave class_labels out"
-            raise ValueError(f"num_class_embeds is {classes}, so this prior {expected}.")
+    def _class_weights(self, class_labels: torch.Tensor | None, batch_size: int) -> torch.Tensor:
+        check_classes(class_labels, self.config.num_class_embeds, batch_size)
         return self.weights.float() if class_labels is None else self.weights[class_labels].float()
 
     def forward(
-        self, noise: torch.Tensor, class_labels: torch.Tensor | None = None, temperature: float = 1.0
-    ) -> torch.Tensor:
+        self,
+        noise: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        temperature: float = 1.0,
+        return_dict: bool = True,
+    ) -> GaussianMixtureOutput | tuple[torch.Tensor]:
         r"""
         Turns noise into latents.
 
@@ -83,17 +99,16 @@ class GaussianMixturePrior(ModelMixin, ConfigMixin):
                 Classes, if the prior has them.
             temperature (`float`, *optional*, defaults to 1.0):
                 Scales the distance from the mean of the component; 0 is the mean itself.
-
-        Returns:
-            `torch.Tensor` of shape `(B, D, h, w)`, float32.
+            return_dict (`bool`, *optional*, defaults to `True`):
+                Whether to return a [`GaussianMixtureOutput`] instead of a tuple.
 
         Raises:
-            ValueError: For noise of the wrong shape, or missing or unexpected classes.
+            ValueError: For noise of the wrong shape, or missing, unexpected or unknown classes.
         """
         basis = self.basis.float()
         if noise.ndim != 2 or noise.shape[1] != 1 + len(basis):
             raise ValueError(f"noise has shape {tuple(noise.shape)}, but must be (B, {1 + len(basis)}).")
-        upper = self._class_weights(class_labels).cumsum(-1)
+        upper = self._class_weights(class_labels, len(noise)).cumsum(-1)
         uniform = torch.special.ndtr(noise[:, :1].float())  # in [0, 1]
         component = (uniform * upper[:, -1:] > upper).sum(-1)
         noise = temperature * noise[:, 1:].float()
@@ -101,7 +116,8 @@ class GaussianMixturePrior(ModelMixin, ConfigMixin):
         outside = noise - inside @ basis.T
         inside = self.means[component].float() + (self.factors[component].float() @ inside[..., None])[..., 0]
         latents = self.offset.float() + inside @ basis.T + self.residual.float() * outside
-        return latents.unflatten(1, tuple(self.config.latent_shape))
+        latents = latents.unflatten(1, tuple(self.config.latent_shape))
+        return GaussianMixtureOutput(sample=latents) if return_dict else (latents,)
 
     @torch.no_grad()
     def sample(
@@ -129,7 +145,7 @@ class GaussianMixturePrior(ModelMixin, ConfigMixin):
         """
         shape, device = (count, 1 + len(self.offset)), self.offset.device
         noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        return self(noise, class_labels, temperature)
+        return self(noise, class_labels, temperature, return_dict=False)[0]
 
     def log_prob(self, latents: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
         r"""
@@ -158,5 +174,5 @@ class GaussianMixturePrior(ModelMixin, ConfigMixin):
         standard = torch.linalg.solve_triangular(factors, difference, upper=False)
         log_size = factors.diagonal(dim1=1, dim2=2).log().sum(1, keepdim=True) + 0.5 * rank * math.log(2 * math.pi)
         log_inside = -0.5 * standard.square().sum(1) - log_size  # (K, B)
-        log_weights = self._class_weights(class_labels).log()
+        log_weights = self._class_weights(class_labels, len(latents)).log()
         return torch.logsumexp(log_inside.T + log_weights, dim=1) + log_outside

@@ -21,7 +21,14 @@ PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 class Pipeline(ClassPipeline):
-    """A pipeline around one network, `model`."""
+    """A pipeline around one network: the component that `network_name` names."""
+
+    network_name = "model"
+
+    @property
+    def network(self) -> Any:
+        """The network that makes the images."""
+        return getattr(self, self.network_name)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
@@ -31,13 +38,15 @@ class Pipeline(ClassPipeline):
 
     # Classes
 
-    def _check_names(self, id2label: dict | None) -> dict | None:
-        """Returns the names of the model's classes; their numbers, if it is given none."""
-        numbers = range(self.model.config.num_class_embeds or 0)
-        names = id2label or {number: str(number) for number in numbers}
-        if {str(key) for key in names} != {str(number) for number in numbers}:
+    def _check_names(self, id2label: dict | None, unnamed: int = 0) -> dict | None:
+        """Returns the names of the network's classes; their numbers, if it is given none. The last `unnamed` classes
+        may have no name."""
+        count = self.network.config.num_class_embeds or 0
+        names = id2label or {number: str(number) for number in range(count)}
+        counts = range(max(0, count - unnamed), count + 1)
+        if {str(key) for key in names} not in [{str(number) for number in range(one)} for one in counts]:
             raise ValueError(
-                f"id2label has the keys {sorted(map(str, names))}, but the model has {len(numbers)} classes: "
+                f"id2label has the keys {sorted(map(str, names))}, but the model has {count} classes: "
                 "give one name for each number from 0 on, or leave it out."
             )
         return names or None
@@ -61,12 +70,12 @@ class Pipeline(ClassPipeline):
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """Moves the model to its device and into evaluation mode; afterwards it is as it was."""
-        hook = getattr(self.model, "_hf_hook", None)
+        """Moves the network to its device and into evaluation mode; afterwards it is as it was."""
+        hook = getattr(self.network, "_hf_hook", None)
         if hook is not None:  # offloading brings a model back for `forward`, but not for its other methods
-            hook.pre_forward(self.model)
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
+            hook.pre_forward(self.network)
+        training = [module for module in self.network.modules() if module.training]
+        self.network.eval()
         try:
             yield
         finally:
@@ -79,6 +88,17 @@ class Pipeline(ClassPipeline):
         generator = check_generators(generator, count)
         # Drawn in float32 and on the generator's device: the same whatever the model's precision and device.
         return randn_tensor((count, *shape), generator=generator, device=self._execution_device, dtype=torch.float32)
+
+    def _given_latents(self, latents: Any, shape: Sequence[int], meaning: str) -> torch.Tensor:
+        """Takes the latents that a call was given to the device, float32.
+
+        Raises:
+            ValueError: If they do not have `shape`.
+        """
+        latents = torch.as_tensor(latents, dtype=torch.float32, device=self._execution_device)
+        if tuple(latents.shape) != tuple(shape):
+            raise ValueError(f"latents has shape {tuple(latents.shape)}, but must have {tuple(shape)}: {meaning}.")
+        return latents
 
     def _minimise(
         self, loss: Callable[[torch.Tensor], torch.Tensor], points: torch.Tensor, steps: int, learning_rate: float
@@ -107,7 +127,7 @@ class Pipeline(ClassPipeline):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the model's images."""
-        config = self.model.config
+        config = self.network.config
         channels = config.out_channels if "out_channels" in config else config.in_channels
         height, width = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
         return channels, height, width
@@ -155,15 +175,17 @@ class Pipeline(ClassPipeline):
             )
         return pixels.movedim(-1, 1) if is_array else pixels
 
-    def _check_output(self, output_type: str) -> None:
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"output_type is {output_type!r}, but must be one of pil, np, pt.")
+    def _check_output(self, output_type: str, latents: bool = False) -> None:
+        """Raises `ValueError` for an output of no kind that there is; `latents` are one, where a call makes images."""
+        kinds = ("pil", "np", "pt", "latent") if latents else ("pil", "np", "pt")
+        if output_type not in kinds:
+            raise ValueError(f"output_type is {output_type!r}, but must be one of {', '.join(kinds)}.")
         if output_type == "pil" and self.image_shape[0] not in PIL_MODES:
             raise ValueError(f"output_type is 'pil', which has no {self.image_shape[0]} channels: use 'np' or 'pt'.")
 
     def _export(self, images: torch.Tensor, output_type: str) -> Any:
-        """Turns `(B, C, H, W)` or rows `(B, S, C, H, W)` in [0, 1] into what `output_type` says."""
-        if output_type == "pt":
+        """Turns `(B, C, H, W)` or rows `(B, S, C, H, W)` in [0, 1] into what `output_type` says; latents stay."""
+        if output_type in ("pt", "latent"):
             return images
         arrays = images.cpu().movedim(-3, -1).numpy()
         if output_type == "np":
@@ -200,6 +222,71 @@ class Pipeline(ClassPipeline):
         for index, frame in enumerate(frames):
             strip.paste(frame, (width * index, 0))
         return strip
+
+
+class SteppedPipeline(Pipeline):
+    """A pipeline whose calls take steps, with what diffusers promises of such: `callback_on_step_end` sees each step,
+    and may change the latents, change the guidance (`pipe._guidance_scale`) or stop (`pipe._interrupt = True`)."""
+
+    _callback_tensor_inputs = ["latents"]
+    _guidance_scale = 1.0
+    _guided = False
+    _num_timesteps = 0
+    _interrupt = False
+
+    @property
+    def guidance_scale(self) -> float:
+        """The guidance of the call, as it is now; afterwards, as it was in the end."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the next step is guided: there is something to follow, and the guidance is not 1."""
+        return self._guided and self._guidance_scale != 1
+
+    @property
+    def num_timesteps(self) -> int:
+        """How many steps the call takes, or took if no callback stopped it."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback has stopped the call."""
+        return self._interrupt
+
+    def _begin(self, guidance_scale: float, guided: bool) -> None:
+        """Notes with what a call begins. `guided` says whether there is something to follow."""
+        self._guidance_scale, self._guided = guidance_scale, guided
+        self._num_timesteps, self._interrupt = 0, False
+
+    def _steps(self, timesteps: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Goes through the timesteps, until a callback stops it."""
+        self._num_timesteps = len(timesteps)
+        for timestep in self.progress_bar(timesteps):
+            yield timestep
+            if self._interrupt:
+                return
+
+    def _step_end(self, callback: Any, tensor_inputs: Sequence[str]) -> Callable[..., torch.Tensor] | None:
+        """Makes of a call's callback a function of a step's number, its timestep and the latents after it, which
+        returns the latents to go on with.
+
+        Raises:
+            ValueError: For tensors that callbacks cannot have.
+        """
+        inputs = getattr(callback, "tensor_inputs", tensor_inputs)  # those of diffusers say themselves what they need
+        if not set(inputs) <= set(self._callback_tensor_inputs):
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs is {list(inputs)}, but may only have "
+                f"{self._callback_tensor_inputs}."
+            )
+        if callback is None:
+            return None
+
+        def step_end(step: int, timestep: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+            return callback(self, step, timestep, {"latents": latents} if inputs else {}).get("latents", latents)
+
+        return step_end
 
 
 def at_least(name: str, value: float, least: float) -> None:

@@ -120,6 +120,9 @@ class GANPipeline(Pipeline):
                 generator draws its latents first, then its classes.
             latents (`torch.Tensor` of shape `(B, latent_dim)`, *optional*):
                 Latents, instead of drawing z from the standard normal distribution.
+            output_type:
+                Or `"latent"`, for the latents of the images in their place, float32: z, or of style-based models the
+                truncated w, which `latents_space="w"` takes back.
             return_dict (`bool`, *optional*, defaults to `True`):
                 Whether to return an [`ImagePipelineOutput`] instead of a tuple.
 
@@ -127,14 +130,15 @@ class GANPipeline(Pipeline):
             ValueError: For classes that the model does not know, truncation of a model without a mean latent, or an
                 argument of the wrong shape or length.
         """
-        self._check(output_type, truncation, latents_space=latents_space)
+        self._check(output_type, truncation, latents=True, latents_space=latents_space)
         batch_size = self._batch_size(batch_size, latents, class_labels)
         with self._running():
             given_space = "z" if latents is None else latents_space
             latents = self._latents(latents, batch_size, generator, given_space)
             labels = self.class_numbers(class_labels, batch_size, generator)
-            points, space = self._to_style(latents, labels, truncation, given_space)
-            images = self._render(points, labels, space, at_once=batch_size)
+            images, space = self._to_style(latents, labels, truncation, given_space)
+            if output_type != "latent":
+                images = self._render(images, labels, space, at_once=batch_size)
         output = self._export(images, output_type)
         return ImagePipelineOutput(images=output) if return_dict else (output,)
 
@@ -351,8 +355,8 @@ class GANPipeline(Pipeline):
             images = self._render(rows.flatten(0, 1), labels, space).unflatten(0, rows.shape[:2])
         return self._export(images, output_type)
 
-    def _check(self, output_type: str, truncation: float = 1.0, **spaces: str) -> None:
-        self._check_output(output_type)
+    def _check(self, output_type: str, truncation: float = 1.0, latents: bool = False, **spaces: str) -> None:
+        self._check_output(output_type, latents)
         if truncation != 1 and not self.style_based:
             raise ValueError(f"truncation is {truncation}, but this model has no mean latent: leave it at 1.")
         for name, space in spaces.items():
@@ -379,13 +383,8 @@ class GANPipeline(Pipeline):
         generator = check_generators(generator, count)
         if latents is None:
             return self._noise(count, (each, width), generator).flatten(0, 1)
-        latents = torch.as_tensor(latents, dtype=torch.float32, device=self._execution_device)
-        expected = (count, self.model.w_avg.shape[1] if space == "w" else width)
-        if tuple(latents.shape) != expected:
-            raise ValueError(
-                f"latents has shape {tuple(latents.shape)}, but must have {expected}: one {space} per image."
-            )
-        return latents
+        width = self.model.w_avg.shape[1] if space == "w" else width
+        return self._given_latents(latents, (count, width), f"one {space} per image")
 
     def _mean_w(self, latents: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         w_avg = self.model.w_avg.float()

@@ -232,11 +232,7 @@ class LatentPipeline(Pipeline):
         return self._in_parts(self._encode, pixels, labels), labels
 
     def _latents(self, latents: Any, count: int) -> torch.Tensor:
-        latents = torch.as_tensor(latents, dtype=torch.float32, device=self._execution_device)
-        wanted = (count, *self.latent_shape)
-        if tuple(latents.shape) != wanted:
-            raise ValueError(f"latents has shape {tuple(latents.shape)}, but must have {wanted}: one per image.")
-        return latents
+        return self._given_latents(latents, (count, *self.latent_shape), "one per image")
 
     def _encode(
         self, pixels: torch.Tensor, labels: torch.Tensor | None, noise: torch.Tensor | None = None

@@ -302,7 +302,7 @@ class RestoringPipeline(LatentPipeline):
         self, noise: torch.Tensor, labels: torch.Tensor | None, prior: str | None, temperature: float = 1.0
     ) -> torch.Tensor:
         if prior == "mixture":
-            return self.prior(noise, self._prior_labels(labels), temperature)
+            return self.prior(noise, self._prior_labels(labels), temperature).sample
         return temperature * noise.unflatten(1, self.latent_shape)
 
     def _log_prior(self, latents: torch.Tensor, labels: torch.Tensor | None, prior: str | None) -> torch.Tensor:

@@ -142,6 +142,8 @@ class VAEPipeline(RestoringPipeline):
             temperature (`float`, *optional*, defaults to 1.0):
                 Scales the distance of the latents drawn from the mean of the prior, or of their component of it: less
                 is more alike and less likely to fail.
+            output_type:
+                Or `"latent"`, for the latents of the images in their place, float32 `(B, D, h, w)`.
             return_dict (`bool`, *optional*, defaults to `True`):
                 Whether to return an [`ImagePipelineOutput`] instead of a tuple.
 
@@ -149,7 +151,7 @@ class VAEPipeline(RestoringPipeline):
             ValueError: For classes that the model does not know, a prior that there is not, or an argument of the
                 wrong shape or length.
         """
-        self._check_output(output_type)
+        self._check_output(output_type, latents=True)
         batch_size = self._batch_size(batch_size, latents, class_labels)
         at_least("temperature", temperature, 0)
         if latents is not None and temperature != 1:
@@ -170,6 +172,6 @@ class VAEPipeline(RestoringPipeline):
                 noise = self._noise(batch_size, (self._noise_size(prior),), generator)
                 labels = self.class_numbers(class_labels, batch_size, generator)
                 latents = self._draw(noise, labels, prior, temperature)
-            images = self._pass(latents, labels).clamp(0, 1)
+            images = latents if output_type == "latent" else self._pass(latents, labels).clamp(0, 1)
         output = self._export(images, output_type)
         return ImagePipelineOutput(images=output) if return_dict else (output,)

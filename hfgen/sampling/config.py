@@ -65,10 +65,10 @@ class DDPMSamplingConfig(Options):
     guidance_scale: float | None = option(None, "classifier-free guidance; 1 turns it off (default: the model's own)")
     sampler: str | None = option(
         None,
-        "how to sample a DDPM (default: sde-dpmsolver++)",
+        "how to sample a DDPM (default: sde-dpmsolver++, of fewer than 10 steps dpmsolver++)",
         choices=("sde-dpmsolver++", "dpmsolver++", "ddim", "ddpm"),
     )
-    num_inference_steps: int | None = option(None, "sampling steps (default: 20, with `sampler` ddpm all)")
+    num_inference_steps: int | None = option(None, "sampling steps (default: 20; with `sampler` ddim 50, ddpm all)")
 
     def validate(self) -> None:
         if self.num_inference_steps is not None and self.num_inference_steps < 1:

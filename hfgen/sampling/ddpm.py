@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from diffusers import SchedulerMixin
 
-from hfgen.pipelines.ddpm_sampling import FEW_STEPS, denoise, sampling_scheduler, set_timesteps
+from hfgen.pipelines.ddpm_sampling import FEW_STEPS, default_sampler, denoise, sampling_scheduler, set_timesteps
 from hfgen.runtime.errors import UserError
 from hfgen.sampling.capabilities import Generates, Slider
 from hfgen.sampling.config import DDPMSamplingConfig
@@ -36,19 +36,31 @@ class DDPMAdapter(Generates):
         """Returns the guidance that the options stand for; `None` for a model without classes."""
         return options.guidance_scale
 
+    def sampler(self, options: DDPMSamplingConfig) -> str:
+        """Returns the sampler that the options stand for."""
+        return options.sampler or default_sampler(options.num_inference_steps)
+
     def scheduler(self, options: DDPMSamplingConfig) -> SchedulerMixin:
-        """Makes a scheduler of the options' kind, with its timesteps."""
-        scheduler = sampling_scheduler(self.pipe.scheduler, options.sampler or "sde-dpmsolver++")
-        set_timesteps(scheduler, options.num_inference_steps)
+        """Makes a scheduler of the options' kind, with its timesteps.
+
+        Raises:
+            UserError: If the checkpoint's own is of a kind that none can be made from.
+        """
+        try:
+            scheduler = sampling_scheduler(self.pipe.scheduler, self.sampler(options))
+            set_timesteps(scheduler, options.num_inference_steps)
+        except ValueError as error:
+            raise UserError(str(error)) from error
         return scheduler
 
     def check(self, options: DDPMSamplingConfig) -> None:
         if options.guidance_scale not in (None, 1):
             raise UserError(f"`guidance_scale` {options.guidance_scale}: this model knows no classes. Leave it out.")
+        self.scheduler(options)
 
     def settings(self, options: DDPMSamplingConfig) -> dict[str, Any]:
         return {
-            "sampler": options.sampler or "sde-dpmsolver++",
+            "sampler": self.sampler(options),
             "num_inference_steps": len(self.scheduler(options).timesteps),
             "guidance_scale": self.guidance(options),
         }
@@ -93,6 +105,7 @@ class ClassConditionalDDPMAdapter(DDPMAdapter):
         guidance = self.guidance(options)
         if guidance != 1 and self.null_class is None:
             raise UserError(f"`guidance_scale` {guidance} needs a model trained with `label_dropout`: leave it out.")
+        self.scheduler(options)
 
     def generate(
         self, generators: Sequence[torch.Generator], labels: torch.Tensor | None, options: DDPMSamplingConfig

@@ -90,7 +90,7 @@ def test_report(place, tmp_path, evaluate, capsys):
         "num_images": 40,
         "seeds": [9],
         "batch_size": 64,
-        "sampler": "sde-dpmsolver++",
+        "sampler": "dpmsolver++",
         "num_inference_steps": 3,
         "guidance_scale": None,
         "classes": None,

@@ -66,7 +66,7 @@ def test_a_new_prior_is_standard_normal():
     expected = torch.distributions.Normal(0, 1).log_prob(latents).sum((1, 2, 3))
     torch.testing.assert_close(prior.log_prob(latents), expected)
     noise = torch.randn(5, 5, generator=seeded())
-    assert torch.equal(prior(noise).flatten(1), noise[:, 1:])
+    assert torch.equal(prior(noise).sample.flatten(1), noise[:, 1:])
 
 
 def test_a_sample_depends_on_its_own_generator_alone():
@@ -81,10 +81,10 @@ def test_temperature_shrinks_components_to_their_means():
     prior = make(components=2)
     noise = torch.randn(50, 5, generator=seeded())
     means = (prior.offset + prior.means @ prior.basis.T).unflatten(1, (4, 1, 1))
-    cold = prior(noise, temperature=0.0)
+    cold = prior(noise, temperature=0.0).sample
     distances = torch.cdist(cold.flatten(1), means.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
     assert distances.min(1).values.max() < 1e-5
-    torch.testing.assert_close(prior(noise, temperature=0.5), (cold + prior(noise)) / 2)
+    torch.testing.assert_close(prior(noise, temperature=0.5).sample, (cold + prior(noise).sample) / 2)
 
 
 def test_classes_have_their_own_weights():
@@ -94,7 +94,7 @@ def test_classes_have_their_own_weights():
     means = prior.offset + prior.means @ prior.basis.T
     shares = []
     for label in (0, 1):
-        drawn = prior(noise, torch.full((4000,), label), temperature=0.0)
+        drawn = prior(noise, torch.full((4000,), label), temperature=0.0).sample
         shares.append((torch.cdist(drawn.flatten(1), means).argmin(1) == 1).float().mean().item())
     assert shares[0] == 0 and shares[1] == pytest.approx(0.75, abs=0.03)
     latents, labels = torch.randn(2, 4, 1, 1, generator=seeded()), torch.tensor([0, 1])
@@ -123,8 +123,13 @@ def test_save_and_load(tmp_path):
         (lambda: GaussianMixturePrior(latent_shape=(2, 1, 1), rank=3), "rank is 3, but latents of shape"),
         (lambda: make().log_prob(torch.zeros(2, 5)), r"latents has shape \(2, 5\), but must be"),
         (lambda: make()(torch.zeros(2, 4)), r"noise has shape \(2, 4\), but must be \(B, 5\)"),
-        (lambda: make(classes=2).sample(1), "num_class_embeds is 2, so this prior expects class_labels"),
-        (lambda: make().sample(1, torch.zeros(1).long()), "num_class_embeds is None, so this prior knows no classes"),
+        (lambda: make(classes=2).sample(2, torch.tensor([1])), r"class_labels has shape \(1,\), but must be \(2,\)"),
+        (lambda: make(classes=2).sample(1, torch.tensor([2])), r"class_labels is \[2\], but must be from 0 to 1"),
+        (lambda: make(classes=2).sample(1), "num_class_embeds is 2, so this network expects class_labels"),
+        (
+            lambda: make().sample(1, torch.zeros(1).long()),
+            "num_class_embeds is None, so this network knows no classes",
+        ),
     ],
 )
 def test_mistakes(call, message):

@@ -8,10 +8,12 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.callbacks import PipelineCallback
-from pipelines.test_self_contained import PIPELINES
+from pipelines.test_self_contained import PIPELINES, unet
 
 from hfgen import ClassConditionalDDPMPipeline, UserError, VAEPipeline, load_pipeline
+from hfgen.pipelines.base import SteppedPipeline
 
 every = pytest.mark.parametrize("kind", PIPELINES)
 
@@ -43,11 +45,11 @@ def test_the_call_takes_the_usual_arguments(kind):
     pipe = make(kind)
     taken = inspect.signature(pipe.__call__).parameters
     wanted = {"batch_size": None, "class_labels": None, "generator": None, "output_type": "pil", "return_dict": True}
-    if isinstance(pipe, ClassConditionalDDPMPipeline):
+    wanted |= {"latents": None}
+    if isinstance(pipe, SteppedPipeline):
         wanted |= {"num_inference_steps": None, "guidance_scale": None, "callback_on_step_end": None}
         wanted |= {"callback_on_step_end_tensor_inputs": ("latents",)}
     else:
-        wanted |= {"latents": None}
         assert not {"num_inference_steps", "callback_on_step_end"} & taken.keys()  # one pass has no steps
     assert {name: taken[name].default for name in wanted} == wanted
     for name in pipe.model_cpu_offload_seq.split("->"):
@@ -152,6 +154,56 @@ def test_output_types_agree(kind):
 
 
 @every
+def test_latents_go_out_and_come_in(kind):
+    pipe = make(kind)
+    images, latents = (images_of(pipe, output_type=output_type) for output_type in ("pt", "latent"))
+    assert latents.dtype == torch.float32 and len(latents) == 2
+    if isinstance(pipe, SteppedPipeline):  # the latents of the end go out, those of the beginning come in
+        assert torch.equal((latents / 2 + 0.5).clamp(0, 1), images)
+        noise = torch.cat([torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(s)) for s in (0, 1)])
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)  # which draws nothing itself
+        assert torch.equal(images_of(pipe, latents=noise), images_of(pipe))
+    else:
+        space = {"latents_space": "w"} if kind == "stylegan2" else {}
+        assert torch.equal(images_of(pipe, latents=latents, **space), images)
+    given = torch.zeros(3, *latents.shape[1:])
+    with pytest.raises(ValueError, match=r"latents has shape \(3, .*, but must have \(2, "):
+        pipe(2, class_labels=0, latents=given)
+    assert pipe(class_labels=0, latents=given, output_type="pt").images.shape[0] == 3
+    for method in ("interpolate", "reconstruct"):
+        if hasattr(pipe, method):
+            with pytest.raises(ValueError, match="output_type is 'latent', but must be one of pil, np, pt"):
+                getattr(pipe, method)(images[:1], images[1:], output_type="latent")
+
+
+@every
+def test_mistakes_are_told_alike(kind):
+    pipe = make(kind)
+    mistakes = [
+        ({"output_type": "jpg"}, "output_type is 'jpg', but must be one of pil, np, pt, latent"),
+        ({"batch_size": 0}, "batch_size is 0, but must be at least 1"),
+        ({"class_labels": [0, 1], "batch_size": 3}, "class_labels has 2 entries for batch_size 3: give one per image"),
+        ({"class_labels": 3}, "class_labels has 3: use a number below 3 or one of"),
+        ({"class_labels": [0], "generator": [torch.Generator()] * 2}, "generator has 2 entries for batch_size 1"),
+    ]
+    for arguments, message in mistakes:
+        with pytest.raises(ValueError, match=message):
+            pipe(**{"class_labels": 0} | arguments)
+    with pytest.raises(ValueError, match=r"id2label has the keys \['0', '7'\], but the model has 3 classes"):
+        type(pipe)(**pipe.components, id2label={0: "a", 7: "b"})
+    assert pipe.image_shape[1:] == (8, 8)
+
+
+@every
+def test_a_call_leaves_the_networks_as_they_were(kind):
+    pipe = make(kind)
+    expected = images_of(pipe)
+    pipe.network.train()
+    assert torch.equal(images_of(pipe), expected)
+    assert all(module.training for module in pipe.network.modules())
+
+
+@every
 def test_half_precision(kind, tmp_path):
     pipe = make(kind)
     expected = images_of(pipe)
@@ -192,10 +244,69 @@ def test_progress_is_shown_unless_it_is_turned_off(kind, capfd):
     assert not capfd.readouterr().err
     pipe.set_progress_bar_config(desc="denoising")
     pipe(class_labels=0)
-    assert ("denoising" in capfd.readouterr().err) == isinstance(pipe, ClassConditionalDDPMPipeline)
+    assert ("denoising" in capfd.readouterr().err) == isinstance(pipe, SteppedPipeline)
 
 
-# Callbacks, which only pipelines with steps have
+# Callbacks and guidance, which only pipelines with steps have
+
+
+def guided(**config):
+    """A pipeline with a class for "no class", which guidance needs."""
+    torch.manual_seed(0)
+    network = unet(num_class_embeds=3)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    names = {0: "cat", 1: "dog"}
+    pipe = ClassConditionalDDPMPipeline(network, DDPMScheduler(num_train_timesteps=4), names, **config)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def guided_images(pipe, **kwargs):
+    return images_of(pipe, labels=(0, 1), **kwargs)
+
+
+def test_guidance_can_be_seen_and_changed_by_callbacks():
+    pipe, seen = guided(guidance_scale=1.5), []
+    assert pipe.guidance_scale == 1.5 and not pipe.do_classifier_free_guidance and pipe.num_timesteps == 0
+    plain, strong = (guided_images(pipe, guidance_scale=scale) for scale in (1.0, 3.0))
+    assert pipe.guidance_scale == 3 and pipe.do_classifier_free_guidance and pipe.num_timesteps == 4
+
+    def raise_it(given, step, timestep, kwargs):
+        seen.append((given.guidance_scale, given.do_classifier_free_guidance, given.num_timesteps))
+        given._guidance_scale += 1.0
+        return kwargs
+
+    raised = guided_images(pipe, guidance_scale=0.0, callback_on_step_end=raise_it)
+    assert seen == [(0, True, 4), (1, False, 4), (2, True, 4), (3, True, 4)]
+    assert pipe.guidance_scale == 0 + pipe.num_timesteps
+    assert not torch.equal(raised, plain) and not torch.equal(raised, strong)
+
+    def set_it(given, step, timestep, kwargs):
+        given._guidance_scale = 3.0
+        return kwargs
+
+    later = guided_images(pipe, guidance_scale=1.0, callback_on_step_end=set_it)  # from the second step on
+    assert not torch.equal(later, plain) and not torch.equal(later, strong)
+    assert torch.equal(guided_images(pipe, guidance_scale=1.0), plain) and not pipe.do_classifier_free_guidance
+    assert torch.equal(guided_images(pipe), guided_images(pipe, guidance_scale=1.5)) and pipe.guidance_scale == 1.5
+    images_of(pipe, labels=(0, 1))
+    pipe(2, generator=torch.Generator())  # of no class: there is nothing to follow
+    assert pipe.guidance_scale == 1.5 and not pipe.do_classifier_free_guidance
+
+
+def test_guidance_without_no_class_is_refused_whoever_asks():
+    pipe = make("unet")
+    with pytest.raises(ValueError, match="guidance_scale is 2.0, but this network was trained without label dropout"):
+        images_of(pipe, guidance_scale=2.0)
+
+    def guide(given, step, timestep, kwargs):
+        given._guidance_scale = 2.5
+        return kwargs
+
+    with pytest.raises(ValueError, match="guidance_scale is 2.5, but this network was trained without label dropout"):
+        images_of(pipe, callback_on_step_end=guide)
 
 
 def test_callbacks_see_every_step():

@@ -33,6 +33,7 @@ from hfgen import (
     UserError,
     VAEPipeline,
     load_pipeline,
+    sampling_scheduler,
 )
 from hfgen.models.unet2d import build_unet
 
@@ -86,6 +87,11 @@ def saved(tmp_path_factory):
                     parameter.add_(0.1 * torch.randn_like(parameter))
         pipe.save_pretrained(folder / name)
     DDPMPipeline(unet(), DDPMScheduler(num_train_timesteps=4)).save_pretrained(folder / "stock")
+    base = DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing"
+    )
+    classes = ClassConditionalDDPMPipeline(load_pipeline(str(folder / "unet")).unet, sampling_scheduler(base))
+    classes.save_pretrained(folder / "classes")
     return folder
 
 
@@ -167,11 +173,13 @@ import torch
 from diffusers import AutoModel, DiffusionPipeline
 
 saved, written, *kinds = sys.argv[1:]
+import diffusers
 
-def images_of(pipe):
+def images_of(pipe, steps=None):
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
-    return pipe(class_labels=[0, 2], generator=generators, output_type="np").images
+    steps = {"num_inference_steps": steps} if steps else {}
+    return pipe(class_labels=[0, 2], generator=generators, output_type="np", **steps).images
 
 first = {}
 for kind in kinds:
@@ -189,6 +197,16 @@ for kind in kinds:  # again: the same files are run a second time, and what they
     assert np.array_equal(images_of(again), images_of(first[kind])), kind
 half = DiffusionPipeline.from_pretrained(f"{saved}/dcgan", trust_remote_code=True, dtype=torch.bfloat16)
 assert half.model.dtype == torch.bfloat16 and images_of(half).dtype == np.float32
+swapped = DiffusionPipeline.from_pretrained(f"{saved}/classes", trust_remote_code=True)
+stored = swapped.scheduler
+np.save(f"{written}/classes.npy", images_of(swapped, 4))
+for name in sorted(kind.__name__ for kind in diffusers.DDPMScheduler().compatibles):
+    try:
+        options = {"algorithm_type": "deis"} if name.startswith("DEIS") else {}
+        swapped.scheduler = getattr(diffusers, name).from_config(stored.config, **options)
+        np.save(f"{written}/{name}.npy", images_of(swapped, 4))
+    except (ImportError, ValueError) as error:
+        print(name, " ".join(str(error).split()))
 for kind in kinds:  # saved by diffusers alone, and loaded by it
     first[kind].save_pretrained(f"{written}/{kind}")
     again = DiffusionPipeline.from_pretrained(f"{written}/{kind}", trust_remote_code=True)
@@ -235,6 +253,14 @@ def test_plain_diffusers_makes_the_same_images(saved, tmp_path):
         # What diffusers saved without hfgen is what hfgen had saved, file by file, and hfgen loads it.
         assert tree(tmp_path / kind) == tree(saved / kind)
         assert np.array_equal(images_of(load_pipeline(str(tmp_path / kind))), expected), kind
+    # Schedulers of diffusers in place of the one that was stored.
+    refused = {line.split()[0] for line in result.stdout.splitlines()}
+    assert refused <= {"DPMSolverSDEScheduler", "EDMEulerScheduler"} and "has noise levels of its own" in result.stdout
+    names = {kind.__name__ for kind in DDPMScheduler().compatibles} - refused | {"classes"}
+    found = {name: np.load(tmp_path / f"{name}.npy") for name in names}
+    assert len(found) >= 14 and all(np.isfinite(images).all() and images.std() > 0.01 for images in found.values())
+    assert np.array_equal(found["classes"], found["DPMSolverMultistepScheduler"])
+    assert len({images.tobytes() for images in found.values()}) == len(found) - 1
 
 
 @every

@@ -227,7 +227,7 @@ def test_noise_is_drawn_first_then_classes():
     generator = seeded(3)
     noise = torch.randn(4, 1 + 5, generator=generator)
     labels = pipe.class_numbers(None, 4, generator)
-    expected = pipe(latents=pipe.prior(noise, labels), class_labels=labels, **PT).images
+    expected = pipe(latents=pipe.prior(noise, labels).sample, class_labels=labels, **PT).images
     torch.testing.assert_close(pipe(4, generator=seeded(3), **PT).images, expected)
 
 
