@@ -111,11 +111,13 @@ NEEDED |= {"push": "--folder f --hub_model_id a/b"}
 @pytest.mark.parametrize("verb", KINDS)
 def test_every_option_that_may_be_left_open_takes_null(verb, tmp_path):
     """By flag and by file, with choices or without."""
-    names = {field.name for kind in KINDS[verb] for field in fields(kind) if hints(kind)[field.name][1]}
+    kinds = {field.name: hints(kind)[field.name] for kind in KINDS[verb] for field in fields(kind)}
+    names = {name for name, (_, optional, _) in kinds.items() if optional}
     needed = NEEDED.get(verb, "").split()
     names -= {word.removeprefix("--") for word in needed}
     (tmp_path / "config.json").write_text(json.dumps(dict.fromkeys(names)))
-    Command(verb).read_options([*needed, *(f"--{name}=none" for name in names)])
+    switches = {name for name in names if kinds[name][0] is bool}  # on, off, or left out
+    Command(verb).read_options([*needed, *(f"--{name}=none" for name in names - switches)])
     Command(verb).read_options([*needed, "--config", str(tmp_path / "config.json")])
     if verb.startswith("train"):
         assert {"image_mode", "metric_for_best_model"} <= names
