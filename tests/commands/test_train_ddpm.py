@@ -434,7 +434,7 @@ def test_the_main_job_as_it_stands(tmp_path):
     from sklearn.datasets import load_digits
     from sklearn.svm import SVC
 
-    result = run("train_ddpm", cwd=tmp_path, launcher="accelerate")
+    result = run("train_ddpm", cwd=tmp_path, launcher="accelerate", timeout=1800)
     assert result.returncode == 0, result.stderr
     result = run("sample", "--model", "out/ddpm-digits", "--num_images", 200, cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -180,7 +180,7 @@ def test_the_main_job_as_it_stands(tmp_path):
     from sklearn.datasets import load_digits
     from sklearn.linear_model import LogisticRegression
 
-    result = run("train_gan", cwd=tmp_path, launcher="accelerate")
+    result = run("train_gan", cwd=tmp_path, launcher="accelerate", timeout=1800)
     assert result.returncode == 0, result.stderr
     pipe = GANPipeline.from_pretrained(tmp_path / "out" / "gan-digits")
     images = pipe(500, generator=image_generators(0, range(500)), output_type="pt").images

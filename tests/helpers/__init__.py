@@ -119,10 +119,10 @@ def start(script: str, *arguments, launcher: str | None = None, processes: int =
     )
 
 
-def run(script: str, *arguments, **kwargs) -> subprocess.CompletedProcess:
-    """Runs a script to its end."""
+def run(script: str, *arguments, timeout: float = 300, **kwargs) -> subprocess.CompletedProcess:
+    """Runs a script to its end, for so many seconds at most."""
     process = start(script, *arguments, **kwargs)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=timeout)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
