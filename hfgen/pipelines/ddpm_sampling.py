@@ -273,6 +273,8 @@ def denoise(
     better = advice(scheduler)
     if better is not None:
         warnings.warn(better, stacklevel=3)  # of the caller, who is behind torch.no_grad
+    labels: Any
+    null: Any = null_class
     extra = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
 
     sample = latents * scheduler.init_noise_sigma
@@ -282,7 +284,7 @@ def denoise(
         guided = labels is not None and scale != 1.0
         if guided:
             check_guidance(scale, null_class)
-            scaled, labels = torch.cat([scaled, scaled]), torch.cat([labels, torch.full_like(labels, null_class)])
+            scaled, labels = torch.cat([scaled, scaled]), torch.cat([labels, torch.full_like(labels, null)])
         output = unet(scaled.to(unet.dtype), timestep, class_labels=labels).sample.float()
         if guided:
             conditional, unconditional = output.chunk(2)

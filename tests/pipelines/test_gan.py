@@ -575,7 +575,7 @@ def direction(width=8):
 WHITE = torch.ones(1, 3, 6, 6)
 # what the pipeline is made with, the method, its arguments, the beginning of the message
 MISTAKES = [
-    ({}, "__call__", {"output_type": "jpg"}, "output_type is 'jpg', but must be one of pil, np, pt."),
+    ({}, "__call__", {"output_type": "jpg"}, "output_type is 'jpg', but must be one of pil, np, pt, latent."),
     ({}, "__call__", {"batch_size": 0}, "batch_size is 0, but must be at least 1"),
     ({}, "__call__", {"truncation": 0.7}, "truncation is 0.7, but this model has no mean latent: leave it at 1."),
     ({}, "__call__", {"class_labels": 3}, "class_labels is 3, but this model knows no classes: leave it out"),

@@ -657,7 +657,7 @@ ZERO = torch.zeros(1, 5, 1, 1)
 CLASSES = {"classes": 3}
 # what the pipeline is made with, the method, its arguments, the beginning of the message
 MISTAKES = [
-    ({}, "__call__", {"output_type": "jpg"}, "output_type is 'jpg', but must be one of pil, np, pt."),
+    ({}, "__call__", {"output_type": "jpg"}, "output_type is 'jpg', but must be one of pil, np, pt, latent."),
     ({}, "__call__", {"batch_size": 0}, "batch_size is 0, but must be at least 1"),
     ({}, "__call__", {"temperature": -1}, "temperature is -1, but must be at least 0"),
     ({}, "__call__", {"temperature": 0.5, "latents": ZERO}, "temperature is 0.5, but does not change given latents"),
