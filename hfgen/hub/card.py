@@ -370,8 +370,16 @@ def with_location(text: str, location: str, **options: str | None) -> str:
     where = {"revision": options["revision"]} if options.get("revision") else {}
     fetch = command(f"hf download {location} run.json --local-dir .".split(), where)
     text = re.sub(r"(?m)^.*\bhfgen train .*--config run\.json.*$", rf"{fetch}\n\g<0>", text)
-    # Data of this machine, as `path_from` names it.
-    return re.sub(r"(?m)(?<= --)(\w+(?:_dir|_path)|dataset_name)([ =])\.\./\S*?([^/\s]+)(?=\s|$)", r"\1\2\3", text)
+    return re.sub(r"(?m)^(?:hfgen|torchrun) .*\.\./.*$", lambda line: _without_places(line[0]), text)
+
+
+def _without_places(line: str) -> str:
+    """Returns a command of a card with names in place of the paths to data of this machine."""
+    words = []
+    for word in shlex.split(line):
+        flag, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
+        words.append(flag + equals + (Path(value).name if value.startswith("../") else value))
+    return escape_code(shlex.join(words))
 
 
 def add_results(folder: Path, report: dict[str, Any], extractor: dict[str, Any], section: str) -> None:

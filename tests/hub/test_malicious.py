@@ -29,6 +29,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from hfgen import UserError
 from hfgen.evaluation.features import load_extractor
+from hfgen.hub.card import with_location
 from hfgen.training import checkpoint
 
 INDEX, CONFIG, WEIGHTS = "model_index.json", "model/config.json", "model/diffusion_pytorch_model.safetensors"
@@ -412,4 +413,5 @@ def test_names_in_cards_are_names(tmp_path):
     assert "&lt;script>alert(1)&lt;/script>" in prose and "evil &lt;img src=x onerror=alert(1)> {{ 7*7 }}" in prose
     assert not re.search(r"<(script|img|b)|\]\(javascript|\]\(y|49|^license", prose, re.MULTILINE)
     assert "a --- license: mit --- # b" in prose and "'' '''&#124;" in prose
-    assert data.name in code and str(output).replace("`", "'") in code  # commands are repeated, but for folders
+    assert f"'../{data.name}'" in code and str(tmp_path) not in card.text  # a command, without our folders
+    assert f"--dataset_name '{data.name}'" in with_location(card.text, "ada/gan")
