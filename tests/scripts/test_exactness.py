@@ -121,7 +121,9 @@ def test_however_a_batch_is_split_the_same_is_learnt(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["residual", f"stylegan2 --minibatch_std_group 0 {REGULARISED}"])
+@pytest.mark.parametrize(
+    "architecture", ["residual", f"stylegan2 --minibatch_std_group 0 {REGULARISED}"], ids=["residual", "stylegan2"]
+)
 def test_however_the_batch_of_a_gan_is_split_the_same_is_learnt(tmp_path, architecture):
     """With the networks whose images do not mix; batch normalisation knows only its own micro-batch."""
     options = [*TINY_GAN, *f"--architecture {architecture} --class_conditional".split()]
