@@ -134,7 +134,7 @@ def open_stream(
         rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         return StreamedStream(config, seed, token, rank, world_size, columns, first)
     data = {
-        name: open_source(own, columns, name, token, recorded_classes if name == first else None)
+        name: open_source(own, columns, name, token, recorded_classes=recorded_classes if name == first else None)
         for name, (own, columns) in sources.items()
     }
     if groups:

@@ -132,7 +132,8 @@ def open_recipe(options: RunOptions, accelerator: Any) -> tuple[Recipe, Stream, 
     asked = spec(options.own, options.data) if spec else DEFAULT
     sources = asked if isinstance(asked, Sources) else Sources(asked)
     groups = 0 if getattr(options.own, "class_conditional", False) else options.data.num_clusters
-    classes = None if groups else RunFolder(options).recorded_classes
+    goes_on = training.resume_from_checkpoint and not groups
+    classes = RunFolder(options).recorded_classes if goes_on else None
     stream = open_stream(sources, options.data, training.seed, training.hub_token, groups, classes)
     options = options.resolve(stream.info, Machine.here(), accelerator.mixed_precision)
     torch.manual_seed(seed_from(training.seed, "weights"))

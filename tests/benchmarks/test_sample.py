@@ -16,7 +16,7 @@ from hfgen.evaluation.frechet import frechet_from_features
 from hfgen.evaluation.statistics import FeatureStatistics
 from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline
 from hfgen.runtime.errors import UserError
-from hfgen.sampling.sampler import load_sampler
+from hfgen.sampling.sampler import image_generators, load_sampler
 
 STEPS = 100  # of the training: as few as count as many
 
@@ -96,7 +96,7 @@ def test_stock_images_are_those_of_diffusers(files):
     found = methods[0].make([4, 5], 100)
     pipe = DDPMPipeline.from_pretrained(files["plain"])
     pipe.set_progress_bar_config(disable=True)
-    generators = [torch.Generator().manual_seed(seed) for seed in (104, 105)]
+    generators = image_generators(100, [4, 5])
     expected = pipe(2, generators, STEPS, output_type="np").images
     assert found.dtype == torch.uint8 and not notes
     assert torch.equal(found, torch.from_numpy((expected * 255).round()).permute(0, 3, 1, 2).to(torch.uint8))

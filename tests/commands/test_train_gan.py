@@ -42,7 +42,7 @@ def test_the_run_directory(trained):
     assert {"lr_generator", "lr_discriminator"} <= line.keys()
 
 
-def test_the_card(trained):
+def test_the_card(trained, monkeypatch):
     folder, _ = trained
     card = (folder / "README.md").read_text()
     assert "dcgan, relativistic objective" in card
@@ -50,6 +50,7 @@ def test_the_card(trained):
     assert "R1 with gamma 0.05, R2 with gamma 0.05 every 4 steps" in card
     assert "{{" not in card and "{%" not in card and "None" not in card
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)
+    monkeypatch.chdir(folder)
     namespace = {}
     exec(code, namespace)  # the card's own snippet
     assert len(namespace["images"]) == 4

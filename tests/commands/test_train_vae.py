@@ -38,13 +38,14 @@ def test_the_run_directory(trained):
         assert name in line
 
 
-def test_the_card(trained):
+def test_the_card(trained, monkeypatch):
     folder, _ = trained
     card = (folder / "README.md").read_text()
     assert "variational autoencoder (residual, logistic mixture likelihood)" in card
     assert "mixture of Gaussians" in card
     assert "{{" not in card and "{%" not in card and "None" not in card
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)
+    monkeypatch.chdir(folder)
     namespace = {}
     exec(code, namespace)  # the card's own snippet
     assert len(namespace["images"]) == len(namespace["same"]) == 4
@@ -99,9 +100,9 @@ def test_sampling_script(trained, tmp_path):
     record = json.loads((tmp_path / "plain" / "samples.json").read_text())
     assert record["temperature"] == 1.0 and record["prior"] is None and "sampler" not in record
     pipe = VAEPipeline.from_pretrained(folder)
-    for seed in range(3):  # image number i is that of the seed i in user code, too
-        saved = np.asarray(Image.open(tmp_path / "plain" / f"{seed:06d}.png")).astype(int)
-        again = np.asarray(pipe(generator=torch.Generator().manual_seed(seed)).images[0]).astype(int)
+    for row in record["images"]:  # by its seed, user code makes the same image
+        saved = np.asarray(Image.open(tmp_path / "plain" / row["file"])).astype(int)
+        again = np.asarray(pipe(generator=torch.Generator().manual_seed(row["seed"])).images[0]).astype(int)
         assert np.abs(saved - again).max() <= 1
     sample(f"--model {folder} --num_images 2 --prior normal --temperature 0 --output_dir {tmp_path / 'mean'}".split())
     first, second = (np.asarray(Image.open(tmp_path / "mean" / f"{seed:06d}.png")) for seed in range(2))

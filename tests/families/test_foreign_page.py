@@ -25,7 +25,7 @@ def test_the_page(tmp_path, toys, on_the_cpu):
     shown = actions.sample(adapter, "ar", 4, 7, 3)
     same = hfgen.sample(str(run.folder.path), num_images=3, seed=7)
     assert all(np.array_equal(image, other) for (image, _), other in zip(shown, same, strict=True))
-    assert [caption for _, caption in shown] == ["seed 7", "seed 8", "seed 9"]
+    assert [caption for _, caption in shown] == ["image 0", "image 1", "image 2"]
 
 
 def test_what_a_translator_lacks_is_said(tmp_path, toys, on_the_cpu):

@@ -117,7 +117,7 @@ def test_an_old_record_goes_on_as_images_were_read_then(record):
     info = data_info(resolution=16, image={"value_range": (0.0, 4095.0), "column": "picture"})
     resolved = collect("gan", dataset_name="x").resolve(info, Machine(), "no")
     assert (resolved.data.value_range, resolved.data.image_column) == ((0, 4095), "picture")
-    assert RunFolder(resolved).difference(values["config"]).count("`") == 2  # the name of the data alone
+    assert "`background` none there, white here" in RunFolder(resolved).difference(values["config"])
 
 
 @pytest.mark.parametrize(("architecture", "meant"), [("residual", "none"), ("stylegan2", "none"), ("dcgan", "tanh")])

@@ -134,7 +134,7 @@ def test_a_run_of_an_earlier_version_keeps_its_classes(tmp_path, monkeypatch):
     options |= {"output_dir": str(tmp_path / "run"), "train_batch_size": 4, "prior_components": 0}
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "recorded_classes", tuple("0123"))
-        hfgen.train("vae", "conditional", **options | {"max_train_steps": 2})
+        hfgen.train("vae", "conditional", **options | {"max_train_steps": 2}, resume_from_checkpoint="latest")
     said = []
     run = hfgen.train("vae", "conditional", **options, resume_from_checkpoint="latest", say=said.append)
     assert run.stream.info.class_names == tuple("0123") and run.images_seen == 16
