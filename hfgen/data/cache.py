@@ -84,6 +84,12 @@ class SourceData:
     info: DataInfo
     columns: Mapping[str, Column]
 
+    def __len__(self) -> int:
+        """Returns the number of rows."""
+        count = next(iter(self.info.sources.values())).num_images
+        assert count is not None  # it is no stream
+        return count
+
     def _first(self, kind: type) -> Column | None:
         return next((column for column in self.columns.values() if isinstance(column.info, kind)), None)
 

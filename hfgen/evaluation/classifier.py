@@ -44,7 +44,7 @@ class Part:
     """Some rows of a data set, all of them with a class.
 
     Attributes:
-        data ([`~hfgen.data.images.ImageData`]): The data set.
+        data ([`~hfgen.data.cache.SourceData`]): The data set.
         rows (`np.ndarray` of shape `(N,)`): Which of its images.
     """
 
@@ -101,7 +101,7 @@ def open_parts(data: DataConfig, config: ClassifierConfig) -> tuple[Part, Part]:
             f"`test_split` {test_split}: {error} To hold out a fifth of the images instead, add `test_split` "
             f"{data.dataset_split}."
         ) from None
-    if test.labels is None or test.info.class_names != names:
+    if train.labels is None or test.labels is None or test.info.class_names != names:
         raise UserError(
             f"`test_split` {test_split} has other classes than `dataset_split` {data.dataset_split}: give a column of "
             f"type ClassLabel, or add `test_split` {data.dataset_split} to hold out a fifth of the images."

@@ -52,7 +52,7 @@ class Part:
 
     @functools.cached_property
     def _offsets(self) -> np.ndarray:
-        return np.random.default_rng(DATA_SEED).random(self.data.info.num_images)
+        return np.random.default_rng(DATA_SEED).random(len(self.data))
 
     def describe(self) -> dict[str, Any]:
         info = self.data.info
@@ -116,7 +116,7 @@ def open_reference(
             if config.held_out_split:
                 raise UserError(f"`held_out_split` {split}: {error}") from None
             reason = f"the split {split!r} cannot be read ({one_line(error)})"
-    order = np.random.default_rng(DATA_SEED).permutation(data.info.num_images)
+    order = np.random.default_rng(DATA_SEED).permutation(len(data))
     if other is None:
         half = len(order) // 2
         order, rest = order[:half], order[half:]
@@ -126,7 +126,7 @@ def open_reference(
             "trained; `held_out_split` names a better one, and training with `validation_split` leaves one out"
         )
     else:
-        rest = np.random.default_rng(DATA_SEED).permutation(other.info.num_images)
+        rest = np.random.default_rng(DATA_SEED).permutation(len(other))
     return Reference(
         real=Part(data, np.sort(order[:num_real])),
         held_out=Part(other, np.sort(rest[:num_held_out])),
@@ -268,5 +268,5 @@ def pick_images(
         UserError: If the data cannot be read.
     """
     data = open_images(config.data(image_shape))
-    rows = np.sort(np.random.default_rng(seed).permutation(data.info.num_images)[:count])
+    rows = np.sort(np.random.default_rng(seed).permutation(len(data))[:count])
     return np.array(data.squares(rows)), None if data.labels is None else data.labels[rows], data.info

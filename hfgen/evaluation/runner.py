@@ -393,7 +393,7 @@ def training_notes(name: str, train: Part, memorisation: bool) -> list[str]:
     """Says whether the model was trained on other images than those that it is compared with, as far as that is
     known."""
     notes = []
-    if memorisation and len(train.rows) < (train.data.info.num_images or 0):
+    if memorisation and len(train.rows) < len(train.data):
         notes.append(
             f"memorisation sees copies of the {len(train.rows):,} images that are not held out, and no others"
         )

@@ -68,7 +68,7 @@ class Adapter(abc.ABC):  # noqa: B024 (capabilities have abstract methods)
         if not names:
             return None
         shares = self.pipe.config.get("class_shares")
-        kind = self.pipe.config.get("class_kind") or ("groups" if shares else "labels")
+        kind: Any = self.pipe.config.get("class_kind") or ("groups" if shares else "labels")
         return Classes(
             tuple(names), kind, tuple(shares[str(number)] for number in range(len(names))) if shares else None
         )

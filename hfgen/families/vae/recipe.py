@@ -175,8 +175,8 @@ class VAERecipe(Recipe):
         if prior is None and not self.architecture.has_prior:  # N(0, I), which draws any code at any position
             prior = GaussianMixturePrior(vae.latent_shape, num_class_embeds=vae.config.num_class_embeds)
             prior.to(next(vae.parameters()).device)
-        task = {"task": self.config.task, "task_level": self.config.level}
-        return VAEPipeline(vae, prior, **self._class_arguments, **task)
+        task, level = self.config.task, self.config.level
+        return VAEPipeline(vae, prior, **self._class_arguments, task=task, task_level=level)
 
     @torch.no_grad()
     def card_images(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> list[torch.Tensor]:
