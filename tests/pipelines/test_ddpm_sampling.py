@@ -213,6 +213,7 @@ def test_save_and_load(pipe, tmp_path):
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert {key: value for key, value in index.items() if not key.startswith("_diff")} == {
         "_class_name": ["pipeline_hfgen_ddpm_sampling", "ClassConditionalDDPMPipeline"],
+        "class_kind": None,
         "class_shares": None,
         "guidance_scale": 1.0,
         "id2label": {"0": "cat", "1": "dog", "2": "eel"},

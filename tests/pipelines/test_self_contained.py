@@ -244,8 +244,8 @@ def test_plain_diffusers_makes_the_same_images(saved, tmp_path):
     assert "auto_map" not in result.stderr.partition("networks alone")[0]  # no warning of what is for `AutoModel`
     alone = [sys.executable, "-I", "-W", "ignore", "-c", ALONE, saved / "vq_vae"]
     env = os.environ | {"HF_HOME": str(tmp_path / "home")}
-    result = subprocess.run(alone, capture_output=True, text=True, timeout=300, env=env)
-    assert result.stdout.split() == ["GaussianMixturePrior", "VQVAE"], result.stderr[-3000:]
+    networks = subprocess.run(alone, capture_output=True, text=True, timeout=300, env=env)
+    assert networks.stdout.split() == ["GaussianMixturePrior", "VQVAE"], networks.stderr[-3000:]
     for kind in PIPELINES:
         expected = images_of(load_pipeline(str(saved / kind)))
         assert expected.std() > 0.01 and not np.array_equal(expected[0], expected[1])
