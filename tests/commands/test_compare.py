@@ -184,6 +184,7 @@ def test_curves():
     assert np.abs(grays - middle).min() <= 2
 
 
+@pytest.mark.slow
 def test_a_signal_is_handed_on(place, tmp_path):
     process = start("compare", *options(place, tmp_path), "--max_train_steps=100000")
     log = tmp_path / "ddpm-digits" / "logs" / "metrics.jsonl"

@@ -133,6 +133,7 @@ def test_values_that_were_measured_otherwise_are_not_compared(classifier, tmp_pa
     assert record["num_images"] == 10 and record["images_seen"] > 128
 
 
+@pytest.mark.slow
 def test_two_processes(evaluated, tmp_path):
     options = [*TINY_VAE, *evaluated, *BEST, "--eval_metrics", "fd", "bits_per_dim", "--cpu_threads", "1"]
     folder = finished(tmp_path / "run", *options, "--save_model_epochs", "0.02", script="train_vae", processes=2)
