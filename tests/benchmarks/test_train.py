@@ -101,6 +101,7 @@ def test_flops_are_counted_per_image():
     assert counts[0] == counts[1] > 1e5
 
 
+@pytest.mark.slow
 def test_a_run_of_all_families(tmp_path, capsys):
     output = tmp_path / "train.json"
     options = "--rounds 3 --round_seconds 0.01 --start_ups 0 --clock cpu".split()

@@ -477,6 +477,7 @@ def test_the_page_of_a_vae(browser, models, tmp_path):
         assert page.hosts <= {address.split("/")[2], ""}  # data: and blob: have no host
 
 
+@pytest.mark.slow
 def test_the_page_of_a_conditional_gan(browser, models, tmp_path):
     wanted = sampled(models / "gan", tmp_path / "sampled", "--num_images", 8, "--class_labels", "dog & co")
     with serving(start("demo", "--model", models / "gan", launcher="python")) as address:

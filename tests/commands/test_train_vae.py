@@ -73,7 +73,17 @@ def test_a_fresh_process_loads_it(trained):
 
 @pytest.mark.parametrize(
     "preset",
-    ["digits", "residual", "conv", "beta", "conditional", "hierarchical", "vq", "denoise", "super_resolve"],
+    [
+        "digits",
+        "residual",
+        "conv",
+        "beta",
+        "conditional",
+        pytest.param("hierarchical", marks=pytest.mark.slow),
+        "vq",
+        "denoise",
+        "super_resolve",
+    ],
 )
 def test_every_preset_runs(script, tmp_path, preset):
     options = [*TINY_VAE, *"--max_train_steps 3 --eval_batch_size 10".split()]

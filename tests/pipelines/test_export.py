@@ -130,6 +130,7 @@ def toy(tmp_path):
     return tmp_path / "site"
 
 
+@pytest.mark.slow
 def test_a_plug_in_travels_with_its_files(toy, tmp_path):
     folder = tmp_path / "it"
     total = python(SAVE_TOY, folder, path=(toy, ROOT))
@@ -162,6 +163,7 @@ def test_a_plug_in_travels_with_its_files(toy, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_plug_in_that_is_not_installed_is_named(toy, tmp_path):
     python(SAVE_TOY, tmp_path / "it", path=(toy, ROOT))
     check = "import sys\nfrom hfgen import UserError, load_pipeline\n"
@@ -177,10 +179,27 @@ def test_a_plug_in_that_is_not_installed_is_named(toy, tmp_path):
     ("file", "line", "message"),
     [
         ("pipeline.py", "import toy_flow.nets.model", "`import toy_flow.nets.model` cannot travel with a checkpoint"),
-        ("pipeline.py", "from hfgen.training.ema import EMA", "imports hfgen.training.ema, which does not travel"),
-        ("pipeline.py", "from hfgen import UserError", "imports hfgen, which does not travel with checkpoints"),
-        ("pipeline.py", "from hfgen.pipelines.self_contained import limited", "imports limited of"),
-        ("nets/parts.py", "from toy_flow.nets.model import ToyModel", "code that imports itself cannot travel"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (
+                    "pipeline.py",
+                    "from hfgen.training.ema import EMA",
+                    "imports hfgen.training.ema, which does not travel",
+                ),
+                (
+                    "pipeline.py",
+                    "from hfgen import UserError",
+                    "imports hfgen, which does not travel with checkpoints",
+                ),
+                ("pipeline.py", "from hfgen.pipelines.self_contained import limited", "imports limited of"),
+                (
+                    "nets/parts.py",
+                    "from toy_flow.nets.model import ToyModel",
+                    "code that imports itself cannot travel",
+                ),
+            )
+        ),
     ],
 )
 def test_what_cannot_travel_is_said_when_it_is_saved(toy, tmp_path, file, line, message):

@@ -461,6 +461,7 @@ def test_langevin_samples_the_posterior(linear):
     torch.testing.assert_close(pixels.var(0).sqrt(), variance.sqrt(), rtol=0.12, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gradient", "langevin"])
 def test_inpainting_a_trained_model(trained, method):
     """The right half of squares that are cut by the middle: what is seen tells what is missing."""
@@ -473,6 +474,7 @@ def test_inpainting_a_trained_model(trained, method):
     assert (found - images)[..., 4:].square().mean() < 0.3 * (mean - images)[..., 4:].square().mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gradient", "langevin"])
 def test_denoising_with_a_trained_model(trained, method):
     images = squares(40, 6)
@@ -481,6 +483,7 @@ def test_denoising_with_a_trained_model(trained, method):
     assert (found - images).square().mean() < 0.25 * (noisy - images).square().mean()
 
 
+@pytest.mark.slow
 def test_super_resolution_with_a_trained_model(trained):
     images = squares(40, 7)
     small = shrink(images, 2)
