@@ -86,7 +86,9 @@ def open_parts(data: DataConfig, config: ClassifierConfig) -> tuple[Part, Part]:
     if len(names) < 2:
         raise UserError(f"{train.info.name} has only the class {names[0]!r}: give data with 2 classes or more.")
     if train.info.mode == "RGBA":
-        raise UserError(f"{train.info.name} has transparent images: add `image_mode` RGB to drop that.")
+        raise UserError(
+            f"{train.info.name} has transparent images: add `image_mode` RGB, by which they lie over `background`."
+        )
     same: dict[str, Any] = {"resolution": train.info.resolution, "image_mode": train.info.mode, "center_crop": True}
     share = share_of(test_split)
     same["value_range"] = train.info.value_range or data.value_range
