@@ -114,8 +114,11 @@ class SourceData:
             offsets (`np.ndarray` of shape `(B,)` or `float`): Where oblong images are cropped, in [0, 1); by default
                 in the centre.
         """
-        strips, layout = self.strips(rows), self.layout
-        return strips if layout is None else cut_squares(strips, layout[rows], offsets)
+        column = self._first(ImageInfo)
+        assert column is not None
+        stored = rows if column.index is None else column.index[rows]
+        strips = np.asarray(column.arrays[0][stored])
+        return strips if column.layout is None else cut_squares(strips, column.layout[stored], offsets)
 
     @property
     def labels(self) -> np.ndarray | None:

@@ -79,7 +79,7 @@ class DataConfig(Options):
 
     @property
     def validation_share(self) -> float | None:
-        """The share of the images that training leaves out; `None` where it leaves out none."""
+        """Returns the share of the images that training leaves out; `None` where it leaves out none."""
         return share_of(self.validation_split)
 
     def validate(self) -> None:
@@ -168,12 +168,12 @@ class ImagesConfig(Options):
 
     @property
     def source(self) -> str:
-        """What was named: a data set, a folder, or `digits`."""
+        """Returns what was named: a data set, a folder, or `digits`."""
         return self.train_data_dir or self.dataset_name or "digits"
 
     @property
     def has_one_split(self) -> bool:
-        """Whether these are images without splits: the digits, or a folder of images."""
+        """Says whether these are images without splits: the digits, or a folder of images."""
         return self.train_data_dir is not None or self.source == "digits"
 
     def data(

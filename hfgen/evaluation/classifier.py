@@ -169,15 +169,15 @@ def train(model: Any, part: Part, data: DataConfig, config: ClassifierConfig) ->
     """Trains with transformers' Trainer."""
     from transformers import Trainer, TrainingArguments
 
-    steps = itertools.count()
+    steps, labels, layout = itertools.count(), part.data.labels, part.data.layout
+    assert labels is not None
 
     def collate(rows: list[int]) -> dict[str, torch.Tensor]:
-        assert part.data.labels is not None
-        layout = {} if part.data.layout is None else {"image": torch.from_numpy(part.data.layout[rows])}
-        raw = RawBatch({"image": torch.from_numpy(part.data.strips(rows))}, layout)
+        layouts = {} if layout is None else {"image": torch.from_numpy(layout[rows])}
+        raw = RawBatch({"image": torch.from_numpy(part.data.strips(rows))}, layouts)
         images = prepare(raw, data, Augmentation(config.seed, next(steps), len(rows)))["image"]
         images = images.expand(-1, COLOURS, -1, -1).contiguous(memory_format=torch.channels_last)
-        return {"pixel_values": images, "labels": torch.from_numpy(part.data.labels[rows])}
+        return {"pixel_values": images, "labels": torch.from_numpy(labels[rows])}
 
     total = config.num_epochs * -(-len(part.rows) // config.train_batch_size)
     with tempfile.TemporaryDirectory() as scratch:  # of which its only use is to make sure that it exists

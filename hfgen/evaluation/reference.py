@@ -47,8 +47,8 @@ class Part:
 
     def images(self, indices: Sequence[int]) -> torch.Tensor:
         """Returns images, uint8 `(B, C, H, W)`."""
-        rows, offsets = self.rows[indices], 0.5 if self.data.layout is None else self._offsets[self.rows[indices]]
-        return torch.from_numpy(np.array(self.data.squares(rows, offsets)))
+        rows = self.rows[indices]
+        return torch.from_numpy(np.array(self.data.squares(rows, self._offsets[rows])))
 
     @functools.cached_property
     def _offsets(self) -> np.ndarray:

@@ -434,7 +434,10 @@ def following(config: ReferenceConfig, name: str) -> ReferenceConfig:
     trained = read_record(name).get("config", {})
     center = trained.get("center_crop") if config.center_crop is None else config.center_crop
     source = trained.get("train_data_dir") or trained.get("dataset_name") or "digits"
-    same = Path(source).name == Path(config.source).name and trained.get("dataset_split") == config.dataset_split
+    same = (
+        Path(source).resolve().name == Path(config.source).resolve().name
+        and trained.get("dataset_split") == config.dataset_split
+    )
     recorded = trained if same else {}
     return dataclasses.replace(
         config,

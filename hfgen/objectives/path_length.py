@@ -14,7 +14,7 @@ DECAY = 0.01
 
 
 def path_lengths(images: torch.Tensor, styles: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """`||J^T y||` of each image, `J = d image / d w` and `y` noise of unit variance over `sqrt(H W)` (equation 4).
+    """Computes `||J^T y||` of each image: `J = d image / d w`, `y` noise of variance `1 / (H W)` (equation 4).
 
     Its mean square over `y` is `sum(J^2) / (H W)`. With a style for each layer, as the paper's own code has it, the
     squares are summed within a layer and averaged over the layers.
@@ -34,7 +34,7 @@ def path_lengths(images: torch.Tensor, styles: torch.Tensor, noise: torch.Tensor
 
 
 class PathLengthMean(nn.Module):
-    """The length `a` that [`path_lengths`] shall have: their own running mean, a constant to the penalty
+    """Keeps the length `a` that [`path_lengths`] shall have: their running mean, a constant to the penalty
     `(length - a)^2`.
 
     All state is in float32 buffers, as in [`~adaptive_augmentation.AdaptiveProbability`]: with several processes,

@@ -31,8 +31,8 @@ def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]
 class Sampler:
     """Makes the images of a seeded set by their numbers: image i from the seed and i alone, whatever it is made with.
 
-    Class-conditional models make their classes in turn, as grids show them, or as often as `class_shares` says, as
-    sets are measured. Where classes are groups of images, the model draws an image's group with its seed.
+    Class-conditional models make their classes in turn, as grids show them, or as often as [`~Sampler.with_shares`]
+    is told, as sets are measured. Where classes are groups of images, the model draws an image's group with its seed.
 
     Args:
         model (`DiffusionPipeline` or [`~capabilities.Adapter`]): What makes them.
@@ -40,8 +40,6 @@ class Sampler:
         name (`str`, *optional*): What to call the model in a message.
         autocast (`Callable`, *optional*): Makes a context for the networks to run in.
         class_labels (`Sequence[str]`, *optional*): The classes to make in turn, by number or name.
-        class_shares (`Sequence[float]`, *optional*): How often to make each class, by number. Not for groups, and
-            `class_labels` win over it.
         precision (`str`, *optional*, defaults to `"no"`): That of the weights, for reports.
 
     Attributes:
@@ -59,7 +57,6 @@ class Sampler:
         autocast: Callable[[], AbstractContextManager] = nullcontext,
         class_labels: Sequence[str] | None = None,
         precision: str = "no",
-        class_shares: Sequence[float] | None = None,
     ):
         self.adapter: Any = model if isinstance(model, Adapter) else adapter_of(model)
         if not isinstance(self.adapter, Generates):
@@ -75,7 +72,7 @@ class Sampler:
         self.settings: dict[str, Any] = self.adapter.settings(self.options)
         self.classes = self._choose_classes(class_labels)
         self.asked = bool(class_labels)
-        self.class_shares = tuple(class_shares) if class_shares and self.classes and not self.asked else None
+        self.class_shares: tuple[float, ...] | None = None  # see `with_shares`
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -82,7 +82,7 @@ def test_classes_come_in_turn_or_are_drawn():
     model = DCGANGenerator(sample_size=8, latent_dim=4, base_channels=4, num_class_embeds=3)
     pipe = GANPipeline(model, id2label={0: "cat", 1: "dog", 2: "7"})
     assert Sampler(pipe).classes == [0, 1, 2] and Sampler(pipe).class_of(4, seed=0) == 1
-    rare = Sampler(pipe, class_shares=[0.1, 0.9, 0.0])
+    rare = Sampler(pipe).with_shares([0.1, 0.9, 0.0])
     drawn = [rare.class_of(index, seed=0) for index in range(300)]
     assert set(drawn) == {0, 1} and 15 < drawn.count(0) < 50
     labels = torch.tensor(drawn[:4])
