@@ -5,10 +5,10 @@ import base64
 import contextlib
 import io
 import json
-import os
+import re
 import shutil
+import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.error
@@ -21,6 +21,7 @@ import torch
 import yaml
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from helpers import Command, run, start
+from helpers.forked import Forked
 from PIL import Image
 
 from hfgen.models.conv_vae import ConvVAE
@@ -201,11 +202,11 @@ def test_errors_say_what_to_do(demo, models, tmp_path, arguments, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_port_that_is_taken(models):
+def test_a_port_that_is_taken(demo, models):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        result = run("demo", "--model", models / "vae", "--port", port)
-    assert result.returncode == 2 and f"--port {port} cannot be listened on" in result.stderr.splitlines()[-1]
+        with pytest.raises(UserError, match=f"--port {port} cannot be listened on"):
+            demo.main(["--model", str(models / "vae"), "--port", str(port)])
 
 
 def test_a_space_of_a_model_on_the_hub(demo, tmp_path, capsys):
@@ -308,7 +309,7 @@ def test_programs_wait_in_the_queue_and_images_say_what_made_them(models, tmp_pa
     from gradio_client import Client, handle_file
 
     path = save(np.arange(64, dtype=np.uint8).reshape(8, 8), tmp_path / "exact.png")
-    with serving(start("demo", "--model", models / "vae", launcher="python")) as address:
+    with serving(start("demo", "--model", models / "vae")) as address:
         body = json.dumps({"data": [0, 1, 1]}).encode()
         request = urllib.request.Request(f"{address}gradio_api/run/sample", body, {"Content-Type": "application/json"})
         with pytest.raises(urllib.error.HTTPError, match="404"):
@@ -345,13 +346,12 @@ def test_images_need_not_say_what_made_them(demo, gan):
 def serving(process):
     """The address that a demo prints, while it runs."""
     try:
-        line = process.stdout.readline()
-        while line and not line.startswith("Demo:"):
-            line = process.stdout.readline()
-        assert line, process.stderr.read()
-        yield line.split()[1]
+        while not (found := re.search(r"^Demo: +(\S+)\n", process.printed, re.MULTILINE)):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        yield found[1]
     finally:
-        process.terminate()
+        process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
 
 
@@ -438,7 +438,7 @@ def test_the_page_of_a_vae(browser, models, tmp_path):
     wanted = [
         sampled(models / "vae", tmp_path / f"sampled{seed}", "--num_images", 8, "--seed", seed) for seed in (0, 1)
     ]
-    with serving(start("demo", "--model", models / "vae", launcher="python")) as address:
+    with serving(start("demo", "--model", models / "vae")) as address:
         page = Page(browser, address)
         assert page.tabs == ["Sample", "Interpolate", "Reconstruct", "Inpaint"]
         page.open("Sample")
@@ -480,7 +480,7 @@ def test_the_page_of_a_vae(browser, models, tmp_path):
 @pytest.mark.slow
 def test_the_page_of_a_conditional_gan(browser, models, tmp_path):
     wanted = sampled(models / "gan", tmp_path / "sampled", "--num_images", 8, "--class_labels", "dog & co")
-    with serving(start("demo", "--model", models / "gan", launcher="python")) as address:
+    with serving(start("demo", "--model", models / "gan")) as address:
         page = Page(browser, address)
         assert page.tabs == ["Sample", "Interpolate"]
         page.open("Sample")
@@ -496,11 +496,10 @@ def test_the_space_runs_with_the_library_it_holds(browser, models, tmp_path):
     assert run("demo", "--model", models / "ddpm", "--space_dir", space).returncode == 0
     with (space / "hfgen" / "__init__.py").open("a") as file:
         file.write("\nprint('from', __file__, flush=True)\n")
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([sys.executable, str(space / "app.py")], cwd=tmp_path, env=env, **pipes)
-    assert process.stdout.readline() == f"from {space / 'hfgen' / '__init__.py'}\n"
+    code = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
+    process = Forked(["-c", code, space / "app.py"], env={"PYTHONPATH": str(space)}, cwd=tmp_path)
     with serving(process) as address:
+        assert process.printed.startswith(f"from {space / 'hfgen' / '__init__.py'}\n")
         page = Page(browser, address)
         page.open("Sample")
         assert np.array_equal(page.click(8), sampled(models / "ddpm", tmp_path / "sampled", "--num_images", 8))

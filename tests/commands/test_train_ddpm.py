@@ -4,14 +4,13 @@ import hashlib
 import json
 import os
 import re
-import resource
-import signal
 import subprocess
 import sys
 
 import pytest
 import torch
 from helpers import ROOT, TINY, TINY_NETWORK, Command, metrics, run
+from helpers.forked import Forked
 from PIL import Image
 
 from hfgen.runtime.errors import UserError
@@ -81,10 +80,9 @@ from diffusers import DDPMPipeline
 pipe = DDPMPipeline.from_pretrained(sys.argv[1])
 print(pipe(batch_size=2, num_inference_steps=5, generator=torch.Generator().manual_seed(0)).images[1].size)
 """
-    command = [sys.executable, "-c", code, str(trained[0])]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert result.stdout.strip() == "(8, 8)"
-    assert "Expected types" not in result.stderr
+    out, err = Forked(["-c", code, trained[0]], cwd=tmp_path).communicate()
+    assert out.strip() == "(8, 8)", err
+    assert "Expected types" not in err
 
 
 def test_the_record_and_the_card(trained, monkeypatch):
@@ -403,13 +401,17 @@ def test_no_disk_space_keeps_the_last_good_checkpoint(tmp_path):
     assert run("train_ddpm", *command, "--max_train_steps", 4).returncode == 0
     before = contents(checkpoint.list_checkpoints(tmp_path)[-1])
 
-    def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    result = run("train_ddpm", *command, preexec_fn=limit)
-    assert result.returncode == 2
-    error = result.stderr.strip().splitlines()[-1]
+    limited = """
+import resource, signal, sys
+from hfgen.commands.main import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+main(sys.argv[1:], verb="train ddpm")
+"""
+    process = Forked(["-c", limited, *command])
+    _, said = process.communicate()
+    assert process.returncode == 2
+    error = said.strip().splitlines()[-1]
     last = checkpoint.list_checkpoints(tmp_path)[-1]
     assert "error: --output_dir" in error
     assert f"The last good checkpoint is {last}" in error

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, TINY_VAE, Command, metrics, run
+from helpers import ROOT, TINY_VAE, Command, metrics, python, run
 from PIL import Image
 
 from hfgen import VAEPipeline
@@ -62,13 +62,9 @@ def test_the_readmes_example(trained):
 
 def test_a_fresh_process_loads_it(trained):
     """Nothing but `VAEPipeline` is imported: the networks are found."""
-    import subprocess
-    import sys
-
     folder, _ = trained
     code = f"from hfgen import VAEPipeline; print(VAEPipeline.from_pretrained({str(folder)!r})(2).images[0].size)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stdout.strip() == "(8, 8)", result.stderr
+    assert python(code) == "(8, 8)"
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,13 @@
 import dataclasses
 import hashlib
 import io
-import multiprocessing
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from helpers.forked import CONTEXT
 from PIL import Image
 
 from hfgen.data.cache import open_images, open_source
@@ -157,9 +157,8 @@ def build(config, queue):
 
 
 def test_several_processes_build_at_once(config):
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    workers = [context.Process(target=build, args=(config, queue)) for _ in range(3)]
+    queue = CONTEXT.Queue()
+    workers = [CONTEXT.Process(target=build, args=(config, queue)) for _ in range(3)]
     for worker in workers:
         worker.start()
     found = {queue.get(timeout=120) for _ in workers}

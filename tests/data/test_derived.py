@@ -1,11 +1,11 @@
 """Derived columns: once for each row, variant and digest of weights."""
 
 import dataclasses
-import multiprocessing
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.forked import CONTEXT
 
 from hfgen.data.augment import prepare
 from hfgen.data.columns import Derived, Image, Label, Sources, Text
@@ -110,9 +110,8 @@ def build(config, queue):
 
 
 def test_one_process_encodes_and_the_others_wait(config):
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    workers = [context.Process(target=build, args=(config, queue)) for _ in range(2)]
+    queue = CONTEXT.Queue()
+    workers = [CONTEXT.Process(target=build, args=(config, queue)) for _ in range(2)]
     for worker in workers:
         worker.start()
     results = [queue.get(timeout=120) for _ in workers]

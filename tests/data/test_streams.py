@@ -92,7 +92,7 @@ def test_a_stream_is_shuffled_differently_in_each_epoch_and_labels_belong(stream
 
 
 @pytest.mark.parametrize(("rank", "world_size", "workers"), [(0, 1, 0), (1, 2, 0), (0, 1, 3), (2, 6, 0), (1, 2, 3)])
-@pytest.mark.parametrize("taken", [1, 7, 23, 48, 61])
+@pytest.mark.parametrize("taken", [1, 23, 61])
 def test_a_resumed_stream_goes_on_exactly(stream_config, rank, world_size, workers, taken):
     config = dataclasses.replace(stream_config, dataloader_num_workers=workers)
     whole = StreamedStream(config, 5, rank=rank, world_size=world_size)

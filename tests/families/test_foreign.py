@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY_GAN, metrics, start, toys_installed
+from helpers import TINY_GAN, metrics, python, start, toys_installed
 from hub.server import ADA
 from safetensors.torch import load_file
 
@@ -146,9 +146,7 @@ def test_load_without_hfgen(trained):
     images = hfgen.load_pipeline(str(trained[0]))(
         2, [torch.Generator().manual_seed(i) for i in range(2)], output_type="pt"
     ).images
-    arguments = [sys.executable, "-c", WITHOUT, str(trained[0]), str(images.tolist())]
-    result = subprocess.run(arguments, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    python(WITHOUT, trained[0], images.tolist())
 
 
 def test_sample(trained, tmp_path):

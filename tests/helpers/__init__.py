@@ -126,6 +126,19 @@ def run(script: str, *arguments, timeout: float = 300, **kwargs) -> subprocess.C
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def python(code: str, *arguments, path=(), cwd=None) -> str:
+    """Runs code in a fork that has imported the libraries and nothing of hfgen; returns what it printed.
+
+    Args:
+        path (`Sequence[Path]`, *optional*): Where it finds modules first.
+    """
+    env = {"PYTHONPATH": os.pathsep.join([*map(str, path), os.environ.get("PYTHONPATH", "")])}
+    process = Forked(["-c", code, *arguments], env=env, cwd=cwd)
+    out, err = process.communicate()
+    assert process.returncode == 0, err[-3000:]
+    return out.strip()
+
+
 def data_info(**changes):
     """What is known of 100 gray images of 8 pixels, but for some changes."""
     from hfgen.data.columns import Classes

@@ -42,7 +42,13 @@ def _program(argv: list[str], env: dict[str, str], cwd: str, out: str, err: str)
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
-    if argv[0] == "-m":
+    if argv[0] == "-c":
+        for name in [name for name in sys.modules if name.partition(".")[0] == "hfgen"]:
+            del sys.modules[name]
+        sys.argv = ["-c", *argv[2:]]
+        sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
+        exec(argv[1], {"__name__": "__main__"})
+    elif argv[0] == "-m":
         sys.argv = argv[1:]
         runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
     else:
@@ -55,7 +61,8 @@ class Forked:
     """A program of one or several processes, with the interface of a `subprocess.Popen`.
 
     Args:
-        argv (`list`): What would stand behind `python`: a script or `-m` and a module, and arguments.
+        argv (`list`): What would stand behind `python`: a script, `-m` and a module, or `-c` and code, which begins
+            without hfgen and finds it first where `PYTHONPATH` of `env` says; and arguments.
         processes (`int`, *optional*, defaults to 1): How many that know of each other, as torchrun starts them. When
             one fails, the others are killed.
     """
@@ -88,6 +95,11 @@ class Forked:
         if self.returncode is None and None not in codes:
             self.returncode = next((code for code in codes if code), 0)
         return self.returncode
+
+    @property
+    def printed(self) -> str:
+        """What it has printed so far."""
+        return self._files[0].read_text()
 
     def communicate(self, timeout: float = 300) -> tuple[str, str]:
         """Waits for the end; returns what was printed.

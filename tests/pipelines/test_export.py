@@ -1,14 +1,10 @@
 """Code that travels: a plug-in of several files, helpers of different versions in one process, what cannot travel."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, python
 from pipelines.test_self_contained import code_in, tree
 
 from hfgen.pipelines import export
@@ -113,15 +109,6 @@ print(pipe(2, generator=torch.Generator().manual_seed(0)).images.sum().item())
 """
 
 
-def python(code, *arguments, path=(), **env):
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path)), "PYTHONDONTWRITEBYTECODE": "1"} | env
-    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
-    here = Path(__file__).parent  # no package of hfgen is here, and Python looks into the working directory first
-    result = subprocess.run(command, env=env, cwd=here, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout.strip()
-
-
 @pytest.fixture
 def toy(tmp_path):
     for name, text in TOY.items():
@@ -130,7 +117,6 @@ def toy(tmp_path):
     return tmp_path / "site"
 
 
-@pytest.mark.slow
 def test_a_plug_in_travels_with_its_files(toy, tmp_path):
     folder = tmp_path / "it"
     total = python(SAVE_TOY, folder, path=(toy, ROOT))
@@ -153,7 +139,7 @@ def test_a_plug_in_travels_with_its_files(toy, tmp_path):
         "pipe = load(sys.argv[1])\npipe.save_pretrained(sys.argv[2])\n"
         "assert torch.equal(images(load(sys.argv[2])), images(pipe))\nprint(images(pipe).sum().item())"
     )
-    assert python(check, folder, tmp_path / "again", HF_HOME=str(tmp_path / "home")) == total
+    assert python(check, folder, tmp_path / "again") == total
     assert tree(tmp_path / "again") == tree(folder)
     # With them: by the installed classes, of either folder; code that lies there is not run.
     for name in code_in(folder):
@@ -163,7 +149,6 @@ def test_a_plug_in_travels_with_its_files(toy, tmp_path):
     )
 
 
-@pytest.mark.slow
 def test_a_plug_in_that_is_not_installed_is_named(toy, tmp_path):
     python(SAVE_TOY, tmp_path / "it", path=(toy, ROOT))
     check = "import sys\nfrom hfgen import UserError, load_pipeline\n"
@@ -179,27 +164,10 @@ def test_a_plug_in_that_is_not_installed_is_named(toy, tmp_path):
     ("file", "line", "message"),
     [
         ("pipeline.py", "import toy_flow.nets.model", "`import toy_flow.nets.model` cannot travel with a checkpoint"),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in (
-                (
-                    "pipeline.py",
-                    "from hfgen.training.ema import EMA",
-                    "imports hfgen.training.ema, which does not travel",
-                ),
-                (
-                    "pipeline.py",
-                    "from hfgen import UserError",
-                    "imports hfgen, which does not travel with checkpoints",
-                ),
-                ("pipeline.py", "from hfgen.pipelines.self_contained import limited", "imports limited of"),
-                (
-                    "nets/parts.py",
-                    "from toy_flow.nets.model import ToyModel",
-                    "code that imports itself cannot travel",
-                ),
-            )
-        ),
+        ("pipeline.py", "from hfgen.training.ema import EMA", "imports hfgen.training.ema, which does not travel"),
+        ("pipeline.py", "from hfgen import UserError", "imports hfgen, which does not travel with checkpoints"),
+        ("pipeline.py", "from hfgen.pipelines.self_contained import limited", "imports limited of"),
+        ("nets/parts.py", "from toy_flow.nets.model import ToyModel", "code that imports itself cannot travel"),
     ],
 )
 def test_what_cannot_travel_is_said_when_it_is_saved(toy, tmp_path, file, line, message):
