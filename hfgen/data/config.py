@@ -9,6 +9,9 @@ IMAGE_MODES = {"L": 1, "RGB": 3, "RGBA": 4}  # PIL mode -> channels
 FULL_RANGE = (0.0, 65535.0)  # of 16-bit images: how they were read before `value_range` was an option
 BACKGROUNDS = ("white", "black", "gray", "none")
 
+MOST_GROUPS, IMAGES_PER_GROUP = 100, 16  # where `num_clusters` is left open
+CLUSTER_FEATURES = ("pixels", "patches")
+
 IMAGE_COLUMN = "column with the images; left out: the first of that type, `image` or `img` before others"
 LABEL_COLUMN = (
     "column with the classes: ClassLabel, strings or whole numbers; left out: the first ClassLabel, `label` before "
@@ -20,6 +23,11 @@ VALUE_RANGE = (
 )
 BACKGROUND = (
     "what transparent pixels are laid over where `image_mode` is L or RGB; none: the colours that lie hidden in them"
+)
+CLUSTERED = (
+    "what similar images of `num_clusters` have in common: pixels; patches, learnt from these images in a minute; or "
+    "features of an image model of transformers, as facebook/dinov2-small, by Hub id or folder; left out: pixels for "
+    "gray images, patches for others"
 )
 
 
@@ -53,9 +61,13 @@ class DataConfig(Options):
     )
     value_range: tuple[float, ...] | None = option(None, VALUE_RANGE, resolved=True, before=FULL_RANGE)
     background: str = option("white", BACKGROUND, choices=BACKGROUNDS, before="none")
-    num_clusters: int = option(
-        0, "without `class_conditional`: find this many groups of similar images and train on these; 0 for none"
+    num_clusters: int | None = option(
+        0,
+        "without `class_conditional`: find this many groups of similar images and train on these; 0 for none; where a "
+        f"preset leaves it open, one for each {IMAGES_PER_GROUP} images, {MOST_GROUPS} at most",
+        resolved=True,
     )
+    cluster_features: str | None = option(None, CLUSTERED, resolved=True, before="pixels")
     balance_classes: bool = option(False, "show every class equally often, whatever its share of the data")
     skip_corrupt_images: bool = option(False, "count and skip images that cannot be decoded instead of stopping")
     cache_dir: str | None = option(
@@ -81,6 +93,21 @@ class DataConfig(Options):
     def validation_share(self) -> float | None:
         """Returns the share of the images that training leaves out; `None` where it leaves out none."""
         return share_of(self.validation_split)
+
+    def groups_for(self, images: int | None) -> int:
+        """Returns the number of groups of similar images: as given; else by the number of images, so that a group is
+        no single image, and none where there is something else to go by, or too few images."""
+        if self.num_clusters is not None:
+            return self.num_clusters
+        if self.streaming or self.balance_classes or images is None:
+            return 0
+        count = min(MOST_GROUPS, images // IMAGES_PER_GROUP)
+        return count if count > 1 else 0
+
+    def features_for(self, mode: str) -> str:
+        """Returns what similar images of a mode have in common: as given; else the pixels if they are gray, and what
+        they are made of otherwise, as photographs of one thing hardly ever agree pixel by pixel."""
+        return self.cluster_features or ("pixels" if mode == "L" else "patches")
 
     def validate(self) -> None:
         """Checks what can be checked without looking at the data.
@@ -109,7 +136,7 @@ class DataConfig(Options):
             "dataloader_num_workers",
             "num_clusters",
         ):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise UserError(f"`{name}` {getattr(self, name)} is negative: use 0 to turn it off, or more.")
         if self.num_clusters == 1:
             raise UserError("`num_clusters` 1 would put all images into one group: use 0 for none, or 2 and more.")

@@ -11,7 +11,7 @@ import hashlib
 import os
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -36,7 +36,7 @@ from hfgen.data.columns import (
 )
 from hfgen.data.config import DataConfig
 from hfgen.data.decode import decode, fit, is_deep, read_header, to_mode
-from hfgen.data.groups import with_groups
+from hfgen.data.groups import ImageModel, with_groups
 from hfgen.data.info import ColumnInfo, DataInfo, DerivedInfo, ImageInfo, LabelInfo, SourceInfo, TextInfo
 from hfgen.data.sources import class_names, find_columns, load_source, without_decoding
 from hfgen.data.survey import survey
@@ -107,8 +107,9 @@ def open_stream(
     config: DataConfig,
     seed: int,
     token: str | None = None,
-    groups: int = 0,
+    groups: int | None = 0,
     recorded_classes: tuple[str, ...] | None = None,
+    load_features: Callable[[str], ImageModel] | None = None,
 ) -> Stream:
     """Opens the columns that a family asks for, cached or streamed; the part of this process, as its launcher
     numbered it.
@@ -119,9 +120,10 @@ def open_stream(
         seed (`int`): Seed of the order.
         token (`str`, *optional*): For private data sets on the Hub.
         groups (`int`, *optional*, defaults to 0): Replace the classes of the first source by this many groups of
-            similar images.
+            similar images; `None` lets their number decide.
         recorded_classes (`tuple[str, ...]`, *optional*): The names of the classes of the run that goes on: of the
             first source, in the order of their numbers.
+        load_features (`Callable`, *optional*): Loads the [`~data.groups.ImageModel`] that finds the groups, by name.
 
     Raises:
         UserError: If the data cannot be used.
@@ -137,8 +139,11 @@ def open_stream(
         name: open_source(own, columns, name, token, recorded_classes=recorded_classes if name == first else None)
         for name, (own, columns) in sources.items()
     }
+    if groups is None:
+        label = next((name for name, column in columns.items() if isinstance(column, Label)), "")
+        groups = own.groups_for(data[first].info.num_images) if label else 0
     if groups:
-        data[first] = with_groups(data[first], label, groups)
+        data[first] = with_groups(data[first], label, groups, load_features)
     stream = CachedStream(data, seed)
     for name, derived in kept_columns(spec).items():
         if any(column in stream._layouts for column in derived.inputs):

@@ -3,12 +3,14 @@
 import dataclasses
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 from hfgen.data.columns import DEFAULT, Derived, Sources, kept_columns
 from hfgen.data.derived import derive
+from hfgen.data.groups import ImageModel
 from hfgen.data.streams import Stream, open_stream
 from hfgen.hub.push import check_push, push_folder
 from hfgen.registry import Family
@@ -116,6 +118,17 @@ def recipe_of(family: Family) -> Any:
     return kind
 
 
+def _image_model(device: Any, name: str) -> ImageModel:
+    """Loads the network by whose features similar images are found."""
+    from hfgen.evaluation.features import load_extractor
+
+    try:
+        extractor = load_extractor(name, device=device)
+    except UserError as error:
+        raise UserError(f"`cluster_features` {name}: {error}") from None
+    return ImageModel(extractor.fingerprint, lambda images: extractor(images)["features"])
+
+
 def open_recipe(options: RunOptions, accelerator: Any) -> tuple[Recipe, Stream, RunOptions, bool]:
     """Opens the data and makes the networks.
 
@@ -134,7 +147,8 @@ def open_recipe(options: RunOptions, accelerator: Any) -> tuple[Recipe, Stream, 
     groups = 0 if getattr(options.own, "class_conditional", False) else options.data.num_clusters
     goes_on = training.resume_from_checkpoint and not groups
     classes = RunFolder(options).recorded_classes if goes_on else None
-    stream = open_stream(sources, options.data, training.seed, training.hub_token, groups, classes)
+    load = partial(_image_model, accelerator.device)
+    stream = open_stream(sources, options.data, training.seed, training.hub_token, groups, classes, load)
     options = options.resolve(stream.info, Machine.here(), accelerator.mixed_precision)
     torch.manual_seed(seed_from(training.seed, "weights"))
     recipe = recipe_of(options.family)(options.own, stream.info)

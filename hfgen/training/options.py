@@ -73,6 +73,11 @@ class RunOptions:
             "image_column": info.column_of(ImageInfo) or self.data.image_column,
             "label_column": info.column_of(LabelInfo) or self.data.label_column,
         }
+        groups = info.classes if info.classes and info.classes.groups else None
+        if groups:
+            found["cluster_features"] = self.data.features_for(info.mode)
+        if self.data.num_clusters is None:
+            found["num_clusters"] = len(groups.names) if groups else 0
         data = dataclasses.replace(self.data, **found)
         training = dataclasses.replace(self.training, mixed_precision=precision)
         resolve = self.family.load("resolve")

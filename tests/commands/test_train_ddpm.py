@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from evaluation.tiny import save_classifier
 from helpers import ROOT, TINY, TINY_NETWORK, Command, metrics, run
 from helpers.forked import Forked
 from PIL import Image
@@ -116,6 +117,21 @@ def test_class_conditional_run(tmp_path, script, monkeypatch):
     exec(code, namespace)
     assert len(namespace["images"]) == 2
     assert namespace["pipe"].class_names == [str(digit) for digit in range(10)]
+
+
+def test_groups_by_the_features_of_a_network(tmp_path, script):
+    classifier = save_classifier(tmp_path / "classifier")
+    options = [*TINY, "--num_clusters", "6", "--cluster_features", classifier]
+    script.main([*options, "--output_dir", str(tmp_path / "one")])
+    record = json.loads((tmp_path / "one" / "run.json").read_text())
+    assert record["config"]["cluster_features"] == classifier
+    script.main([*TINY, "--num_clusters", "6", "--output_dir", str(tmp_path / "two")])
+    other = json.loads((tmp_path / "two" / "run.json").read_text())
+    assert other["config"]["cluster_features"] == "pixels"  # of gray images
+    assert other["data"]["fingerprint"] != record["data"]["fingerprint"]
+    with pytest.raises(UserError, match="--cluster_features no/such: the extractor no/such cannot be loaded"):
+        script.main([*options[:-1], "no/such", "--output_dir", str(tmp_path / "x")])
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_run_on_groups_of_similar_images(tmp_path, script, monkeypatch):

@@ -153,7 +153,10 @@ def test_an_alarm_reaches_the_user(script, tmp_path, capsys, monkeypatch):
         ("--label_column kind --class_conditional", "--label_column kind is not a column"),
         ("--resolution 300", "--resolution 300 is out of range: GANs make images of 8 to 256 pixels"),
         ("--resolution 7", "--resolution 7 is out of range"),
-        ("--balance_classes", "--balance_classes is about labels, and --num_clusters 100 puts groups in their place"),
+        (
+            "--balance_classes --num_clusters 100",
+            "--balance_classes is about labels, and --num_clusters 100 puts groups in their place",
+        ),
         ("--augmentations blur", "--augmentations blur is unknown: choose from flip"),
         ("--train_batch_size 1", "--train_batch_size 1: batch normalisation needs several images"),
         ("--architecture stylegan2 --train_batch_size 37", "--train_batch_size 37: minibatch statistics need groups"),

@@ -4,12 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image as PIL
 
 from hfgen.data.cache import open_images
 from hfgen.data.columns import DEFAULT, Image
 from hfgen.data.config import DataConfig
-from hfgen.data.groups import cluster, with_groups
+from hfgen.data.groups import ImageModel, cluster, with_groups
 from hfgen.data.streams import open_stream
 from hfgen.runtime.errors import UserError
 
@@ -98,3 +99,73 @@ def test_groups_are_of_what_training_shows(tmp_path):
     centred = dataclasses.replace(config, center_crop=True)
     assert np.array_equal(groups, with_groups(open_images(centred), "label", 2).labels)
     assert [path.name for path in tmp_path.rglob("groups-*.npy")].count("groups-2-centre.npy") == 1
+
+
+def stripes(number=80):
+    """Stripes of two directions, of any colours and phase, in images of 16 pixels."""
+    draw = np.random.default_rng(0)
+    kinds, place = draw.integers(0, 2, number), np.indices((16, 16))
+    images = np.empty((number, 3, 16, 16), np.uint8)
+    for image, kind in zip(images, kinds, strict=True):
+        wave = np.sin((place[kind] + draw.uniform(0, 8)) * np.pi / 2.5)
+        colours = draw.uniform(0, 255, (2, 3, 1, 1))
+        image[:] = np.where(wave > 0, *colours)
+    return kinds, images
+
+
+def test_colour_images_are_grouped_by_what_they_are_made_of(tmp_path):
+    kinds, images = stripes()
+
+    def agreement(groups):
+        return max((groups == kinds).mean(), (groups != kinds).mean())
+
+    assert agreement(cluster(images, 2, "patches")) > 0.9
+    assert np.array_equal(cluster(images, 2, "patches"), cluster(images, 2, "patches"))
+    assert agreement(cluster(images, 2, "pixels")) < 0.8
+    for size in ((5, 7), (64, 64)):
+        small = np.random.default_rng(0).integers(0, 256, (20, 3, *size), dtype=np.uint8)
+        assert set(cluster(small, 2, "patches").tolist()) == {0, 1}
+    (tmp_path / "images").mkdir()
+    for number, image in enumerate(images):
+        PIL.fromarray(image.transpose(1, 2, 0)).save(tmp_path / "images" / f"{number:02}.png")
+    config = DataConfig(train_data_dir=str(tmp_path / "images"), cache_dir=str(tmp_path / "cache"))
+    colour = open_images(config)
+    assert agreement(with_groups(colour, "label", 2).labels) > 0.9
+    pixels = open_images(dataclasses.replace(config, cluster_features="pixels"))
+    assert agreement(with_groups(pixels, "label", 2).labels) < 0.8
+    gray = open_images(dataclasses.replace(config, image_mode="L"))
+    assert gray.config.features_for(gray.info.mode) == "pixels"
+
+
+def test_a_network_says_what_is_similar(tmp_path):
+    kinds, images = stripes()
+    asked = []
+
+    def load(name):
+        asked.append(name)
+        return ImageModel("0" * 64, lambda part: torch.stack([line_difference(part), torch.ones(len(part))], 1))
+
+    def line_difference(part):
+        return part.float().diff(dim=2).abs().mean((1, 2, 3)) - part.float().diff(dim=3).abs().mean((1, 2, 3))
+
+    (tmp_path / "images").mkdir()
+    for number, image in enumerate(images):
+        PIL.fromarray(image.transpose(1, 2, 0)).save(tmp_path / "images" / f"{number:02}.png")
+    folder = {"train_data_dir": str(tmp_path / "images"), "cache_dir": str(tmp_path / "cache")}
+    data = open_images(DataConfig(**folder, cluster_features="some/model"))
+    groups = with_groups(data, "label", 2, load).labels
+    assert asked == ["some/model"] and max((groups == kinds).mean(), (groups != kinds).mean()) > 0.9
+    with pytest.raises(UserError, match="`cluster_features` some/model is not known here: use pixels or patches"):
+        with_groups(data, "label", 2)
+
+
+def test_a_number_that_is_left_open(tmp_path):
+    config = DataConfig(resolution=8, num_clusters=None, cache_dir=str(tmp_path))
+    assert [config.groups_for(images) for images in (60_000, 1_797, 300, 80, 32, 31, 2, None)] == [
+        100, 100, 18, 5, 2, 0, 0, 0,
+    ]  # fmt: skip
+    assert len(open_stream(DEFAULT, config, 0, groups=None).info.classes.names) == 100
+    balanced = dataclasses.replace(config, balance_classes=True)
+    assert open_stream(DEFAULT, balanced, 0, groups=None).info.classes.kind == "labels"  # there is something to go by
+    assert dataclasses.replace(config, dataset_name="a/b", streaming=True).groups_for(60_000) == 0
+    assert open_stream({"image": Image()}, config, 0, groups=None).info.classes is None

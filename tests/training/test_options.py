@@ -39,7 +39,7 @@ def test_without_data_the_preset_is_digits():
 
 def test_with_data_the_preset_is_the_family_s_own():
     options = collect("gan", dataset_name="user/data")
-    assert options.training.num_epochs == 100 and options.data.num_clusters == 100  # of `stable`
+    assert options.training.num_epochs == 100 and options.data.num_clusters is None  # of `stable`: the data decide
     assert options.data.resolution is None and options.training.output_dir == "out/gan-data"
     assert collect("ddpm", dataset_name="user/data").training.num_epochs == 100  # has none
     folder = collect("ddpm", "mnist", train_data_dir="some/photos")
@@ -97,7 +97,7 @@ def test_an_old_record_without_what_is_resolved_today(record):
     values["config"]["an_option_that_is_gone"] = 3
     (folder / "run.json").write_text(json.dumps(values))
     options = collect("gan", resume_from_checkpoint="latest", output_dir=str(folder))
-    assert options.data.num_clusters == 0  # the default, and not the preset's 100
+    assert options.data.num_clusters == 0  # the default, and not the preset's
     resolved = options.resolve(data_info(resolution=16), Machine(), "no")
     assert resolved.own.discriminator_learning_rate == resolved.own.learning_rate
     assert resolved.data.image_mode == "L" and resolved.training.mixed_precision == "no"
@@ -138,7 +138,7 @@ def test_an_old_record_without_what_was_otherwise_then(record, architecture, mea
 
 
 def test_a_stream_needs_a_length():
-    streamed = {"dataset_name": "user/data", "streaming": True, "num_clusters": 0}
+    streamed = {"dataset_name": "user/data", "streaming": True}
     with pytest.raises(UserError, match="`streaming` has no epochs: give the length with `max_train_steps`"):
         collect("gan", **streamed)
     assert collect("gan", **streamed, max_train_steps=3).training.max_train_steps == 3

@@ -117,7 +117,7 @@ def mnist() -> dict[str, Any]:
         "block_out_channels": (32, 64, 64),
         "train_batch_size": 64,
         "num_epochs": 2.1,
-        "num_clusters": 100,
+        "num_clusters": None,
         "guidance_scale": 1.5,
         "lr_warmup_steps": 100,
         "save_images_epochs": 0.5,

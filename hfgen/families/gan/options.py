@@ -211,7 +211,7 @@ COMMON: dict[str, Any] = {
 
 def stable() -> dict[str, Any]:
     """R3GAN's objective (relativistic, R1, R2) on small convolutional networks, with groups of similar images."""
-    return COMMON | {"num_clusters": 100}
+    return COMMON | {"num_clusters": None}
 
 
 def digits() -> dict[str, Any]:
