@@ -1,9 +1,10 @@
 """The options of the data; no torch here, so that `--help` answers at once."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import Options, option
+from hfgen.runtime.options import Options, nearest, option
 
 IMAGE_MODES = {"L": 1, "RGB": 3, "RGBA": 4}  # PIL mode -> channels
 FULL_RANGE = (0.0, 65535.0)  # of 16-bit images: how they were read before `value_range` was an option
@@ -140,6 +141,13 @@ class DataConfig(Options):
                 raise UserError(f"`{name}` {getattr(self, name)} is negative: use 0 to turn it off, or more.")
         if self.num_clusters == 1:
             raise UserError("`num_clusters` 1 would put all images into one group: use 0 for none, or 2 and more.")
+        features = self.cluster_features
+        if features is not None and features not in CLUSTER_FEATURES and "/" not in features:
+            if not Path(features).is_dir():
+                raise UserError(
+                    f"`cluster_features` {features} is unknown: use {', '.join(CLUSTER_FEATURES)}, or the Hub id or "
+                    f"folder of an image model.{nearest(features, CLUSTER_FEATURES)}"
+                )
         if self.color_jitter >= 1:
             raise UserError(f"`color_jitter` {self.color_jitter} would make images black: use less than 1.")
         if self.validation_split is not None and self.validation_split == self.dataset_split:

@@ -157,6 +157,7 @@ def test_an_alarm_reaches_the_user(script, tmp_path, capsys, monkeypatch):
             "--balance_classes --num_clusters 100",
             "--balance_classes is about labels, and --num_clusters 100 puts groups in their place",
         ),
+        ("--cluster_features patchs", "--cluster_features patchs is unknown: use pixels, patches, or the Hub id"),
         ("--augmentations blur", "--augmentations blur is unknown: choose from flip"),
         ("--train_batch_size 1", "--train_batch_size 1: batch normalisation needs several images"),
         ("--architecture stylegan2 --train_batch_size 37", "--train_batch_size 37: minibatch statistics need groups"),
