@@ -142,12 +142,12 @@ class DataConfig(Options):
         if self.num_clusters == 1:
             raise UserError("`num_clusters` 1 would put all images into one group: use 0 for none, or 2 and more.")
         features = self.cluster_features
-        if features is not None and features not in CLUSTER_FEATURES and "/" not in features:
-            if not Path(features).is_dir():
-                raise UserError(
-                    f"`cluster_features` {features} is unknown: use {', '.join(CLUSTER_FEATURES)}, or the Hub id or "
-                    f"folder of an image model.{nearest(features, CLUSTER_FEATURES)}"
-                )
+        known = features is None or features in CLUSTER_FEATURES or "/" in features or Path(features).is_dir()
+        if not known:
+            raise UserError(
+                f"`cluster_features` {features} is unknown: use {', '.join(CLUSTER_FEATURES)}, or the Hub id or "
+                f"folder of an image model.{nearest(str(features), CLUSTER_FEATURES)}"
+            )
         if self.color_jitter >= 1:
             raise UserError(f"`color_jitter` {self.color_jitter} would make images black: use less than 1.")
         if self.validation_split is not None and self.validation_split == self.dataset_split:

@@ -1,8 +1,9 @@
-"""Features of colour images that are learnt from the images themselves, in seconds and without a network.
+"""Features of colour images that are learnt from the images themselves, in a minute and without a network.
 
 What the images of a data set have in common is learnt as a dictionary of small patches, by k-means; an image is then
 described by how much it has of each, in each of its quarters ("An Analysis of Single-Layer Networks in Unsupervised
-Feature Learning", Coates, Ng and Lee, AISTATS 2011).
+Feature Learning", Coates, Ng and Lee, AISTATS 2011). Patches are compared without their brightness and contrast, so
+that a very small copy of the image is part of the description, too.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ ATOMS = 64  # patches in the dictionary
 LEARNT_FROM, EACH = 5_000, 8  # images, and patches of each
 CONTRAST = 10 / 255**2  # added to a patch's variance: flat patches stay flat
 NOISE = 0.1  # added to the variance of directions in which patches hardly differ
+SMALL, SHARE = 4, 0.5  # pixels per side of the small copy, and its part in the description, to 1 of the patches
 PART = 200  # images that are described at once
 
 
@@ -28,11 +30,13 @@ class PatchFeatures:
         mean (`torch.Tensor` of shape `(D,)`), whitening (`torch.Tensor` of shape `(D, D)`): Make the values of a patch
             uncorrelated.
         atoms (`torch.Tensor` of shape `(K, D)`): The patches of the dictionary.
+        scales (`torch.Tensor` of shape `(4 * K + C * 16,)`): What features are multiplied by.
     """
 
     mean: torch.Tensor
     whitening: torch.Tensor
     atoms: torch.Tensor
+    scales: torch.Tensor
 
     @classmethod
     def learn(cls, images: torch.Tensor) -> "PatchFeatures":
@@ -44,10 +48,10 @@ class PatchFeatures:
         from sklearn.cluster import MiniBatchKMeans
 
         draw = np.random.default_rng(0)
-        rows = torch.from_numpy(draw.permutation(len(images))[:LEARNT_FROM])
+        images = images[torch.from_numpy(draw.permutation(len(images))[:LEARNT_FROM])]
         taken = []
-        for part in rows.split(PART):
-            patches = _patches(images[part], 1)
+        for part in images.split(PART):
+            patches = _patches(part, 1)
             chosen = torch.from_numpy(draw.integers(0, patches.shape[1], (len(part), EACH, 1)))
             taken.append(patches.gather(1, chosen.expand(-1, -1, patches.shape[2])).flatten(0, 1))
         values = torch.cat(taken)
@@ -56,18 +60,23 @@ class PatchFeatures:
         whitening = (directions * (variances + NOISE).rsqrt() @ directions.T).float()
         found = MiniBatchKMeans(min(ATOMS, len(values)), batch_size=2048, n_init=1, random_state=0)
         found.fit(((values - mean) @ whitening).numpy())
-        return cls(mean, whitening, torch.from_numpy(found.cluster_centers_).float())
+        one = cls(mean, whitening, torch.from_numpy(found.cluster_centers_).float(), torch.ones(()))
+        deviation = torch.from_numpy(one(images)).std(0, correction=0).clamp_min(1e-6)
+        parts = torch.tensor([4 * len(one.atoms), len(deviation) - 4 * len(one.atoms)])
+        weights = (torch.tensor([1, SHARE]) / parts.sqrt()).repeat_interleave(parts)
+        return cls(one.mean, one.whitening, one.atoms, weights / deviation)
 
     def __call__(self, images: torch.Tensor) -> np.ndarray:
-        """Describes images, `(N, C, H, W)` in [0, 1]: float32 of shape `(N, 4 * K)`."""
+        """Describes images, `(N, C, H, W)` in [0, 1]: float32 of shape `(N, 4 * K + C * 16)`."""
         described = []
         for part in images.split(PART):
             patches = (_patches(part, STRIDE) - self.mean) @ self.whitening
             distances = torch.cdist(patches, self.atoms)
             nearness = (distances.mean(2, keepdim=True) - distances).clamp_min_(0)  # 0 for all that are far
             size = [(side - min(PATCH, side)) // STRIDE + 1 for side in part.shape[2:]]
-            described.append(adaptive_avg_pool2d(nearness.mT.unflatten(2, size), 2).flatten(1))
-        return torch.cat(described).numpy()
+            quarters = adaptive_avg_pool2d(nearness.mT.unflatten(2, size), 2)
+            described.append(torch.cat([quarters.flatten(1), adaptive_avg_pool2d(part, SMALL).flatten(1)], 1))
+        return (torch.cat(described) * self.scales).numpy()
 
 
 def _patches(images: torch.Tensor, stride: int) -> torch.Tensor:
