@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import random
 import shutil
 import tempfile
@@ -86,6 +87,8 @@ class Publisher:
             )
             images = list(made["images"].permute(0, 2, 3, 1).numpy()) if self.main else []
             columns, composite = self.recipe.grid_columns, False
+            if columns:  # of several turns of few classes, so that the grid is about square
+                columns *= max(1, round(math.sqrt(count) / columns))
         else:
             rows = self.recipe.card_images(self.engine.published, self.batches())
             images, columns, composite = [image for row in rows for image in to_uint8(row)], len(rows[0]), True

@@ -157,7 +157,8 @@ class Recipe:
     Attributes:
         networks (`dict[str, Network]`): All modules, under the names that checkpoints and metrics have for them.
         phases (`tuple[Phase, ...]`): What is updated in each step, in this order.
-        grid_columns (`int`, *optional*): Columns of the sample grid; by default it is square.
+        grid_columns (`int`, *optional*): Columns of the sample grid, or a number that they are a multiple of; by default
+            it is square.
         sampling (*optional*): The sampling options of the sample grids, of the class that the family declares.
         batch_statistics (`str`, *optional*): What in the loss is defined over a micro-batch, and not per image, so
             that another split of the batch gives another run. Batch normalisation is noticed without it.
@@ -259,7 +260,7 @@ def class_arguments(data: DataInfo, names: tuple[str, ...] | None) -> dict[str, 
 
 
 def class_columns(data: DataInfo, names: tuple[str, ...] | None) -> int | None:
-    """Returns the columns of a sample grid that shows a class in each; `None` if there are too many or they mean
-    nothing."""
+    """Returns the number of classes that a sample grid shows in its columns, in turn; `None` if there are too many or
+    they mean nothing."""
     named = names and data.classes and not data.classes.groups and len(names) <= 16
     return len(names) if named and names else None

@@ -147,6 +147,18 @@ def test_an_alarm_reaches_the_user(script, tmp_path, capsys, monkeypatch):
     assert "Warning: for 100 images the discriminator is saturated" in out
 
 
+def test_a_grid_of_few_classes_is_about_square(tmp_path, script):
+    for number in range(6):
+        folder = tmp_path / "images" / ("dark" if number % 2 else "light")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 20 if number % 2 else 220).save(folder / f"{number}.png")
+    options = [*TINY_GAN[2:], "--train_data_dir", str(tmp_path / "images"), "--class_conditional"]
+    options += ["--eval_batch_size", "16", "--max_train_steps", "2", "--train_batch_size", "4"]
+    script.main([*options, "--output_dir", str(tmp_path / "out")])
+    (grid,) = (tmp_path / "out" / "samples").iterdir()
+    assert Image.open(grid).size == (4 * 68 + 4, 4 * 68 + 4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
