@@ -46,7 +46,11 @@ class TrainingConfig(Options):
     num_epochs: float = option(100.0, "length in passes over the data", resumable=True)
     max_train_steps: int | None = option(None, "length in updates; wins over `num_epochs`", resumable=True)
     lr_scheduler: str = option("cosine", "how the learning rate falls to 0", choices=LR_SCHEDULERS)
-    lr_warmup_steps: int = option(500, "updates over which the learning rate rises to its peak")
+    lr_warmup_steps: int | None = option(
+        None,
+        "updates over which the learning rate rises to its peak (default: 500, or a tenth of a run that is short)",
+        before=500,
+    )
     max_grad_norm: float = option(1.0, "clip the gradient of a phase at this norm; 0 turns it off")
     use_ema: bool = option(True, "sample and publish the moving average of the weights")
     ema_half_life: float = option(500_000.0, "half-life of the moving average in images")
@@ -130,5 +134,5 @@ class TrainingConfig(Options):
         if self.eval_every is not None and (self.eval_num_images < 2 or not self.eval_metrics):
             raise UserError("`eval_num_images` is below 2, or `eval_metrics` is empty: there is nothing to measure.")
         for name in ("lr_warmup_steps", "max_grad_norm", "ema_ramp", "save_images_epochs", "save_model_epochs"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise UserError(f"`{name}` {getattr(self, name)} is negative: use 0 or more.")

@@ -157,8 +157,8 @@ class Recipe:
     Attributes:
         networks (`dict[str, Network]`): All modules, under the names that checkpoints and metrics have for them.
         phases (`tuple[Phase, ...]`): What is updated in each step, in this order.
-        grid_columns (`int`, *optional*): Columns of the sample grid, or a number that they are a multiple of; by default
-            it is square.
+        grid_columns (`int`, *optional*): Columns of the sample grid, or what their number is a multiple of; by
+            default it is square.
         sampling (*optional*): The sampling options of the sample grids, of the class that the family declares.
         batch_statistics (`str`, *optional*): What in the loss is defined over a micro-batch, and not per image, so
             that another split of the batch gives another run. Batch normalisation is noticed without it.

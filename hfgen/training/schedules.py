@@ -4,6 +4,8 @@ import math
 
 from hfgen.training.config import TrainingConfig
 
+LONGEST_WARMUP = 500  # updates, where no number is given; in a shorter run, a tenth of it
+
 
 def lr_factor(name: str, images: float, warmup: float, total: float) -> float:
     """Returns the factor of the peak learning rate after `images` of `total` images.
@@ -53,7 +55,10 @@ class Schedule:
             self.total = config.max_train_steps * self.batch
         else:  # whole steps, at least one
             self.total = max(1, math.ceil(config.num_epochs * epoch / self.batch)) * self.batch
-        self.warmup = config.lr_warmup_steps * self.batch
+        steps = config.lr_warmup_steps
+        if steps is None:
+            steps = min(LONGEST_WARMUP, self.total // self.batch // 10)
+        self.warmup = steps * self.batch
         self.logging = config.logging_steps * self.batch
         self.checkpointing = config.checkpointing_steps * self.batch
         self.images = self._epochs(config.save_images_epochs, epoch)

@@ -29,6 +29,14 @@ def test_lengths_in_images():
     assert (length.total, length.images, length.model) == (28, 12, None)
 
 
+def test_the_warm_up_of_a_short_run_ends_within_it():
+    for steps, given, wanted in ((313, None, 31), (100_000, None, 500), (5, None, 0), (313, 500, 500), (313, 0, 0)):
+        length = Schedule(TrainingConfig(train_batch_size=4, max_train_steps=steps, lr_warmup_steps=given))
+        assert length.warmup == wanted * 4
+    assert length.learning_rate(0) == pytest.approx(1, abs=1e-4)  # none at all
+    assert Schedule(TrainingConfig(train_batch_size=4, num_epochs=10), 80).warmup == 20 * 4  # of 200 updates
+
+
 def test_the_units_do_not_depend_on_how_a_batch_is_split():
     splits = [(16, 4, 1), (64, 1, 1), (16, 2, 2), (32, 1, 2)]
     lengths = [
