@@ -2,7 +2,7 @@
 
 A machine is not equally fast all day, so both take turns: a pair is the same training in both checkouts, in fresh
 processes of which one runs at a time, a fraction of a second each. What counts is the ratio within a pair; it differs
-between pairs, because a process is as fast as its memory happens to lie. Examples:
+between pairs, because a process is as fast as its memory happens to lie, and by who began. Examples:
 
     python benchmarks/pairs.py --before ../before --after .
     python benchmarks/pairs.py --before ../before --after . --family gan --pairs 10 --output pairs.json
@@ -10,6 +10,7 @@ between pairs, because a process is as fast as its memory happens to lie. Exampl
 """
 
 import contextlib
+import math
 import os
 import random
 import shlex
@@ -134,10 +135,15 @@ class Training:
         return self.seconds()
 
 
-def median_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of the median, by resampling with replacement."""
+def typical(orders: Sequence[Sequence[float]]) -> float:
+    """Returns the geometric mean of the medians: whoever begins is a little slower or faster, and that cancels."""
+    return math.exp(statistics.fmean(math.log(statistics.median(ratios)) for ratios in orders))
+
+
+def interval(orders: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, float]:
+    """Returns the 95 % interval of what is [`typical`], by resampling with replacement within each order."""
     rng = random.Random(seed)
-    found = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(RESAMPLES))
+    found = sorted(typical([rng.choices(own, k=len(own)) for own in orders]) for _ in range(RESAMPLES))
     return found[round(0.025 * (RESAMPLES - 1))], found[round(0.975 * (RESAMPLES - 1))]
 
 
@@ -176,8 +182,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for checkout in checkouts.values():
             checkout.check()
         rows = measure(checkouts, config, options)
-    ratios = [row["ratio"] for row in rows]
-    ratio, (low, high) = statistics.median(ratios), median_interval(ratios)
+    orders = [own for name in checkouts if (own := [row["ratio"] for row in rows if row["first"] == name])]
+    ratio, (low, high) = typical(orders), interval(orders)
     verdict = "no difference is seen" if low <= 1 <= high else "slower" if ratio > 1 else "faster"
     note = f"after / before, seconds per step: {ratio:.4f}, 95 % interval {low:.4f} to {high:.4f}: {verdict}"
     medians = [f"{1e3 * statistics.median(row[name] for row in rows):.3f}" for name in checkouts]

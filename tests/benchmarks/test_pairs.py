@@ -10,14 +10,15 @@ from helpers import ROOT, spelled
 from hfgen.runtime.errors import UserError
 
 
-def test_the_interval_holds_the_median_of_most_samples(monkeypatch):
+def test_the_interval_holds_the_ratio_whoever_begins(monkeypatch):
     monkeypatch.setattr(pairs, "RESAMPLES", 200)
     rng, held = random.Random(0), 0
     for _ in range(100):
-        low, high = pairs.median_interval([rng.gauss(1, 0.05) for _ in range(20)])
-        held += low <= 1 <= high
-    assert 85 <= held <= 100
-    assert pairs.median_interval([1.5]) == (1.5, 1.5)
+        low, high = pairs.interval([[rng.gauss(mean, 0.02) for _ in range(10)] for mean in (0.97, 1.03)])
+        held += low <= 1 <= high and high - low < 0.06
+    assert 80 <= held <= 100
+    assert pairs.interval([[1.5]]) == pytest.approx((1.5, 1.5))
+    assert pairs.typical([[0.5], [2.0, 2.0, 9.0]]) == pytest.approx(1)
 
 
 def test_a_folder_without_the_library_is_refused(tmp_path):
@@ -37,6 +38,6 @@ def test_a_pair(tmp_path, capsys):
     report = json.loads(output.read_text())
     measured = report["measured"]
     (row,) = measured["pairs"]
-    assert measured["interval"] == [row["ratio"]] * 2 and 0.5 < row["ratio"] < 2  # it is the same code
+    assert measured["interval"] == pytest.approx([row["ratio"]] * 2) and 0.5 < row["ratio"] < 2  # it is the same code
     assert len(row["turns"]) == 3 and all(seconds > 0 for turn in row["turns"] for seconds in turn.values())
     assert "8" in measured["options"] and "95 % interval" in capsys.readouterr().out
