@@ -197,7 +197,9 @@ class ImagesConfig(Options):
     image_column: str | None = option(None, IMAGE_COLUMN)
     label_column: str | None = option(None, LABEL_COLUMN)
     value_range: tuple[float, ...] | None = option(None, VALUE_RANGE)
-    background: str = option("white", BACKGROUND, choices=BACKGROUNDS)
+    background: str | None = option(
+        None, BACKGROUND + " (default: as in the model's training, if known, else white)", choices=BACKGROUNDS
+    )
     skip_corrupt_images: bool = option(False, "count and skip images that cannot be decoded instead of stopping")
     cache_dir: str | None = option(None, "where decoded images are kept (default: hfgen/ in the HF cache)")
 
@@ -228,7 +230,7 @@ class ImagesConfig(Options):
             image_column=self.image_column,
             label_column=self.label_column,
             value_range=self.value_range,
-            background=self.background,
+            background=self.background or "white",
             skip_corrupt_images=self.skip_corrupt_images,
             resolution=image_shape[1],
             center_crop=center_crop,

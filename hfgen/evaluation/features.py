@@ -368,8 +368,8 @@ def readable_errors(name: str, is_folder: bool) -> Iterator[None]:
     except Exception as error:  # a dozen kinds
         remedy = "" if is_folder else f"; `hf download {name}` fetches one for use offline"
         raise UserError(
-            f"the extractor {name} cannot be loaded: {one_line(error)}. Give {', '.join(INCEPTION)}, or an image "
-            f"model of transformers with its image processor, as a folder or Hub id{remedy}."
+            f"the extractor {name} cannot be loaded: {one_line(error)}. Give an image model of transformers with its "
+            f"image processor, as a folder or Hub id{remedy}."
         ) from None
     finally:
         logging.set_verbosity(verbosity)

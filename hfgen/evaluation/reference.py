@@ -122,8 +122,8 @@ def open_reference(
         order, rest = order[:half], order[half:]
         other = data
         notes.append(
-            f"{reason}: half of {config.dataset_split!r} is held out in its place, on which the model was probably "
-            "trained; `held_out_split` names a better one, and training with `validation_split` leaves one out"
+            f"{reason}: half of {config.dataset_split!r} is held out in its place, which the model may have seen in "
+            "training; `held_out_split` names a better one, and training with `validation_split` leaves one out"
         )
     else:
         rest = np.random.default_rng(DATA_SEED).permutation(len(other))

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from hfgen.data.config import share_of
 from hfgen.evaluation.config import GOOD_ACCURACY, METRICS, WITHOUT_FEATURES, ReferenceConfig
 from hfgen.evaluation.features import Extractor, Preparation
 from hfgen.evaluation.likelihood import measure_likelihood
@@ -68,7 +69,7 @@ def obstacle(
         return f"it needs at least {generated} generated images, and `num_images` is {num_images}"
     if len(part.rows) < real:
         few = f"it needs at least {real} {name} images, and there are {len(part.rows)}"
-        return f"{few}: raise `num_images`, or use more data"
+        return f"{few}: " + ("raise `num_images`, or use more data" if num_images < real else "use more data")
     if (metric in NEEDS_LOGITS and not has_logits) or (metric in NEEDS_CLASSES and not extractor.labels):
         return f"it needs a classifier, and {extractor.id} is not one: choose another `extractor`"
     if metric in NEEDS_ACCURACY and extractor.accuracy is not None and extractor.accuracy < GOOD_ACCURACY:
@@ -319,7 +320,7 @@ def evaluate(
         if results and all(result.value is None for result in results):
             report[0] = f"no metric can be computed: {results[0].notes[0]}"
         reference = evaluator.reference
-        notes = evaluator.notes + training_notes(sampler.name, reference.train, evaluator.memorisation)
+        notes = evaluator.notes + training_notes(sampler.name, config, reference.train, evaluator.memorisation)
         report[0] = report[0] or {
             "model": {
                 "name": sampler.name,
@@ -389,20 +390,33 @@ def as_json(result: Result) -> dict[str, Any]:
     return values
 
 
-def training_notes(name: str, train: Part, memorisation: bool) -> list[str]:
-    """Says whether the model was trained on other images than those that it is compared with, as far as that is
-    known."""
+def training_notes(name: str, config: ReferenceConfig, train: Part, memorisation: bool) -> list[str]:
+    """Says whether the model was trained on other images than those that it is compared with, or on those that are
+    held out, as far as that is known."""
     notes = []
+    trained = read_record(name).get("config", {})
+    same = is_source(config, trained)
     if memorisation and len(train.rows) < len(train.data):
         notes.append(
             f"memorisation sees copies of the {len(train.rows):,} images that are not held out, and no others"
         )
     data, info = training_data(name), train.data.info
     # Not the fingerprint, which is another one after random crops, and where groups of images were found.
-    if data and (data["name"], data["split"], data["num_images"]) != (info.name, info.split, info.num_images):
+    if data and not (
+        same and (data["name"], data["split"], data["num_images"]) == (info.name, info.split, info.num_images)
+    ):
+        others = "other images of " if not same and data["name"] == info.name else ""
         notes.append(
             f"{name} was trained on {data['num_images']} images of {data['name']} [{data['split']}], and is compared "
-            f"with {info.name} [{info.split}]" + ": memorisation sees copies of those, and no others" * memorisation
+            f"with {others}{info.name} [{info.split}]"
+            + ": memorisation sees copies of those, and no others"
+            * memorisation
+        )
+    held_out, left_out = config.held_out_split, trained.get("validation_split")
+    if data and same and share_of(held_out) is not None and share_of(left_out) != share_of(held_out):
+        notes.append(
+            f"the held-out images are {held_out} of {info.name} [{config.dataset_split}], on which {name} was "
+            "trained: what is measured of them says less"
         )
     return notes
 
@@ -427,24 +441,35 @@ def training_data(name: str) -> dict[str, Any] | None:
 
 def following(config: ReferenceConfig, name: str) -> ReferenceConfig:
     """Returns the data as the training of a model saw it, in what was not asked for: where oblong images are cropped,
-    and, if it is the same data, what became black and white, and what was left out of training.
+    what transparent ones lie over, and, if it is the same data, which columns are meant, what became black and white,
+    and what was left out of training.
 
-    Without a record of the training, oblong images are cropped in the centre.
+    Without a record of the training, oblong images are cropped in the centre and transparent ones lie over white.
     """
     trained = read_record(name).get("config", {})
-    center = trained.get("center_crop") if config.center_crop is None else config.center_crop
-    source = trained.get("train_data_dir") or trained.get("dataset_name") or "digits"
-    same = (
-        Path(source).resolve().name == Path(config.source).resolve().name
-        and trained.get("dataset_split") == config.dataset_split
-    )
-    recorded = trained if same else {}
-    return dataclasses.replace(
-        config,
-        center_crop=center,
-        held_out_split=config.held_out_split or recorded.get("validation_split"),
-        value_range=config.value_range or tuple(recorded.get("value_range") or ()) or None,
-    )
+    recorded = trained if is_source(config, trained) else {}
+    found = {key: trained.get(key) for key in ("center_crop", "background")}
+    found |= {key: recorded.get(key) for key in ("dataset_config_name", "image_column", "label_column", "value_range")}
+    if recorded.get("dataset_split") == config.dataset_split:
+        found["held_out_split"] = recorded.get("validation_split")
+    found["value_range"] = tuple(found["value_range"] or ()) or None
+    return dataclasses.replace(config, **{key: v for key, v in found.items() if getattr(config, key) is None})
+
+
+def is_source(config: ReferenceConfig, trained: Mapping[str, Any]) -> bool:
+    """Says whether these are the images that a model was trained on, whichever split of them.
+
+    Args:
+        config ([`ReferenceConfig`]): The images.
+        trained (`Mapping`): The options of the training, out of its record.
+    """
+    folder = trained.get("train_data_dir")
+    ours, theirs = Path(config.source), Path(folder or trained.get("dataset_name") or "digits")
+    if ours.exists() and theirs.exists():
+        return ours.resolve() == theirs.resolve()
+    if ours.exists() or folder:  # it has moved since, or its record was published, which names no other folders
+        return ours.resolve().name == theirs.resolve().name
+    return ours == theirs  # on the Hub
 
 
 def nearest_pairs(sampler: Sampler, config: ReferenceConfig, report: dict[str, Any]) -> list[tuple[Any, Any]]:

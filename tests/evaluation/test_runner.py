@@ -523,6 +523,58 @@ def test_oblong_images_are_cropped_as_in_training(samplers, extractor, place, tm
     assert transform(at_random.real)["center_crop"] is False
 
 
+def test_the_data_are_seen_as_training_saw_them(tmp_path, monkeypatch):
+    """Its columns, its range and its background; of other data with the same name, only what any images need."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("deep", "elsewhere/deep", "model"):
+        (tmp_path / folder).mkdir(parents=True)
+    trained = {
+        "train_data_dir": "deep", "dataset_split": "train", "validation_split": "0.3", "value_range": [0, 2000],
+        "background": "black", "center_crop": True, "image_column": "scan", "label_column": "kind",
+    }  # fmt: skip
+    (tmp_path / "model" / "run.json").write_text(json.dumps({"config": trained}))
+
+    def seen(**options):
+        found = following(ReferenceConfig(**options), "model")
+        return found.background, found.center_crop, found.value_range, found.image_column, found.held_out_split
+
+    own = ("black", True, (0, 2000), "scan", "0.3")
+    assert seen(train_data_dir="deep") == seen(train_data_dir=str(tmp_path / "deep")) == own
+    assert seen(train_data_dir="deep", dataset_split="test") == (*own[:4], None)
+    assert seen(train_data_dir="elsewhere/deep") == seen(dataset_name="a/b") == ("black", True, None, None, None)
+    asked = {"background": "white", "center_crop": False, "value_range": (0.0, 9.0), "image_column": "x"}
+    assert seen(train_data_dir="deep", held_out_split="0.5", **asked) == (*asked.values(), "0.5")
+    (tmp_path / "deep").rename(tmp_path / "moved")
+    assert seen(train_data_dir="elsewhere/deep") == own  # the name is all that is known of it now
+    trained |= {"train_data_dir": None, "dataset_name": "ada/deep", "dataset_config_name": "small"}
+    (tmp_path / "model" / "run.json").write_text(json.dumps({"config": trained}))
+    assert seen(dataset_name="ada/deep") == own and seen(dataset_name="bob/deep")[2] is None
+    assert following(ReferenceConfig(dataset_name="ada/deep"), "model").dataset_config_name == "small"
+    assert seen(train_data_dir="elsewhere/deep") == own  # a copy of it
+
+
+def test_other_images_of_the_same_name_are_told(samplers, extractor, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(0)
+    for folder in ("some", "elsewhere/some"):
+        (tmp_path / folder).mkdir(parents=True)
+        for number in range(12):
+            Image.fromarray(draw.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / folder / f"{number}.png")
+    shutil.copytree(place / "ddpm", tmp_path / "model")
+    record = {"config": {"train_data_dir": "some", "dataset_split": "train"}}
+    record["data"] = {"name": "some", "split": "train", "num_images": 12, "fingerprint": "any"}
+    (tmp_path / "model" / "run.json").write_text(json.dumps(record))
+    sampler = load_sampler("model")
+
+    def notes(folder, **options):
+        config = ReferenceConfig(train_data_dir=folder, cache_dir=str(tmp_path / "cache"), **options)
+        return run(sampler, config, extractor, "fd", num_images=4)["notes"]
+
+    other = "model was trained on 12 images of some [train], and is compared with other images of some [train]"
+    assert other in notes("elsewhere/some") and not any("trained on" in note for note in notes("some"))
+    assert any("0.5 of some [train], on which model was trained" in n for n in notes("some", held_out_split="0.5"))
+
+
 def test_what_training_left_out_is_held_out(samplers, extractor, place, tmp_path):
     shutil.copytree(place / "gan", tmp_path / "gan")
     record = {"config": {"dataset_name": "digits", "dataset_split": "train", "validation_split": "0.2"}}
