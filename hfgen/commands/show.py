@@ -50,6 +50,7 @@ def main(argv: Sequence[str]) -> None:
 
     from hfgen.evaluation.reference import pick_images
     from hfgen.evaluation.report import origin_of
+    from hfgen.evaluation.runner import following
     from hfgen.evaluation.show import show_grids
     from hfgen.runtime.png import make_grid, save_png, to_uint8
     from hfgen.sampling.capabilities import adapter_of
@@ -59,7 +60,9 @@ def main(argv: Sequence[str]) -> None:
     pipe: Any = load_pipeline(config.model, revision=config.revision, token=config.hub_token)
     pipe.to(PartialState().device).set_progress_bar_config(disable=True)
     adapter = adapter_of(pipe)
-    arrays, numbers, info = pick_images(source, adapter.image_shape, config.num_images, config.seed)
+    arrays, numbers, info = pick_images(
+        following(source, config.model), adapter.image_shape, config.num_images, config.seed
+    )
     if adapter.classes and numbers is None:
         raise UserError(f"{info.name} has no classes, which {config.model} needs: name `label_column`.")
     images = torch.from_numpy(arrays).float() / 255

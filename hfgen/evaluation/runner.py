@@ -10,14 +10,14 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from hfgen.data.config import share_of
+from hfgen.data.config import ImagesConfig, share_of
 from hfgen.evaluation.config import GOOD_ACCURACY, METRICS, WITHOUT_FEATURES, ReferenceConfig
 from hfgen.evaluation.features import Extractor, Preparation
 from hfgen.evaluation.likelihood import measure_likelihood
@@ -39,6 +39,8 @@ from hfgen.runtime.distributed import Table, map_over_processes
 from hfgen.runtime.errors import UserError
 from hfgen.sampling.capabilities import Adapter, Generates, HasDensity, HasStyles
 from hfgen.sampling.sampler import Sampler
+
+Config = TypeVar("Config", bound=ImagesConfig)
 
 MOST_KINDS = 10**6  # of Stacked MNIST and its like
 NEEDS_CLASSES = ("label_divergence", "conditional_accuracy", "stacked_modes")
@@ -439,7 +441,7 @@ def training_data(name: str) -> dict[str, Any] | None:
         return None
 
 
-def following(config: ReferenceConfig, name: str) -> ReferenceConfig:
+def following(config: Config, name: str) -> Config:
     """Returns the data as the training of a model saw it, in what was not asked for: where oblong images are cropped,
     what transparent ones lie over, and, if it is the same data, which columns are meant, what became black and white,
     and what was left out of training.
@@ -453,14 +455,15 @@ def following(config: ReferenceConfig, name: str) -> ReferenceConfig:
     if recorded.get("dataset_split") == config.dataset_split:
         found["held_out_split"] = recorded.get("validation_split")
     found["value_range"] = tuple(found["value_range"] or ()) or None
-    return dataclasses.replace(config, **{key: v for key, v in found.items() if getattr(config, key) is None})
+    open_ones = {field.name for field in dataclasses.fields(config) if getattr(config, field.name) is None}
+    return dataclasses.replace(config, **{key: value for key, value in found.items() if key in open_ones})
 
 
-def is_source(config: ReferenceConfig, trained: Mapping[str, Any]) -> bool:
+def is_source(config: ImagesConfig, trained: Mapping[str, Any]) -> bool:
     """Says whether these are the images that a model was trained on, whichever split of them.
 
     Args:
-        config ([`ReferenceConfig`]): The images.
+        config ([`ImagesConfig`]): The images.
         trained (`Mapping`): The options of the training, out of its record.
     """
     folder = trained.get("train_data_dir")

@@ -193,8 +193,8 @@ class Publisher:
         free = shutil.disk_usage(existing).free
         if needed > free and not self.folder.checkpoint:
             raise UserError(
-                f"`output_dir` {self.folder.path}: checkpoints and pipeline will take {needed / 1e9:.2f} GB, and the "
-                f"disk has {free / 1e9:.2f} GB left. Free some space, give another folder, or lower "
+                f"`output_dir` {self.folder.path}: checkpoints and pipeline will take {needed / 1e6:,.0f} MB, and the "
+                f"disk has {free / 1e6:,.0f} MB left. Free some space, give another folder, or lower "
                 "`checkpoints_total_limit`."
             )
 

@@ -1,5 +1,7 @@
 """The script that shows what a VAE does with real images."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -39,6 +41,19 @@ def test_every_grid(show, tmp_path, capsys):
     sizes = {"reconstructions": (6, 2), "interpolations": (10, 3), "inpainting": (6, 6), "super_resolution": (6, 3)}
     for name, (columns, rows) in sizes.items():
         assert Image.open(shown / f"{name}.png").size == (columns * cell + 4, rows * cell + 4)
+
+
+def test_images_are_seen_as_training_saw_them(show, tmp_path):
+    (tmp_path / "images").mkdir()
+    for number in range(2):
+        Image.new("LA", (8, 8), (90, 0)).save(tmp_path / "images" / f"{number}.png")  # transparent all over
+    model, options = save(tmp_path / "vae"), f"--train_data_dir {tmp_path / 'images'} --num_images 2 --steps 2"
+    for background, level in (("black", 0), ("white", 255)):
+        config = {"train_data_dir": str(tmp_path / "images"), "background": background}
+        (model / "run.json").write_text(json.dumps({"config": config}))
+        show(f"--model {model} {options} --output_dir {tmp_path / background}".split())
+        shown = np.asarray(Image.open(tmp_path / background / "reconstructions.png"))
+        assert (shown[4:68, 4:68] == level).all()
 
 
 def test_by_class(show, tmp_path):

@@ -149,7 +149,7 @@ def test_room_is_asked_for_by_what_will_be_written(run, monkeypatch):
         if enough:
             run.publisher._check_disk(100)
         else:
-            with pytest.raises(UserError, match="`output_dir` .*the disk has 0.00 GB left"):
+            with pytest.raises(UserError, match="`output_dir` .*the disk has 0 MB left"):
                 run.publisher._check_disk(100)
 
 
