@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import sys
+import time
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 from hfgen.runtime.errors import OPTION, UserError
 from hfgen.runtime.options import checked, hints, make, nearest, upgrade
 
+PATIENCE = 5.0  # seconds that processes wait for the one that speaks for them
 FLAGS = {"config", "preset"}  # of the command lines that were parsed in this process
 
 
@@ -26,14 +28,33 @@ def spell(text: str) -> str:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends the program with exit code 2 and one line when a [`UserError`] is raised inside."""
+    """Ends the program with one line when a [`UserError`] is raised inside, with exit code 2, and for a Ctrl-C that
+    nothing inside takes as a request to stop, with 130."""
+    rank = os.environ.get("RANK", "0")
+    first_of_node = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         yield
+    except KeyboardInterrupt:
+        if first_of_node:
+            write_line("Stopped.")
+        raise SystemExit(130) from None
     except UserError as error:
-        # Each process speaks: the first to end takes the others down, and it may be the only one that knows.
-        rank, text = os.environ.get("RANK", "0"), spell(str(error))
-        print(f"error: {text}" if rank == "0" else f"[rank {rank}] error: {text}", file=sys.stderr)
+        # Before torch is imported nothing but the options was looked at, which are the same in all processes of a
+        # node: one speaks, and the others wait for it, as the first to end takes the rest down. Later each process
+        # speaks, as it may be the only one that knows.
+        if not first_of_node and "torch" not in sys.modules:
+            with contextlib.suppress(KeyboardInterrupt):
+                time.sleep(PATIENCE)
+        else:
+            text = spell(str(error))
+            write_line(f"error: {text}" if rank == "0" else f"[rank {rank}] error: {text}")
         raise SystemExit(2) from None
+
+
+def write_line(text: str) -> None:
+    """Writes a line for people at once, so that those of several processes stay apart."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 @dataclass(frozen=True)

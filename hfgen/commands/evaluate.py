@@ -115,13 +115,14 @@ def main(argv: Sequence[str]) -> None:
     from hfgen.sampling.sampler import Sampler, load_sampler
 
     accelerator = make_accelerator(cpu_threads=config.cpu_threads)
-    extractor = extractor_for(config.metrics, config.extractor, config.extractor_weights, accelerator.device)
 
     def load(model: str) -> Sampler:
         return load_sampler(model, given, accelerator.device, config.revision, config.hub_token)
 
-    for model in config.model if len(config.model) > 1 else ():
-        load(model)  # a mistake in the last one should not cost the hours of the first
+    ready = [load(config.model[0])]  # a mistake in a model should cost neither the download of other weights
+    for model in config.model[1:]:
+        load(model)  # nor, in the last one, the hours of the first
+    extractor = extractor_for(config.metrics, config.extractor, config.extractor_weights, accelerator.device)
     command = command_line("evaluate", KINDS, argv)
 
     reports: list[dict[str, Any]] = []
@@ -155,7 +156,7 @@ def main(argv: Sequence[str]) -> None:
             print(f"\n{Path(model) / 'README.md'}: updated")
 
     for model in config.model:
-        sampler = load(model)
+        sampler = ready.pop() if ready else load(model)
         report = evaluate(
             sampler,
             reference,

@@ -50,10 +50,15 @@ def main(argv: Sequence[str]) -> None:
     options = collect(family, given.preset, command, **given.values)  # mistakes are reported before torch is imported
 
     from hfgen.runtime.notes import say
+    from hfgen.sampling.capabilities import Generates, adapter_class
+    from hfgen.sampling.loading import entry_of
     from hfgen.training.api import run_training
 
     run = run_training(options, lambda text: say(spell(text)))
     if run.stopped_by:
         raise SystemExit(128 + run.stopped_by)
     if run.main:
-        say(f"Use it:   hfgen sample --model {run.folder.path} --num_images 16")
+        path = run.folder.path
+        generates = issubclass(adapter_class(entry_of(str(path))), Generates)
+        use = f"hfgen sample --model {path} --num_images 16" if generates else f"see {path / 'README.md'}"
+        say(f"Use it:   {use}")

@@ -3,19 +3,36 @@
 from collections.abc import Sequence
 from typing import Any
 
-from hfgen.evaluation.config import ReferenceConfig
+from hfgen.evaluation.config import METRICS, ReferenceConfig
 from hfgen.evaluation.features import extractor_for
 from hfgen.evaluation.report import describe_model
 from hfgen.evaluation.runner import evaluate as measure
+from hfgen.runtime.errors import UserError
 from hfgen.runtime.launch import make_accelerator
-from hfgen.runtime.options import make, require_seed, require_whole
+from hfgen.runtime.options import make, nearest, require_seed, require_whole
 from hfgen.sampling.config import all_sampling_options, names_of
 from hfgen.sampling.sampler import load_sampler
 
 
+def check_metrics(metrics: str | Sequence[str]) -> tuple[str, ...]:
+    """Returns the names of metrics, also of a single one.
+
+    Raises:
+        UserError: For an unknown one, the nearest is suggested; and if there are none.
+    """
+    names = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+    if not names:
+        raise UserError("`metrics` has no names: give some, or leave it out.")
+    for name in names:
+        if name not in (*METRICS, "all"):
+            near = nearest(str(name), METRICS)
+            raise UserError(f"`metrics` {name!r} is no choice: use {', '.join((*METRICS, 'all'))}.{near}")
+    return names
+
+
 def evaluate(
     model: str,
-    metrics: Sequence[str] = ("fd", "kd", "precision_recall", "density_coverage"),
+    metrics: str | Sequence[str] = ("fd", "kd", "precision_recall", "density_coverage"),
     extractor: str = "inception",
     extractor_weights: str | None = None,
     num_images: int = 10_000,
@@ -33,7 +50,8 @@ def evaluate(
 
     Args:
         model (`str`): Folder or Hub id.
-        metrics (`Sequence[str]`, *optional*): Names of [`~config.METRICS`], or `"all"` for what fits the model.
+        metrics (`str` or `Sequence[str]`, *optional*): Names of [`~config.METRICS`], or `"all"` for what fits the
+            model.
         extractor, extractor_weights (`str`, *optional*): Whose features are compared: see
             [`~features.load_extractor`].
         num_images (`int`, *optional*, defaults to 10,000): Images to generate, per seed.
@@ -54,14 +72,15 @@ def evaluate(
     Raises:
         UserError: For a model or data that cannot be read, or metrics and options that do not fit them.
     """
+    metrics = check_metrics(metrics)
     require_whole(num_images=num_images, seeds=seeds, batch_size=batch_size, likelihood_samples=likelihood_samples)
     require_whole(likelihood_images=likelihood_images)
     require_seed(seed, seeds)
     reference = make((ReferenceConfig, *all_sampling_options()), options)[0]
     sampling = {name: value for name, value in options.items() if name not in names_of(ReferenceConfig)}
     accelerator = make_accelerator(cpu_threads=cpu_threads)
+    sampler = load_sampler(model, sampling, accelerator.device, revision, token)  # before any weights are asked for
     features = extractor_for(metrics, extractor, extractor_weights, accelerator.device)
-    sampler = load_sampler(model, sampling, accelerator.device, revision, token)
     report = measure(
         sampler, reference, features, accelerator, metrics, num_images, seed, seeds, batch_size, likelihood_samples,
         likelihood_images,

@@ -18,18 +18,19 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import build_hf_headers, get_session
 
 import hfgen
-from hfgen.registry import Family, family_of, find_family
+from hfgen.registry import Family, PipelineEntry, family_of, find_family, pipeline_entries
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.files import write_text
+from hfgen.runtime.png import GRID_CELL, GRID_GAP
+from hfgen.sampling.capabilities import Adapter, Generates, Translates, adapter_class
 
 RESULTS = "## Results"
 AFTER_RESULTS = "## Intended use and limits"
 REAL_IMAGES = ("fd", "fid", "kd", "kid", "cmmd", "precision", "recall", "density", "coverage", "ndb")  # compared with
 MODES = {"L": "gray", "RGB": "colour (RGB)", "RGBA": "colour with transparency (RGBA)"}
 PATIENCE = 5.0  # seconds for a page that a card can do without
-UNMEASURED = (
-    "Nothing was measured yet. `hfgen evaluate --help` says how; with `update_card` it writes the results here."
-)
+NOT_YET = "Nothing was measured yet."
+UNMEASURED = f"{NOT_YET} `hfgen evaluate --help` says how; with `update_card` it writes the results here."
 PATH = re.compile(r"(?<![\w.~:/-])/(?:[^\s/'\"]+/)+([^\s/'\"]*)")  # an absolute one, in a text
 HERE = "."  # where a card says that its model is: beside it, until it is pushed
 # Options that name what a run leaves, not what it reads, or that change nothing that is trained.
@@ -210,6 +211,7 @@ def write_card(folder: Path, record: dict[str, Any], home: Path | None = None, t
     # Records of version 0.1 have shares for groups alone, and no kind.
     groups = not conditional and data.get("class_kind", "groups") == "groups" and bool(data.get("class_shares"))
     entry = find_entry(folder, family)
+    generates = can(entry, Generates)
     name = config["dataset_name"]
     on_hub = (
         bool(name) and "/" in name and not Path(name).expanduser().exists() and not name.startswith((".", "/", "~"))
@@ -217,17 +219,19 @@ def write_card(folder: Path, record: dict[str, Any], home: Path | None = None, t
     named = config["hub_model_id"] if config["push_to_hub"] and config["hub_model_id"] else config["output_dir"]
     card_data = ModelCardData(
         library_name="diffusers",
-        pipeline_tag=family.task,
+        pipeline_tag=task_of(family, entry),
         license=config["hub_license"],
-        tags=["hfgen", family.name, "class-conditional" if conditional else "unconditional"],
+        tags=["hfgen", family.name, *["class-conditional" if conditional else "unconditional"] * generates],
         datasets=[name] if on_hub else None,
     )
     shown = escape_markdown(record)
     card = render(
         family.card or "base.md",
         family=family,
-        pipeline=entry,
+        pipeline=Shown.of(entry.pipeline),
+        generates=generates,
         call="class_labels=[0]" if conditional else "batch_size=4",
+        image=first_image(data["resolution"], data["mode"]) if can(entry, Translates) and not generates else None,
         card_data=card_data.to_yaml(),
         title=escape_markdown(Path(named).name),
         model_id=HERE,
@@ -243,10 +247,34 @@ def write_card(folder: Path, record: dict[str, Any], home: Path | None = None, t
         channels=MODES[data["mode"]],
         parameters=sum(record["parameters"].values()) / 1e6,
         has_samples=(folder / "samples.png").exists(),
-        has_reconstructions=(folder / "reconstructions.png").exists(),
-        unmeasured=UNMEASURED,
+        # Of a pipeline that makes nothing from seeds, both show the same.
+        has_reconstructions=generates and (folder / "reconstructions.png").exists(),
+        unmeasured=UNMEASURED if generates else NOT_YET,
     )
     write_text(folder / "README.md", str(ModelCard(card)))
+
+
+def can(entry: PipelineEntry | None, capability: type[Adapter]) -> bool:
+    """Returns whether pipelines have a capability; those that no adapter speaks for make images from seeds."""
+    if entry is None or not entry.adapter:
+        return capability is Generates
+    return issubclass(adapter_class(entry), capability)
+
+
+def task_of(family: Family, entry: PipelineEntry | None) -> str:
+    """Returns what the Hub calls what a pipeline does: what its family says, unless that is left at what only those
+    do that make images from seeds."""
+    translates = can(entry, Translates) and not can(entry, Generates)
+    return "image-to-image" if translates and family.task == Family.task else family.task
+
+
+def first_image(resolution: int, mode: str) -> str:
+    """Writes how a snippet gets an image to translate: the first training image on the card's picture, where
+    [`~runtime.png.make_grid`] puts it."""
+    factor = max(1, GRID_CELL // resolution)
+    end = GRID_GAP + resolution * factor
+    part = f"crop(({GRID_GAP}, {GRID_GAP}, {end}, {end}))"
+    return f'Image.open("samples.png").{part}.reduce({factor}).convert("{mode}")'
 
 
 @dataclass(frozen=True)
@@ -271,15 +299,15 @@ class Shown:
         return cls(name, "hfgen" if public else module, module.partition(".")[0] == "diffusers")
 
 
-def find_entry(folder: Path, family: Family) -> Shown:
-    """Returns the pipeline class of a folder; of one without pipeline, the first of its family."""
+def find_entry(folder: Path, family: Family) -> PipelineEntry:
+    """Returns the entry of the pipeline of a folder; of one without pipeline, the first of its family."""
     try:
         name = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError):
         name = None
     name = name[-1] if isinstance(name, list) else name
-    entries = {entry.class_name: entry.pipeline for entry in family.pipelines}
-    return Shown.of(entries.get(name, family.pipelines[0].pipeline))
+    entries = {entry.class_name: entry for entry in family.pipelines}
+    return entries.get(name, family.pipelines[0])
 
 
 def write_classifier_card(folder: Path, name: str, report: dict[str, Any], weak: bool) -> None:
@@ -332,8 +360,8 @@ def repeating_classifier(config: dict[str, Any], home: Path) -> str:
 def write_short_card(folder: Path, pipeline: Any, model_id: str) -> None:
     """Writes `README.md` for a pipeline of which only the class is known."""
     kind = type(pipeline)
-    family = family_of(kind.__name__)
-    task = family.task if family is not None else Family.task
+    family, entry = family_of(kind.__name__), pipeline_entries().get(kind.__name__)
+    task = task_of(family, entry) if family is not None else Family.task
     data = ModelCardData(library_name="diffusers", pipeline_tag=task, tags=["hfgen"])
     draws = bool(pipeline.config.get("class_shares")) or not getattr(pipeline, "class_names", [])
     shown = Shown.of(f"{kind.__module__}:{kind.__name__}")
@@ -343,6 +371,7 @@ def write_short_card(folder: Path, pipeline: Any, model_id: str) -> None:
         title=Path(model_id).name,
         model_id=model_id,
         pipeline=shown,
+        generates=can(entry, Generates),
         call="batch_size=4" if draws else "class_labels=[0]",
     )
     write_text(folder / "README.md", str(ModelCard(card)))

@@ -1,6 +1,7 @@
 """The base of pipelines with networks of our own: classes, running the network, and images in and out."""
 
 import math
+import numbers
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -93,12 +94,21 @@ class Pipeline(ClassPipeline):
         """Takes the latents that a call was given to the device, float32.
 
         Raises:
-            ValueError: If they do not have `shape`.
+            ValueError: If they are no tensor of `shape`, or not finite.
         """
-        latents = torch.as_tensor(latents, dtype=torch.float32, device=self._execution_device)
-        if tuple(latents.shape) != tuple(shape):
-            raise ValueError(f"latents has shape {tuple(latents.shape)}, but must have {tuple(shape)}: {meaning}.")
-        return latents
+        try:
+            given = torch.as_tensor(latents, dtype=torch.float32, device=self._execution_device)
+        except (TypeError, ValueError, RuntimeError):
+            given = None
+        if given is None:
+            raise ValueError(
+                f"latents is a {type(latents).__name__}, but must be a tensor of shape {tuple(shape)}: {meaning}."
+            )
+        if tuple(given.shape) != tuple(shape):
+            raise ValueError(f"latents has shape {tuple(given.shape)}, but must have {tuple(shape)}: {meaning}.")
+        if not given.isfinite().all():
+            raise ValueError("latents has NaN or infinite values: give finite ones.")
+        return given
 
     def _minimise(
         self, loss: Callable[[torch.Tensor], torch.Tensor], points: torch.Tensor, steps: int, learning_rate: float
@@ -272,36 +282,67 @@ class SteppedPipeline(Pipeline):
         returns the latents to go on with.
 
         Raises:
-            ValueError: For tensors that callbacks cannot have.
+            ValueError: For what is no function, and for tensors that callbacks cannot have; later, if it returns what
+                cannot be gone on with.
         """
-        inputs = getattr(callback, "tensor_inputs", tensor_inputs)  # those of diffusers say themselves what they need
-        if not set(inputs) <= set(self._callback_tensor_inputs):
+        if callback is not None and not callable(callback):
             raise ValueError(
-                f"callback_on_step_end_tensor_inputs is {list(inputs)}, but may only have "
+                f"callback_on_step_end is {callback!r}, but must be a function: callback_on_step_end(pipe, step, "
+                "timestep, callback_kwargs)."
+            )
+        inputs = getattr(callback, "tensor_inputs", tensor_inputs)  # those of diffusers say themselves what they need
+        if not isinstance(inputs, (list, tuple)) or not set(inputs) <= set(self._callback_tensor_inputs):
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs is {inputs!r}, but must be a list, and may only have "
                 f"{self._callback_tensor_inputs}."
             )
         if callback is None:
             return None
 
         def step_end(step: int, timestep: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-            return callback(self, step, timestep, {"latents": latents} if inputs else {}).get("latents", latents)
+            returned = callback(self, step, timestep, {"latents": latents} if inputs else {})
+            if returned is None:  # as a function without a `return` does: it changes nothing
+                return latents
+            if not isinstance(returned, dict):
+                raise ValueError(
+                    f"callback_on_step_end returned {returned!r}, but must return callback_kwargs, or nothing."
+                )
+            changed = returned.get("latents", latents)
+            if not isinstance(changed, torch.Tensor) or changed.shape != latents.shape:
+                raise ValueError(
+                    f"callback_on_step_end returned latents that are no tensor of shape {tuple(latents.shape)}: "
+                    "return those that it was given, or others of that shape."
+                )
+            return changed
 
         return step_end
 
 
-def at_least(name: str, value: float, least: float) -> None:
-    """Raises `ValueError` if an argument is too small."""
-    if not value >= least:
+def at_least(name: str, value: float, least: float, whole: bool = True) -> None:
+    """Raises `ValueError` if an argument is no number, is too small or, where it must be `whole`, has a fraction."""
+    kind = numbers.Integral if whole else numbers.Real
+    # True and False are whole numbers to Python.
+    if not isinstance(value, kind) or isinstance(value, bool) or not math.isfinite(value):
+        limit = "" if least == -math.inf else f" of at least {least}"
+        raise ValueError(f"{name} is {value!r}, but must be a {'whole' if whole else 'finite'} number{limit}.")
+    if value < least:
         raise ValueError(f"{name} is {value}, but must be at least {least}.")
 
 
 def check_generators(generator: Generators, count: int) -> torch.Generator | list[torch.Generator] | None:
-    """Raises `ValueError` if there are several generators, but not one per image."""
-    if not isinstance(generator, Sequence):
+    """Raises `ValueError` for what is no generator, and for several of them, but not one per image."""
+    if generator is None or isinstance(generator, torch.Generator):
         return generator
-    if len(generator) != count:
-        raise ValueError(f"generator has {len(generator)} entries for batch_size {count}: give one per image.")
-    return list(generator)
+    generators = list(generator) if isinstance(generator, Sequence) else [generator]
+    for one in generators:
+        if not isinstance(one, torch.Generator):
+            raise ValueError(
+                f"generator: {one!r} is no torch.Generator. Give one, such as torch.Generator().manual_seed(0), or a "
+                "list of one per image."
+            )
+    if len(generators) != count:
+        raise ValueError(f"generator has {len(generators)} entries for batch_size {count}: give one per image.")
+    return generators
 
 
 def _check_frames(frames: Sequence[Image.Image]) -> None:

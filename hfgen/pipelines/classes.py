@@ -46,15 +46,17 @@ class ClassPipeline(SelfContained):
             return None
         if class_labels is None:
             return self._classes_without_labels(batch_size, generator).to(self._execution_device)
-        if isinstance(class_labels, torch.Tensor):
+        if isinstance(class_labels, (torch.Tensor, np.ndarray)):
             class_labels = class_labels.tolist()
         labels = list(class_labels) if np.ndim(class_labels) else [class_labels] * batch_size
         if len(labels) != batch_size:
             raise ValueError(
                 f"class_labels has {len(labels)} entries for batch_size {batch_size}: give one per image."
             )
-        for label in labels:
-            if label not in (names if isinstance(label, str) else range(len(names))):
+        for label in labels:  # True is 1 to Python, but no class
+            if isinstance(label, (bool, np.bool_)) or label not in (
+                names if isinstance(label, str) else range(len(names))
+            ):
                 raise ValueError(f"class_labels has {label!r}: use a number below {len(names)} or one of {names}.")
         numbers = [names.index(label) if isinstance(label, str) else int(label) for label in labels]
         return torch.tensor(numbers, device=self._execution_device)

@@ -54,26 +54,42 @@ _BLURRED = {"DDIMScheduler": 100, "DDPMScheduler": 250}
 _NOISY = {"HeunDiscreteScheduler": 5, "KDPM2AncestralDiscreteScheduler": 9, "SASolverScheduler": 10}
 
 
-def advice(scheduler: SchedulerMixin) -> str | None:
-    """Says what would be better than a scheduler with its timesteps; `None` where they are good.
+def shortage(scheduler: SchedulerMixin) -> tuple[str, int] | None:
+    """Says of the timesteps of a scheduler what is wrong if they are too few, and how many are enough; `None` where
+    they are.
 
-    What is good was measured with exact networks: see `benchmarks/steps.py` and `tests/pipelines/test_schedulers.py`.
+    What is enough was measured with exact networks: see `benchmarks/steps.py` and
+    `tests/pipelines/test_schedulers.py`.
     """
+    steps, config, name = len(scheduler.timesteps), scheduler.config, type(scheduler).__name__
+    if config.get("algorithm_type") == "sde-dpmsolver++" and steps < NOISE_FROM:
+        return "are too few for fresh noise in each", NOISE_FROM
+    least = FIRST_ORDER_STEPS if config.get("solver_order") == 1 else _BLURRED.get(name, 0)
+    if steps < min(0.9 * least, config.num_train_timesteps):  # some of 50 may fall on one timestep
+        return "lose fine detail", least
+    if steps < _NOISY.get(name, 0):
+        return "are too few, and give noise", _NOISY[name]
+    return None
+
+
+def advice(scheduler: SchedulerMixin) -> str | None:
+    """Says what would be better than a scheduler with its timesteps; `None` where they are good: see [`shortage`]."""
     steps, config, name = len(scheduler.timesteps), scheduler.config, type(scheduler).__name__
     if config.get("use_beta_sigmas"):
         return (
             f"use_beta_sigmas gives {name} hardly a step where images are made, and so images without detail: take "
             "use_karras_sigmas or use_exponential_sigmas instead."
         )
+    short = shortage(scheduler)
+    if short is None:
+        return None
+    wrong, least = short
     if config.get("algorithm_type") == "sde-dpmsolver++" and steps < NOISE_FROM:
-        return f"{steps} steps are too few for fresh noise in each: take 'dpmsolver++', or {NOISE_FROM} or more."
-    better = f"or more, or sampling_scheduler(pipe.scheduler, {default_sampler(steps)!r})."
-    least = FIRST_ORDER_STEPS if config.get("solver_order") == 1 else _BLURRED.get(name, 0)
-    if steps < min(0.9 * least, config.num_train_timesteps):  # some of 50 may fall on one timestep
-        return f"{steps} steps of {name} lose fine detail: take {least} {better}"
-    if steps < _NOISY.get(name, 0):
-        return f"{steps} steps of {name} are too few, and give noise: take {_NOISY[name]} {better}"
-    return None
+        return f"{steps} steps {wrong}: take 'dpmsolver++', or {least} or more."
+    if config.get("solver_order") == 1 and config.get("algorithm_type") == "dpmsolver++":
+        name = f"DDIM ({name} of first order)"  # whose formula that is: see SAMPLERS
+    better = f"or sampling_scheduler(pipe.scheduler, {default_sampler(steps)!r})"
+    return f"{steps} steps of {name} {wrong}: take {least} or more, {better}."
 
 
 def sampling_scheduler(
@@ -188,9 +204,9 @@ def set_timesteps(scheduler: SchedulerMixin, steps: int | None = None, device: t
     trained = scheduler.config.num_train_timesteps
     if steps is None:
         first_order = scheduler.config.get("solver_order") == 1
-        steps = trained if isinstance(scheduler, DDPMScheduler) else FIRST_ORDER_STEPS if first_order else FEW_STEPS
-    at_least("num_inference_steps", steps, 1)
-    steps = min(steps, trained)
+        usual = trained if isinstance(scheduler, DDPMScheduler) else FIRST_ORDER_STEPS if first_order else FEW_STEPS
+        steps = min(usual, trained)
+    check_steps(steps, trained)
     own_spacing = any(scheduler.config.get(f"use_{kind}") for kind in _OWN_SPACINGS)
     if isinstance(scheduler, (DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler)) and not own_spacing:
         scheduler.set_timesteps(timesteps=log_snr_timesteps(scheduler, steps), device=device)
@@ -208,6 +224,16 @@ def set_timesteps(scheduler: SchedulerMixin, steps: int | None = None, device: t
     if hasattr(scheduler, "set_begin_index"):
         # Noise levels that differ may share a timestep: looked up by it, the first step would be taken for the second.
         scheduler.set_begin_index(0)
+
+
+def check_steps(steps: int, trained: int) -> None:
+    """Raises `ValueError` for a number of steps that a network of so many timesteps cannot take."""
+    at_least("num_inference_steps", steps, 1)
+    if steps > trained:
+        raise ValueError(
+            f"num_inference_steps is {steps}, but this network was trained with {trained} timesteps: use {trained} or "
+            "fewer."
+        )
 
 
 def _clamp(sample: torch.Tensor) -> torch.Tensor:
@@ -232,6 +258,7 @@ def denoise(
     on_step_end: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     latents: torch.Tensor | None = None,
     to_images: bool = True,
+    warn: bool = True,
 ) -> torch.Tensor:
     """Turns noise into images.
 
@@ -254,6 +281,7 @@ def denoise(
         latents (`torch.Tensor` of shape `(B, C, H, W)`, *optional*): The noise to begin with, standard normal and
             float32, instead of drawing it.
         to_images (`bool`, *optional*, defaults to `True`): Whether to bring what the last step gives to [0, 1].
+        warn (`bool`, *optional*, defaults to `True`): Whether to warn of too few steps.
 
     Returns:
         `torch.Tensor` of shape `(B, C, H, W)`: Images, float32 in [0, 1], or about [-1, 1] as the last step left them.
@@ -271,7 +299,7 @@ def denoise(
         latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
     set_timesteps(scheduler, num_inference_steps, device)
     better = advice(scheduler)
-    if better is not None:
+    if warn and better is not None:
         warnings.warn(better, stacklevel=3)  # of the caller, who is behind torch.no_grad
     labels: Any
     null: Any = null_class
@@ -296,7 +324,8 @@ def denoise(
 
 
 def check_guidance(guidance_scale: float, null_class: int | None) -> None:
-    """Raises `ValueError` for guidance of a network that has no class for "no class"."""
+    """Raises `ValueError` for guidance that is none, and of a network that has no class for "no class"."""
+    at_least("guidance_scale", guidance_scale, 0, whole=False)
     if guidance_scale != 1.0 and null_class is None:
         raise ValueError(
             f"guidance_scale is {guidance_scale}, but this network was trained without label dropout: leave it out."
@@ -423,6 +452,8 @@ class ClassConditionalDDPMPipeline(SteppedPipeline):
         step_end = self._step_end(callback_on_step_end, callback_on_step_end_tensor_inputs)
         batch_size = self._batch_size(batch_size, latents, class_labels)
         check_generators(generator, batch_size)
+        if num_inference_steps is not None:
+            check_steps(num_inference_steps, self.scheduler.config.num_train_timesteps)
         guided = class_labels is not None or bool(self.config.class_shares)
         self._begin(self.config.guidance_scale if guidance_scale is None else guidance_scale, guided)
         check_guidance(self.guidance_scale, self.null_class)

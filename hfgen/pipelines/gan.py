@@ -252,6 +252,8 @@ class GANPipeline(Pipeline):
         self._check(output_type)
         at_least("steps", steps, 1)
         at_least("restarts", restarts, 1)
+        at_least("learning_rate", learning_rate, 0, whole=False)
+        at_least("prior_weight", prior_weight, 0, whole=False)
         target = self._pixels(image).to(self._execution_device)
         labels = None if class_labels is None else self.class_numbers(class_labels, len(target))
         with self._running():
@@ -357,6 +359,7 @@ class GANPipeline(Pipeline):
 
     def _check(self, output_type: str, truncation: float = 1.0, latents: bool = False, **spaces: str) -> None:
         self._check_output(output_type, latents)
+        at_least("truncation", truncation, -math.inf, whole=False)
         if truncation != 1 and not self.style_based:
             raise ValueError(f"truncation is {truncation}, but this model has no mean latent: leave it at 1.")
         for name, space in spaces.items():

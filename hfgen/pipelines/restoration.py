@@ -1,5 +1,6 @@
 """Restoring damaged images with a VAE: latents that explain what is left of an image, and a prior of latents."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -134,6 +135,8 @@ class RestoringPipeline(LatentPipeline):
         self._check_search(output_type, steps, learning_rate, restarts)
         if noise_level is None:
             noise_level = self.config.task_level if self.config.task == "denoise" else None
+        if noise_level is not None:
+            at_least("noise_level", noise_level, -math.inf, whole=False)
         if noise_level is None or not noise_level > 0:
             raise ValueError(
                 f"noise_level is {noise_level}, but must be more than 0: the standard deviation of the noise, for "
@@ -228,6 +231,7 @@ class RestoringPipeline(LatentPipeline):
         self._check_output(output_type)
         at_least("steps", steps, 1)
         at_least("restarts", restarts, 1)
+        at_least("learning_rate", learning_rate, -math.inf, whole=False)
         if not learning_rate > 0:
             raise ValueError(f"learning_rate is {learning_rate}, but must be more than 0.")
 

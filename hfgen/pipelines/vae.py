@@ -153,7 +153,7 @@ class VAEPipeline(RestoringPipeline):
         """
         self._check_output(output_type, latents=True)
         batch_size = self._batch_size(batch_size, latents, class_labels)
-        at_least("temperature", temperature, 0)
+        at_least("temperature", temperature, 0, whole=False)
         if latents is not None and temperature != 1:
             raise ValueError(f"temperature is {temperature}, but does not change given latents: leave it at 1.")
         if latents is None:

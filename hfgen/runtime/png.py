@@ -20,6 +20,8 @@ XMP = (
     '"http://cv.iptc.org/newscodes/digitalsourcetype/{}"/></rdf:RDF></x:xmpmeta>'
 )
 
+GRID_CELL, GRID_GAP = 64, 4  # pixels: to what small images are enlarged, and what parts them
+
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:
     """Converts `(B, C, H, W)` in [0, 1] to `(B, H, W, C)` in uint8."""
@@ -31,7 +33,9 @@ def to_pil(image: np.ndarray) -> Image.Image:
     return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
 
 
-def make_grid(images: Sequence[np.ndarray], columns: int | None = None, cell: int = 64, gap: int = 4) -> Image.Image:
+def make_grid(
+    images: Sequence[np.ndarray], columns: int | None = None, cell: int = GRID_CELL, gap: int = GRID_GAP
+) -> Image.Image:
     """Makes a near-square grid of images of shape `(H, W, C)`, row by row.
 
     Small images are enlarged by a whole factor, without smoothing, to at most `cell` pixels; `gap` gray pixels part

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfgen.registry import families, load
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import Options, make, nearest, option
+from hfgen.runtime.options import Options, make, nearest, option, require_not_negative
 
 if TYPE_CHECKING:
     from hfgen.sampling.capabilities import Adapter
@@ -73,6 +73,7 @@ class DDPMSamplingConfig(Options):
     def validate(self) -> None:
         if self.num_inference_steps is not None and self.num_inference_steps < 1:
             raise UserError(f"`num_inference_steps` {self.num_inference_steps} is out of range: use 1 or more.")
+        require_not_negative(self, "guidance_scale")
 
 
 def names_of(kind: type) -> list[str]:

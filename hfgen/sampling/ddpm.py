@@ -7,8 +7,17 @@ from typing import Any
 import torch
 from diffusers import SchedulerMixin
 
-from hfgen.pipelines.ddpm_sampling import FEW_STEPS, default_sampler, denoise, sampling_scheduler, set_timesteps
+from hfgen.pipelines.ddpm_sampling import (
+    FEW_STEPS,
+    advice,
+    default_sampler,
+    denoise,
+    sampling_scheduler,
+    set_timesteps,
+    shortage,
+)
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.notes import note
 from hfgen.sampling.capabilities import Generates, Slider
 from hfgen.sampling.config import DDPMSamplingConfig
 
@@ -44,8 +53,14 @@ class DDPMAdapter(Generates):
         """Makes a scheduler of the options' kind, with its timesteps.
 
         Raises:
-            UserError: If the checkpoint's own is of a kind that none can be made from.
+            UserError: If the checkpoint's own is of a kind that none can be made from, or knows fewer timesteps.
         """
+        steps, trained = options.num_inference_steps, self.pipe.scheduler.config.num_train_timesteps
+        if steps is not None and steps > trained:
+            raise UserError(
+                f"`num_inference_steps` {steps} is out of range: this model was trained with {trained} timesteps. Use "
+                f"{trained} or fewer."
+            )
         try:
             scheduler = sampling_scheduler(self.pipe.scheduler, self.sampler(options))
             set_timesteps(scheduler, options.num_inference_steps)
@@ -56,7 +71,22 @@ class DDPMAdapter(Generates):
     def check(self, options: DDPMSamplingConfig) -> None:
         if options.guidance_scale not in (None, 1):
             raise UserError(f"`guidance_scale` {options.guidance_scale}: this model knows no classes. Leave it out.")
-        self.scheduler(options)
+        self.check_steps(options)
+
+    def check_steps(self, options: DDPMSamplingConfig) -> None:
+        """Tells once, by the names of the options, what [`denoise`] would warn of with each batch.
+
+        Raises:
+            UserError: See [`scheduler`].
+        """
+        scheduler = self.scheduler(options)
+        short, better = shortage(scheduler), advice(scheduler)
+        if short is not None:
+            wrong, least = short
+            better = f"`num_inference_steps` {len(scheduler.timesteps)} of `sampler` {self.sampler(options)} {wrong}: "
+            better += f"use {least} or more, or leave `sampler` out."
+        if better is not None:
+            note(better)
 
     def settings(self, options: DDPMSamplingConfig) -> dict[str, Any]:
         return {
@@ -84,6 +114,7 @@ class DDPMAdapter(Generates):
             labels,
             self.null_class,
             1.0 if guidance is None else guidance,
+            warn=False,
         )
 
     def sliders(self) -> dict[str, Slider]:
@@ -105,7 +136,7 @@ class ClassConditionalDDPMAdapter(DDPMAdapter):
         guidance = self.guidance(options)
         if guidance != 1 and self.null_class is None:
             raise UserError(f"`guidance_scale` {guidance} needs a model trained with `label_dropout`: leave it out.")
-        self.scheduler(options)
+        self.check_steps(options)
 
     def generate(
         self, generators: Sequence[torch.Generator], labels: torch.Tensor | None, options: DDPMSamplingConfig

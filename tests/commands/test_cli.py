@@ -5,12 +5,13 @@ import re
 import shlex
 import sys
 from dataclasses import dataclass, fields
+from types import SimpleNamespace
 
 import pytest
 from helpers import ROOT, Command, load_script, spelled
 
-from hfgen.commands import classify, compare, demo, evaluate, push, sample, show
-from hfgen.commands.cli import Given, command_line, flags, parse, read
+from hfgen.commands import classify, cli, compare, demo, evaluate, push, sample, show
+from hfgen.commands.cli import Given, command_line, flags, one_line_errors, parse, read
 from hfgen.data.config import DataConfig, ImagesConfig
 from hfgen.families.ddpm.options import DDPMConfig
 from hfgen.families.gan.options import GANConfig
@@ -47,6 +48,39 @@ def given(*argv, **kwargs):
 def parsed(*argv):
     with spelled():
         return parse((Tiny,), list(map(str, argv)), description="Test.")[0]
+
+
+def end_of(error, monkeypatch, torch=True, **environment):
+    """How the program ends when that is raised: its exit code, what it writes in each go, and how long it waits."""
+    written, waited = [], []
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    stderr = SimpleNamespace(write=written.append, flush=lambda: None)
+    monkeypatch.setattr(cli, "sys", SimpleNamespace(stderr=stderr, modules=["torch"] * torch))
+    monkeypatch.setattr(cli.time, "sleep", waited.append)
+    with pytest.raises(SystemExit) as end, one_line_errors():
+        raise error
+    assert end.value.__suppress_context__
+    return end.value.code, written, waited
+
+
+def test_ctrl_c_ends_with_one_line(monkeypatch):
+    assert end_of(KeyboardInterrupt(), monkeypatch) == (130, ["Stopped.\n"], [])
+    assert end_of(KeyboardInterrupt(), monkeypatch, RANK="1", LOCAL_RANK="1") == (130, [], [])
+
+
+def test_of_mistakes_in_flags_one_process_of_a_node_speaks(monkeypatch):
+    mistake = UserError("it is wrong.")
+    assert end_of(mistake, monkeypatch, torch=False) == (2, ["error: it is wrong.\n"], [])
+    ranks = {rank: {"RANK": str(rank), "LOCAL_RANK": str(rank % 2)} for rank in range(4)}
+    ends = [end_of(mistake, monkeypatch, torch=False, **ranks[rank]) for rank in range(4)]
+    waits = [cli.PATIENCE]
+    first, third = ["error: it is wrong.\n"], ["[rank 2] error: it is wrong.\n"]
+    assert ends == [(2, first, []), (2, [], waits), (2, third, []), (2, [], waits)]
+    later = end_of(mistake, monkeypatch, **ranks[1])  # as the first one need not know
+    assert later == (2, ["[rank 1] error: it is wrong.\n"], [])
 
 
 def test_a_flag_wins_over_the_file_and_only_what_was_given_is_returned(tmp_path):

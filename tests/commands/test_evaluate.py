@@ -306,6 +306,7 @@ def test_broken_weights(place, tmp_path, evaluate):
         ("--model {gan} --output {gan}", "is a folder: give a file"),
         ("--model {gan} --output {gan}/README.md/report.json", "README.md is no folder to write to"),
         ("--model user/gan --update_card", "user/gan is no folder with a README.md"),
+        ("--model {gan}/absent --extractor inception", "holds no pipeline"),
         ("--model {gan} --extractor inception", "curl -L --create-dirs -o"),
         ("--model {gan} --extractor facebook/dinov2-small", "hf download facebook/dinov2-small"),
         ("--model {gan} --extractor {gan}", "cannot be loaded"),

@@ -86,6 +86,20 @@ def test_more_images_are_a_longer_part_of_one_order(place, options):
     assert few.details["num_images"] == 10 and all_.details["num_images"] == 50 and few.value != all_.value
 
 
+def test_names_and_the_model_are_looked_at_before_weights_are_asked_for(place, tmp_path, monkeypatch, on_the_cpu):
+    monkeypatch.setattr("hfgen.evaluation.inception.cache_path", lambda: tmp_path / "weights.pth")  # not there
+    gan = str(place / "gan")
+    for model, metrics, message in (
+        (gan, ["bits_per_dimm"], r"`metrics` 'bits_per_dimm' is no choice: use fd, .* Did you mean bits_per_dim\?"),
+        (gan, "diversit", "`metrics` 'diversit' is no choice: use fd, "),
+        (gan, [], "`metrics` has no names"),
+        (gan, "fd", "curl -L"),
+        (str(place / "absent"), "fd", "holds no pipeline"),
+    ):
+        with pytest.raises(UserError, match=message):
+            hfgen.evaluate(model, metrics=metrics, dataset_name="digits", num_images=20)
+
+
 def test_mistakes(place, options, on_the_cpu):
     gan = str(place / "gan")
     for arguments, message in (

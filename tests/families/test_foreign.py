@@ -1,18 +1,23 @@
 """A family from outside: an installed package of three files goes every way that ours go."""
 
 import json
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import TINY_GAN, metrics, python, start, toys_installed
 from hub.server import ADA
+from PIL import Image
 from safetensors.torch import load_file
 
 import hfgen
+from hfgen.commands.main import main
+from hfgen.hub.card import write_short_card
 from hfgen.runtime.errors import UserError
 
 TINY = {"dataset_name": "digits", "resolution": 8, "train_batch_size": 16, "max_train_steps": 6, "logging_steps": 2}
@@ -225,6 +230,36 @@ def test_the_pair_resumes_exactly(tmp_path, processes, live):
         assert not torch.equal(pools[0]["past"], pools[1]["past"]) and pools[0]["count"] == 96
     head = load_file(last / "translator.safetensors")["head.weight"]
     assert not torch.equal(head, torch.zeros_like(head))
+
+
+def test_of_a_translator_only_what_is_true_is_said(tmp_path, monkeypatch, capsys, on_the_cpu):
+    from huggingface_hub import ModelCard
+
+    monkeypatch.chdir(tmp_path)
+    main([*PAIR, "--max_train_steps=1", "--output_dir=pair"])
+    shown = capsys.readouterr()
+    assert shown.out.endswith(f"Use it:   see {Path('pair', 'README.md')}\n") and "hfgen sample" not in shown.out
+    card = ModelCard.load("pair/README.md")
+    for untrue in ("batch_size=", "seed 0", "encoder", "hfgen evaluate", "hfgen sample", "Samples, not"):
+        assert untrue not in card.text
+    assert card.data.tags == ["hfgen", "toy_pair"] and card.data.pipeline_tag == "image-to-image"
+    assert "*Training images, in the first row, and what it makes of them.*" in card.text
+    assert not re.search(r"\{\{|\{%|\bNone\b|\n\n\n", card.text)
+    snippets = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    assert len(snippets) == 2
+    monkeypatch.chdir("pair")
+    for snippet in snippets:
+        made = {}
+        exec(snippet, made)
+        (image,) = made["images"]
+        shown = np.asarray(Image.open("samples.png"))[4:68, 4:68]
+        assert image.size == (8, 8) and np.array_equal(np.asarray(made["image"]).repeat(8, 0).repeat(8, 1), shown)
+    write_short_card(tmp_path, hfgen.load_pipeline("."), "ada/pair")
+    assert "batch_size=" not in (tmp_path / "README.md").read_text()
+    for argv in (["sample"], ["evaluate", "--metrics=fd", f"--output={tmp_path / 'it.json'}"]):
+        with pytest.raises(SystemExit):
+            main([*argv, "--model=."])
+        assert "is a translator, which makes no images from seeds" in capsys.readouterr().err
 
 
 def test_the_frozen_part_of_a_network_stays(tmp_path, on_the_cpu):

@@ -194,6 +194,64 @@ def test_mistakes_are_told_alike(kind):
     assert pipe.image_shape[1:] == (8, 8)
 
 
+WHOLE = "but must be a whole number of at least 1"
+BAD = [
+    ("batch_size", 2.5, f"batch_size is 2.5, {WHOLE}"),
+    ("batch_size", "2", f"batch_size is '2', {WHOLE}"),
+    ("batch_size", True, f"batch_size is True, {WHOLE}"),
+    (
+        "generator",
+        5,
+        r"generator: 5 is no torch.Generator. Give one, such as torch.Generator\(\).manual_seed\(0\), or",
+    ),
+    ("generator", [None], "generator: None is no torch.Generator"),
+    ("latents", "x", r"latents is a str, but must be a tensor of shape \(1, "),
+    ("class_labels", True, "class_labels has True: use a number below 3 or one of"),
+    ("class_labels", torch.tensor([True]), "class_labels has True"),
+    ("class_labels", np.array([True]), "class_labels has True"),
+    ("class_labels", [np.True_], "class_labels has .*True"),
+]
+STEPPED = [
+    ("guidance_scale", float("nan"), "guidance_scale is nan, but must be a finite number of at least 0"),
+    ("guidance_scale", float("inf"), "guidance_scale is inf, but must be a finite number of at least 0"),
+    ("guidance_scale", -1, "guidance_scale is -1, but must be at least 0"),
+    ("guidance_scale", "2", "guidance_scale is '2', but must be a finite number"),
+    ("num_inference_steps", 2.5, f"num_inference_steps is 2.5, {WHOLE}"),
+    ("num_inference_steps", 0, "num_inference_steps is 0, but must be at least 1"),
+    ("num_inference_steps", 5, "num_inference_steps is 5, but .* trained with 4 timesteps: use 4 or fewer"),
+    (
+        "callback_on_step_end",
+        3,
+        r"callback_on_step_end is 3, but must be a function: callback_on_step_end\(pipe, step,",
+    ),
+    ("callback_on_step_end", lambda *given: 7, "callback_on_step_end returned 7, but must return callback_kwargs, or"),
+    ("callback_on_step_end", lambda *given: {"latents": "x"}, "returned latents that are no tensor of shape"),
+    ("callback_on_step_end_tensor_inputs", None, "callback_on_step_end_tensor_inputs is None, but must be a list"),
+]
+OWN = {"temperature": "temperature is {!r}, but must be a finite number of at least 0"}
+OWN |= {"truncation": "truncation is {!r}, but must be a finite number"}
+
+
+@every
+def test_values_that_cannot_be_are_refused_alike(kind):
+    pipe = make(kind)
+    taken = inspect.signature(pipe.__call__).parameters
+    cases = BAD + STEPPED * isinstance(pipe, SteppedPipeline)
+    cases += [(name, value, OWN[name].format(value)) for name in OWN if name in taken for value in (True, "1")]
+    for name, value, message in cases:
+        with pytest.raises(ValueError, match=message):
+            pipe(**{"class_labels": 0, name: value})
+    latents = images_of(pipe, output_type="latent")
+    with pytest.raises(ValueError, match="latents has NaN or infinite values"):
+        pipe(class_labels=0, latents=latents * float("nan"))
+    assert len(pipe(np.int64(2), np.array([0, 2]), output_type="pt").images) == 2  # numbers of numpy are numbers
+
+
+def test_a_callback_may_return_nothing():
+    pipe = make("unet")
+    assert torch.equal(images_of(pipe, callback_on_step_end=lambda *given: None), images_of(pipe))
+
+
 @every
 def test_a_call_leaves_the_networks_as_they_were(kind):
     pipe = make(kind)

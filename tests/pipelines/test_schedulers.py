@@ -159,7 +159,7 @@ def test_the_default_suits_the_steps():
         ("sde-dpmsolver++", 9, "9 steps are too few for fresh noise in each: take 'dpmsolver++', or 10 or more"),
         ("sde-dpmsolver++", 10, ""),
         ("dpmsolver++", 5, ""),
-        ("ddim", 20, "20 steps of DPMSolverMultistepScheduler lose fine detail: take 50 or more"),
+        ("ddim", 20, "20 steps of DDIM (DPMSolverMultistepScheduler of first order) lose fine detail: take 50 or"),
         ("ddim", 50, ""),
         ("ddpm", 50, "50 steps of DDPMScheduler lose fine detail: take 250 or more, or sampling_scheduler"),
         ("ddpm", 250, ""),

@@ -60,7 +60,8 @@ class DDPMRecipe(Recipe):
             use_plain_attention_(unet)
         self.unet = unet
         self.networks = {"unet": Network(unet, averaged=True)}
-        self.sampling = DDPMSamplingConfig(num_inference_steps=config.ddpm_num_inference_steps)
+        steps = min(config.ddpm_num_inference_steps, config.ddpm_num_steps)  # whose default suits the usual schedules
+        self.sampling = DDPMSamplingConfig(num_inference_steps=steps)
         self.grid_columns = class_columns(info, self.class_names)
         betas = (config.adam_beta1, config.adam_beta2)
         optimizer = AdamW(config.learning_rate, betas, config.adam_epsilon, config.adam_weight_decay)
