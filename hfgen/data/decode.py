@@ -50,10 +50,11 @@ def decode(value: dict[str, Any] | None) -> Image.Image:
     """Decodes one row, upright.
 
     Raises:
-        OSError: If there is no image, or a broken one.
+        OSError: If there is no image, or a broken one, or a pixel is no finite number.
     """
     with open_image(value) as image:
         image.load()
+        _check_finite(image)
         return ImageOps.exif_transpose(image)
 
 
@@ -69,15 +70,19 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode.startswith(("I", "F"))
 
 
+def _check_finite(image: Image.Image) -> None:
+    if image.mode == "F" and not np.isfinite(np.asarray(image)).all():
+        raise OSError("it has pixels that are no finite numbers")
+
+
 def extrema(image: Image.Image) -> tuple[float, float, bool]:
     """Returns the least and the greatest value of a gray image, and whether all of its type are whole numbers.
 
     Raises:
         OSError: If a pixel is no finite number.
     """
+    _check_finite(image)
     values = np.asarray(image)
-    if not np.isfinite(values).all():
-        raise OSError("it has pixels that are no finite numbers")
     return float(values.min()), float(values.max()), image.mode != "F"
 
 

@@ -28,6 +28,11 @@ def test_well_separated_images_are_told_apart():
     assert np.array_equal(found, cluster(images, 3))
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_equal_images_make_no_noise():
+    assert len(cluster(np.full((64, 1, 8, 8), 3, np.uint8), 2)) == 64
+
+
 def test_groups_follow_the_digits(tmp_path):
     data = open_images(DataConfig(resolution=16, cache_dir=str(tmp_path)))
     digits = data.labels
