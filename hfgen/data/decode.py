@@ -3,7 +3,10 @@
 import contextlib
 import functools
 import io
+import os
 import struct
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +25,11 @@ GRAY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
 STUBS = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")  # formats that Pillow recognises and does not read
 FRAMES = ("GIF", "PNG", "TIFF", "WEBP")  # formats whose frames are as good as the first
 
+BROKEN = (
+    *(SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError),  # of PIL
+    *(zipfile.BadZipFile, zlib.error),
+)
+
 LONGEST_SIDE = 2  # times the resolution: what is kept of an oblong image for random crops
 
 
@@ -32,17 +40,35 @@ def readable_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in known.items() if kind in Image.OPEN and kind not in STUBS)
 
 
+@functools.lru_cache(maxsize=8)
+def _open_archive(kind: str, archive: str, changed: float | None) -> Any:
+    """Opens an archive once for all its images: each time, all names in it are read."""
+    from fsspec.core import url_to_fs
+
+    return url_to_fs(f"{kind}://::{archive}")[0]
+
+
 @contextlib.contextmanager
 def open_image(value: dict[str, Any] | None) -> Iterator[Image.Image]:
     """Opens the `{"bytes", "path"}` of one row; whatever PIL raises for a broken file becomes an `OSError`."""
     if value is None or (value.get("bytes") is None and value.get("path") is None):
         raise OSError("there is no image in this row")
     try:
-        with Image.open(io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]) as image:
-            yield image
+        with contextlib.ExitStack() as stack:
+            file: Any = value["path"] if value.get("bytes") is None else io.BytesIO(value["bytes"])
+            if isinstance(file, str) and "::" in file:  # within an archive, as `datasets` writes it
+                inner, _, archive = file.partition("::")
+                kind, _, name = inner.partition("://")
+                changed = os.path.getmtime(archive) if os.path.isfile(archive) else None
+                file = io.BytesIO(_open_archive(kind, archive, changed).cat_file(name))
+            elif isinstance(file, str) and "://" in file:  # on the Hub
+                from datasets.utils.file_utils import xopen
+
+                file = stack.enter_context(xopen(file, "rb"))
+            yield stack.enter_context(Image.open(file))
     except UnidentifiedImageError:
         raise OSError("it is no image, or of an unknown format") from None
-    except (SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         raise OSError(str(error)) from None
 
 
