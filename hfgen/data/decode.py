@@ -5,6 +5,7 @@ import functools
 import io
 import os
 import struct
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -40,6 +41,9 @@ def readable_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in known.items() if kind in Image.OPEN and kind not in STUBS)
 
 
+_reads_archive = threading.Lock()  # images are decoded by several threads, and an archive has one position
+
+
 @functools.lru_cache(maxsize=8)
 def _open_archive(kind: str, archive: str, changed: float | None) -> Any:
     """Opens an archive once for all its images: each time, all names in it are read."""
@@ -60,7 +64,8 @@ def open_image(value: dict[str, Any] | None) -> Iterator[Image.Image]:
                 inner, _, archive = file.partition("::")
                 kind, _, name = inner.partition("://")
                 changed = os.path.getmtime(archive) if os.path.isfile(archive) else None
-                file = io.BytesIO(_open_archive(kind, archive, changed).cat_file(name))
+                with _reads_archive:
+                    file = io.BytesIO(_open_archive(kind, archive, changed).cat_file(name))
             elif isinstance(file, str) and "://" in file:  # on the Hub
                 from datasets.utils.file_utils import xopen
 

@@ -21,6 +21,7 @@ from hfgen.data.folders import (
     list_paths,
     names_split,
     open_folder,
+    split_of,
 )
 from hfgen.runtime.errors import UserError, one_line
 from hfgen.runtime.notes import listed, note
@@ -103,15 +104,20 @@ def _one_split(folder: Path, options: dict[str, Any]) -> dict[str, list[str]] | 
         `datasets` finds.
     """
     from datasets import load_dataset_builder
+    from datasets.data_files import FILES_TO_IGNORE
 
     builder = load_dataset_builder(str(folder), cache_dir=options.get("cache_dir"))
     files = builder.config.data_files or {}
     found = {os.path.relpath(path, folder).replace(os.sep, "/"): split for split, own in files.items() for path in own}
-    suffixes = {posixpath.splitext(path)[1].lower() for path in found}
-    present = {path: posixpath.splitext(path)[1].lower() for path in list_paths(folder)}
+    suffixes = {posixpath.splitext(path)[1] for path in found}  # in the case that `datasets` knows
+    present = {
+        path: posixpath.splitext(path)[1]
+        for path in list_paths(folder)
+        if posixpath.basename(path) not in FILES_TO_IGNORE and "/__" not in f"/{posixpath.dirname(path)}"
+    }
     alike = sorted(path for path, suffix in present.items() if suffix in suffixes)
     more = sorted(path for path in alike if path not in found)
-    others = sorted(path for path, suffix in present.items() if suffix not in (*suffixes, *TEXTS))
+    others = sorted(path for path, suffix in present.items() if suffix not in suffixes and suffix.lower() not in TEXTS)
     kinds, total = " and ".join(sorted(suffixes)), len(alike) + len(others)
     if others:
         note(
@@ -126,10 +132,12 @@ def _one_split(folder: Path, options: dict[str, Any]) -> dict[str, list[str]] | 
             f"({listed(more)}). `train` in front of a name would make it one of that split."
         )
         return None
-    note(
-        f"{folder.name}: all {len(alike)} {kinds} files are one split, `train`, though names speak of "
-        f"{listed(sorted(map(str, files)))}: {listed(sorted(found))}. Folders with these names would keep them apart."
-    )
+    speak = sorted(path for path in found if any(map(split_of, path.split("/"))))
+    if speak:
+        note(
+            f"{folder.name}: all {len(alike)} {kinds} files are one split, `train`, though names speak of "
+            f"{listed(sorted(map(str, files)))}: {listed(speak)}. Folders with these names would keep them apart."
+        )
     return {"train": [glob.escape(str(folder / path)) for path in alike]}
 
 

@@ -145,6 +145,7 @@ SHARDED = "train-00000-of-00001.parquet test-00000-of-00001.parquet"
             [0, 1],
             "set: files left out, as only .parquet files are read: 1 of 3 (c.png).",
         ),
+        ("a.parquet b.PARQUET __old/c.parquet", [0], "1 of 2 (b.PARQUET)"),
         (f"{SHARDED} my.parquet", [0], "1 of 3 (my.parquet)"),
         ("data/train-00000-of-00001.parquet my.parquet", [0], "1 of 2 (my.parquet)"),
         ("a.parquet b.parquet", [0, 1], None),
