@@ -10,6 +10,7 @@ from PIL import Image as PIL
 from hfgen.data.cache import open_images
 from hfgen.data.columns import DEFAULT, Image, Label, Text
 from hfgen.data.config import DataConfig
+from hfgen.data.decode import decode
 from hfgen.data.sources import find_columns
 from hfgen.data.streams import StreamedStream
 from hfgen.runtime.errors import UserError
@@ -191,6 +192,17 @@ def test_images_in_an_archive(config, tmp_path, kind, streaming):
     else:
         images = open_images(config).images
     assert images[:, 0, 0, 0].tolist() == [99, 99, 99]
+
+
+def test_an_archive_that_cannot_be_read(config, tmp_path):
+    write_tables(tmp_path / "images", "a/1.png b/2.png")
+    (tmp_path / "set").mkdir()
+    shutil.make_archive(str(tmp_path / "set" / "imgs"), "zip", tmp_path / "images")
+    message = error(config, dataset_name=str(tmp_path / "set"))  # `datasets` takes the folder for the class of all
+    assert "Invalid string class label set; archives may have to be unpacked" in message
+    value = {"path": f"zip://1.png::{tmp_path / 'images' / 'a' / '1.png'}"}
+    with pytest.raises(OSError, match="not a zip file"):
+        decode(value)
 
 
 CLASSES = datasets.ClassLabel(names=["a", "b"])
