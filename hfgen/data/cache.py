@@ -322,7 +322,8 @@ def _images(
     quiet = not is_progress_bar_enabled()
     file = root / f"scan-{cache_key(rows=dataset._fingerprint, column=column, scan=SCAN_FORMAT)}.json"
     scan = json.loads(build_once(file, lambda path: _scan(path, dataset, column, config, quiet)).read_text())
-    _refuse(scan.pop("corrupt"), config)
+    corrupt = scan.pop("corrupt")
+    _refuse(corrupt, config)
     seen = Survey(**scan)
     mode, resolution = config.image_mode or seen.mode, config.resolution or seen.resolution
     longest = 1 if config.center_crop else LONGEST_SIDE
@@ -332,6 +333,8 @@ def _images(
     value_range = seen.value_range(config)
     if value_range:
         more["value_range"] = value_range
+        if corrupt:
+            more["finite"] = True  # an earlier version kept pixels that are no numbers as black ones
     if mode != "RGBA" and "RGBA" in seen.modes and config.background != "none":
         more["background"] = config.background
     key = cache_key(rows=dataset._fingerprint, column=column, mode=mode, shape=shape, **more)

@@ -15,8 +15,8 @@ CLUSTER_FEATURES = ("pixels", "patches")
 
 IMAGE_COLUMN = "column with the images; left out: the first of that type, `image` or `img` before others"
 LABEL_COLUMN = (
-    "column with the classes: ClassLabel, strings or whole numbers; left out: the first ClassLabel, `label` before "
-    "others"
+    "column with the classes: ClassLabel, strings or whole numbers; left out: if there is a ClassLabel, `label` and "
+    "the like before others"
 )
 VALUE_RANGE = (
     "two numbers: the pixel values that become black and white in gray images of more than 8 bits; left out: one "

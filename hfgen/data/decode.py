@@ -3,7 +3,11 @@
 import contextlib
 import functools
 import io
+import os
 import struct
+import threading
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +26,11 @@ GRAY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
 STUBS = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")  # formats that Pillow recognises and does not read
 FRAMES = ("GIF", "PNG", "TIFF", "WEBP")  # formats whose frames are as good as the first
 
+BROKEN = (
+    *(SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError),  # of PIL
+    *(zipfile.BadZipFile, zlib.error),
+)
+
 LONGEST_SIDE = 2  # times the resolution: what is kept of an oblong image for random crops
 
 
@@ -32,17 +41,39 @@ def readable_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in known.items() if kind in Image.OPEN and kind not in STUBS)
 
 
+_reads_archive = threading.Lock()  # images are decoded by several threads, and an archive has one position
+
+
+@functools.lru_cache(maxsize=8)
+def _open_archive(kind: str, archive: str, changed: float | None) -> Any:
+    """Opens an archive once for all its images: each time, all names in it are read."""
+    from fsspec.core import url_to_fs
+
+    return url_to_fs(f"{kind}://::{archive}")[0]
+
+
 @contextlib.contextmanager
 def open_image(value: dict[str, Any] | None) -> Iterator[Image.Image]:
     """Opens the `{"bytes", "path"}` of one row; whatever PIL raises for a broken file becomes an `OSError`."""
     if value is None or (value.get("bytes") is None and value.get("path") is None):
         raise OSError("there is no image in this row")
     try:
-        with Image.open(io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]) as image:
-            yield image
+        with contextlib.ExitStack() as stack:
+            file: Any = value["path"] if value.get("bytes") is None else io.BytesIO(value["bytes"])
+            if isinstance(file, str) and "::" in file:  # within an archive, as `datasets` writes it
+                inner, _, archive = file.partition("::")
+                kind, _, name = inner.partition("://")
+                changed = os.path.getmtime(archive) if os.path.isfile(archive) else None
+                with _reads_archive:
+                    file = io.BytesIO(_open_archive(kind, archive, changed).cat_file(name))
+            elif isinstance(file, str) and "://" in file:  # on the Hub
+                from datasets.utils.file_utils import xopen
+
+                file = stack.enter_context(xopen(file, "rb"))
+            yield stack.enter_context(Image.open(file))
     except UnidentifiedImageError:
         raise OSError("it is no image, or of an unknown format") from None
-    except (SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         raise OSError(str(error)) from None
 
 
@@ -50,10 +81,11 @@ def decode(value: dict[str, Any] | None) -> Image.Image:
     """Decodes one row, upright.
 
     Raises:
-        OSError: If there is no image, or a broken one.
+        OSError: If there is no image, or a broken one, or a pixel is no finite number.
     """
     with open_image(value) as image:
         image.load()
+        _check_finite(image)
         return ImageOps.exif_transpose(image)
 
 
@@ -69,15 +101,19 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode.startswith(("I", "F"))
 
 
+def _check_finite(image: Image.Image) -> None:
+    if image.mode == "F" and not np.isfinite(np.asarray(image)).all():
+        raise OSError("it has pixels that are no finite numbers")
+
+
 def extrema(image: Image.Image) -> tuple[float, float, bool]:
     """Returns the least and the greatest value of a gray image, and whether all of its type are whole numbers.
 
     Raises:
         OSError: If a pixel is no finite number.
     """
+    _check_finite(image)
     values = np.asarray(image)
-    if not np.isfinite(values).all():
-        raise OSError("it has pixels that are no finite numbers")
     return float(values.min()), float(values.max()), image.mode != "F"
 
 

@@ -9,7 +9,7 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,11 @@ SPLITS = {
     }.items()
     for word in words
 }  # as `datasets` spells them
+KINDS: tuple[tuple[str, Callable[[str], Any]], ...] = (  # of values in a table of texts
+    (r"0|-?[1-9]\d{0,17}", int),
+    (r"-?(0|[1-9]\d{0,17})(\.\d+)?([eE][-+]?\d+)?", float),
+    ("True|TRUE|true|False|FALSE|false", lambda value: value.strip().lower() == "true"),
+)
 
 
 @dataclass(frozen=True)
@@ -43,12 +48,15 @@ class Files:
         metadata (`list[str]`): Tables that describe images beside them.
         containers (`int`): Number of files that hold many images.
         left_out (`Counter[str]`): Number of other files by suffix, but for texts.
+        empty (`list[str]`): Folders without an image in or below them, with `/` at the end, but for those within
+            others.
     """
 
     images: list[str] = field(default_factory=list)
     metadata: list[str] = field(default_factory=list)
     containers: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
+    empty: list[str] = field(default_factory=list)
 
     @property
     def leftovers(self) -> str:
@@ -64,7 +72,11 @@ class Files:
 def list_files(folder: Path) -> Files:
     """Lists the files in a folder and below: links are followed, hidden names left out."""
     images, metadata, containers, left_out = [], [], 0, Counter[str]()
+    folders: set[str] = set()
     for path in _walk(str(folder), "", frozenset()):
+        if path.endswith("/"):
+            folders.add(path)
+            continue
         suffix = posixpath.splitext(path)[1].lower()
         if suffix in readable_suffixes():
             images.append(path)
@@ -73,13 +85,22 @@ def list_files(folder: Path) -> Files:
         elif suffix not in TEXTS:
             left_out[suffix] += 1
             containers += suffix in CONTAINERS
-    return Files(sorted(images), sorted(metadata), containers, left_out)
+    full = {"", *(path[: at + 1] for path in images for at, letter in enumerate(path) if letter == "/")}
+    empty = sorted(path for path in folders - full if posixpath.dirname(path[:-1]) + "/" in {*full, "/"})
+    return Files(sorted(images), sorted(metadata), containers, left_out, empty)
+
+
+def list_paths(folder: Path) -> Iterator[str]:
+    """Yields the files in a folder and below, relative to it: links are followed, hidden names left out."""
+    return (path for path in _walk(str(folder), "", frozenset()) if not path.endswith("/"))
 
 
 def _walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
     real = os.path.realpath(folder)
     if real in above:  # a link back
         return
+    if prefix:
+        yield prefix
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -93,12 +114,15 @@ def _walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
 def is_image_folder(folder: Path, files: Files) -> bool:
     """Says whether a folder that is called a data set holds image files, and its README does not say how to read
     them."""
-    if len(files.images) <= files.containers:
-        return False
+    return len(files.images) > files.containers and not is_declared(folder)
+
+
+def is_declared(folder: Path) -> bool:
+    """Says whether the README of a folder says how to read it."""
     readme = folder / "README.md"
     text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
     front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
-    return front is None or re.search(r"^(configs|dataset_info):", front[1], re.MULTILINE) is None
+    return front is not None and re.search(r"^(configs|dataset_info):", front[1], re.MULTILINE) is not None
 
 
 @dataclass(frozen=True)
@@ -137,6 +161,13 @@ def split_of(name: str) -> str | None:
     """Returns the split that a name speaks of: `train`, `train2017`, `my-test`."""
     found = {SPLITS[word] for word in re.split(r"[-._ 0-9]+", name.lower()) if word in SPLITS}
     return found.pop() if len(found) == 1 else None
+
+
+def names_split(path: str) -> bool:
+    """Says whether a path leaves no doubt of its split: a folder, or the file, is called as one but for a number, as
+    in `train-00000-of-00001.parquet` and `data/test/1.parquet`."""
+    names = re.sub(r"\.[a-z.]*$", "", path.lower()).split("/")
+    return any(re.sub(r"-\d{5}-of-\d{5}.*|[-._ 0-9]*$", "", name) in SPLITS for name in names)
 
 
 def find_layout(paths: Sequence[str]) -> Layout:
@@ -226,8 +257,12 @@ def _read_rows(folder: Path, files: Files) -> tuple[Any, list[str]]:
     if not files.metadata:
         return pa.table({"image": pa.array(files.images, pa.string())}), ["image"]
     tables, columns = [], dict[str, None]()
-    for path in files.metadata:
-        table, found = _read_table(folder / path), False
+    read = {path: _read_table(folder / path) for path in files.metadata}
+    read |= _typed({path: table for path, table in read.items() if path.endswith(".csv")})
+    for path, table in read.items():
+        if not len(table):
+            raise ValueError(f"{path} has no rows, and so names no image: add them, or remove the table")
+        found = False
         for name in table.column_names:
             column = "image" if name == "file_name" else name.removesuffix("_file_name")
             if column == name or not (pa.types.is_string(kind := table[name].type) or pa.types.is_large_string(kind)):
@@ -252,7 +287,8 @@ def _read_table(path: Path) -> Any:
     if path.suffix == ".csv":
         import pandas
 
-        return pa.Table.from_pandas(pandas.read_csv(path), preserve_index=False)
+        text = pandas.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+        return pa.Table.from_pandas(text, preserve_index=False)
     if path.suffix == ".jsonl":
         from pyarrow import json
 
@@ -260,6 +296,29 @@ def _read_table(path: Path) -> Any:
     from pyarrow import parquet
 
     return parquet.read_table(path)
+
+
+def _typed(tables: dict[str, Any]) -> dict[str, Any]:
+    """Makes numbers of the columns of texts that hold nothing else, in all the tables: `1067` beside `01067` is none,
+    and only what is empty is missing."""
+    names = dict.fromkeys(name for table in tables.values() for name in table.column_names)
+    for name in names:
+        if name == "file_name" or name.endswith("_file_name"):
+            continue
+        own = {path: table[name].to_pylist() for path, table in tables.items() if name in table.column_names}
+        present = [value.strip() for values in own.values() for value in values if value is not None]
+        kind = next((kind for pattern, kind in KINDS if all(re.fullmatch(pattern, value) for value in present)), str)
+        for path, values in own.items():
+            typed = [None if value is None else kind(value) for value in values]
+            tables[path] = tables[path].set_column(tables[path].column_names.index(name), name, _array(typed, kind))
+    return tables
+
+
+def _array(values: list[Any], kind: Any) -> Any:
+    import pyarrow as pa
+
+    types = {int: pa.int64(), float: pa.float64(), str: pa.string()}
+    return pa.array(values, types.get(kind, pa.bool_()))
 
 
 def _beside(table: str, name: str | None) -> str | None:
@@ -297,6 +356,13 @@ def _tell(name: str, files: Files, layout: Layout, named: set[str | None], own: 
                 f"{name}: all images are one split, though their names speak of {', '.join(kinds)}: folders with "
                 "these names would keep them apart."
             )
+    full = {posixpath.dirname(path) for path in images} - {""}
+    if full and files.empty and not own:
+        count = len(files.empty)
+        note(
+            f"{name}: folders left out, as they hold no image that can be read: {count} of {count + len(full)} "
+            f"({listed([path[:-1] for path in files.empty])})."
+        )
     if not layout.classes:
         return
     if own:

@@ -152,7 +152,8 @@ def cluster(images: "np.ndarray | Centres", count: int, features: "str | ImageMo
     pca = PCA(min(COMPONENTS, *sample.shape), svd_solver="randomized", random_state=0)
     # What counts of features is the direction; of pixels, how much they differ.
     place = pca if describe is _by_pixels else make_pipeline(pca, Normalizer())
-    sample = place.fit_transform(sample)
+    with np.errstate(invalid="ignore"):  # the shares of the variance of equal images, which nobody asks for
+        sample = place.fit_transform(sample)
     spectral = SpectralClustering(
         count,
         n_components=min(DIMENSIONS, count),

@@ -1,6 +1,8 @@
 """From the name of a data set to a `datasets` object and its columns."""
 
 import glob
+import os
+import posixpath
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,17 @@ from PIL import Image as PIL
 
 from hfgen.data.columns import Image, Label, SourceColumn, Text
 from hfgen.data.config import DataConfig
-from hfgen.data.folders import LABELS, is_image_folder, list_files, open_folder
+from hfgen.data.folders import (
+    LABELS,
+    TEXTS,
+    is_declared,
+    is_image_folder,
+    list_files,
+    list_paths,
+    names_split,
+    open_folder,
+    split_of,
+)
 from hfgen.runtime.errors import UserError, one_line
 from hfgen.runtime.notes import listed, note
 
@@ -48,6 +60,7 @@ def load_source(config: DataConfig, token: str | None = None) -> tuple[Any, str]
 def _load_folder(folder: Path, config: DataConfig, options: dict[str, Any]) -> Any:
     """Loads what a folder holds: image files; or, if it is called a data set, also what `datasets` wrote or reads."""
     from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
+    from datasets.exceptions import DatasetGenerationError
 
     split, dataset = config.dataset_split, None
     if config.train_data_dir is None and any((folder / name).exists() for name in ("state.json", "dataset_dict.json")):
@@ -73,7 +86,59 @@ def _load_folder(folder: Path, config: DataConfig, options: dict[str, Any]) -> A
         return IterableDataset.from_generator(rows, features=dataset.features, gen_kwargs={"table": table})
     if glob.has_magic(str(folder)):
         raise ValueError("`datasets` takes [, ? and * in its path for a pattern: rename the folder")
-    return load_dataset(str(folder), config.dataset_config_name, **options)
+    data_files = None if config.dataset_config_name or is_declared(folder) else _one_split(folder, options)
+    try:
+        return load_dataset(str(folder), config.dataset_config_name, data_files=data_files, **options)
+    except DatasetGenerationError as error:
+        archives = "; archives may have to be unpacked" * (".zip" in files.left_out)
+        raise ValueError(f"{one_line(error.__cause__ or error)}{archives}") from None
+
+
+def _one_split(folder: Path, options: dict[str, Any]) -> dict[str, list[str]] | None:
+    """Compares the files in a folder with those that `datasets` finds by patterns, and says which it leaves out.
+
+    `datasets` reads all files if no name contains a word such as "test", and otherwise only files with such words.
+
+    Returns:
+        `dict[str, list[str]]`: All files as one split, if such words are only parts of some names; `None` for what
+        `datasets` finds.
+    """
+    from datasets import load_dataset_builder
+    from datasets.data_files import FILES_TO_IGNORE
+
+    builder = load_dataset_builder(str(folder), cache_dir=options.get("cache_dir"))
+    files = builder.config.data_files or {}
+    found = {os.path.relpath(path, folder).replace(os.sep, "/"): split for split, own in files.items() for path in own}
+    suffixes = {posixpath.splitext(path)[1] for path in found}  # in the case that `datasets` knows
+    present = {
+        path: posixpath.splitext(path)[1]
+        for path in list_paths(folder)
+        if posixpath.basename(path) not in FILES_TO_IGNORE and "/__" not in f"/{posixpath.dirname(path)}"
+    }
+    alike = sorted(path for path, suffix in present.items() if suffix in suffixes)
+    more = sorted(path for path in alike if path not in found)
+    others = sorted(path for path, suffix in present.items() if suffix not in suffixes and suffix.lower() not in TEXTS)
+    kinds, total = " and ".join(sorted(suffixes)), len(alike) + len(others)
+    if others:
+        note(
+            f"{folder.name}: files left out, as only {kinds} files are read: {len(others)} of {total} "
+            f"({listed(others)})."
+        )
+    if not more:
+        return None
+    if (len(files) > 1 and "train" in files) or any(map(names_split, found)):
+        note(
+            f"{folder.name}: files left out, as their names speak of no split, unlike others: {len(more)} of {total} "
+            f"({listed(more)}). `train` in front of a name would make it one of that split."
+        )
+        return None
+    speak = sorted(path for path in found if any(map(split_of, path.split("/"))))
+    if speak:
+        note(
+            f"{folder.name}: all {len(alike)} {kinds} files are one split, `train`, though names speak of "
+            f"{listed(sorted(map(str, files)))}: {listed(speak)}. Folders with these names would keep them apart."
+        )
+    return {"train": [glob.escape(str(folder / path)) for path in alike]}
 
 
 def _rows_of(table: Any) -> Iterator[dict[str, Any]]:
@@ -98,7 +163,8 @@ def find_columns(features: Any, columns: Mapping[str, SourceColumn], config: Dat
 
     A column that neither the family nor an option names is found by its type: `Image`, `ClassLabel`, or strings. If
     several of a type are asked for, and for texts, one of the same name comes first; then those that are called as
-    such columns usually are.
+    such columns usually are. Where there is a `ClassLabel`, classes may be a column of numbers or strings with such a
+    name, too, unless they are streamed.
 
     Args:
         features (`datasets.Features`): The columns of the data set.
@@ -143,8 +209,13 @@ def find_columns(features: Any, columns: Mapping[str, SourceColumn], config: Dat
             same = [name for name in unnamed if name in features and fits(features[name])]
             chosen |= {name: name for name in same if name not in chosen.values()}
         order = [name for name in usual if name in features] + [name for name in features if name not in usual]
+        found = [column for column in order if fits(features[column])]
+        if kind is Label and found and not config.streaming:  # a usual name counts for more than the type
+            typed = [column for column in found if column in usual]
+            named = [column for column in usual if column in features and _makes_classes(features[column])]
+            found = [*typed, *named, *(column for column in found if column not in typed)]
         for name in unnamed:
-            free = [column for column in order if fits(features[column]) and column not in chosen.values()]
+            free = [column for column in found if column not in chosen.values()]
             if name in chosen:
                 continue
             if free:
@@ -155,20 +226,32 @@ def find_columns(features: Any, columns: Mapping[str, SourceColumn], config: Dat
                     f"the data has no {other}column with {content} for {name!r}; it has: {listing}. Use other data."
                 )
         if option and unnamed:
-            _tell_columns(features, content, option, [chosen[n] for n in asked if n in chosen], free, usual)
+            _tell_columns(features, option, content, usual, [chosen[n] for n in asked if n in chosen], free, config)
     return chosen
 
 
 def _tell_columns(
-    features: Any, content: str, option: str, taken: list[str], free: list[str], usual: tuple[str, ...]
+    features: Any,
+    option: str,
+    content: str,
+    usual: tuple[str, ...],
+    taken: list[str],
+    free: list[str],
+    config: DataConfig,
 ) -> None:
     """Says which columns were taken, if others could have been."""
     more = [column for column in free if column not in taken]
     if taken and more:
         note(f"The {content} are those of the column {', '.join(taken)}; `{option}` takes others: {listed(more)}.")
-    kinds = {name: getattr(features.get(name), "dtype", "") for name in usual}
-    readable = [name for name, kind in kinds.items() if kind.startswith(("int", "string", "large_s"))]
-    if not taken and readable:
+    readable = [name for name in usual if name in features and _makes_classes(features[name])]
+    if config.streaming and readable and not set(taken) & set(usual):
+        text = f"those of the column {taken[0]}" if taken else "not used"
+        note(
+            f"The classes are {text}, as the column {readable[0]} is not of type ClassLabel, which lists the classes "
+            f"beforehand, as `streaming` needs it; without `streaming`, `{option}` {readable[0]} makes classes of "
+            "that column."
+        )
+    elif not taken and readable:
         note(f"The data has no column of type ClassLabel; `{option}` {readable[0]} makes classes of that column.")
 
 
@@ -183,6 +266,12 @@ def _is_classes(feature: Any) -> bool:
     from datasets import ClassLabel
 
     return isinstance(feature, ClassLabel)
+
+
+def _makes_classes(feature: Any) -> bool:
+    """Says whether a column that is no `ClassLabel` holds what classes can be made of."""
+    kind = str(getattr(feature, "dtype", ""))
+    return not _is_classes(feature) and kind.startswith(("int", "uint", "bool", "string", "large_s"))
 
 
 def _is_text(feature: Any) -> bool:

@@ -41,6 +41,7 @@ from hfgen.data.info import ColumnInfo, DataInfo, DerivedInfo, ImageInfo, LabelI
 from hfgen.data.sources import class_names, find_columns, load_source, without_decoding
 from hfgen.data.survey import survey
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.notes import note
 from hfgen.runtime.seeds import seed_from
 
 STOP_SECONDS = 10  # to wait for a reader of a stream at the end
@@ -133,6 +134,7 @@ def open_stream(
     if groups:
         label = _grouped_column(own, columns, groups)
     if config.streaming:
+        _tell_features(config)
         rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         return StreamedStream(config, seed, token, rank, world_size, columns, first)
     data = {
@@ -144,6 +146,8 @@ def open_stream(
         groups = own.groups_for(data[first].info.num_images) if label else 0
     if groups:
         data[first] = with_groups(data[first], label, groups, load_features)
+    else:
+        _tell_features(own)
     stream = CachedStream(data, seed)
     for name, derived in kept_columns(spec).items():
         if any(column in stream._layouts for column in derived.inputs):
@@ -152,6 +156,16 @@ def open_stream(
                 "encoded once for each: set `center_crop`, or let the family encode live."
             )
     return stream
+
+
+def _tell_features(config: DataConfig) -> None:
+    """Says that nothing is compared, where an option says what: records of runs may have it, so that it is no
+    mistake; the value of older ones, "pixels", says nothing."""
+    if config.cluster_features not in (None, "pixels"):
+        note(
+            f"`cluster_features` {config.cluster_features} has nothing to do, as no groups of similar images are "
+            "found: that needs `num_clusters`, and neither classes nor `streaming`."
+        )
 
 
 def _grouped_column(config: DataConfig, columns: Mapping[str, SourceColumn], count: int) -> str:

@@ -10,7 +10,7 @@ from PIL import Image
 from hfgen.data.cache import open_images
 from hfgen.data.config import DataConfig
 from hfgen.data.decode import readable_suffixes
-from hfgen.data.folders import find_layout, list_files
+from hfgen.data.folders import find_layout, list_files, open_folder
 from hfgen.data.streams import StreamedStream
 from hfgen.runtime.errors import UserError
 
@@ -164,8 +164,48 @@ def test_classes_of_a_table(config, tmp_path, told):
 
 
 @pytest.mark.parametrize(
+    ("values", "expected", "kept"),
+    [
+        (["1", "", "2", "2"], ["1", None, "2", "2"], "int64"),  # missing is no class
+        (["10", "9", "-1", "9"], ["10", "9", None, "9"], "int64"),
+        (["01067", "1067", "1067", "2"], ["01067", "1067", "1067", "2"], "string"),
+        (["NA", "None", "", "nan"], ["NA", "None", None, "nan"], "string"),
+        (["True", "false", "", "True"], ["1", "0", None, "1"], "bool"),
+    ],
+)
+def test_classes_of_a_csv_table_are_read_as_they_are_written(config, tmp_path, values, expected, kept):
+    folder = fill(tmp_path / "set", *(f"{number}.png" for number in range(4)))
+    lines = [f"{number}.png,{value}" for number, value in enumerate(values)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,label", *lines]))
+    assert seen(opened(folder, config, label_column="label")) == list(enumerate(expected))
+    assert str(open_folder(folder, list_files(folder), config).features["label"].dtype) == kept
+
+
+def test_the_types_of_a_csv_table(config, tmp_path):
+    folder = fill(tmp_path / "set", "1/1.png", "2/1.png")
+    for number, (code, text) in enumerate([("01067", "a cat, NA"), ("1067", "")], 1):
+        table = f'file_name,code,text,score,mask_file_name\n1.png,{code},"{text}",0.5,1.png\n'
+        (folder / f"{number}" / "metadata.csv").write_text(table)
+    rows = open_folder(folder, list_files(folder), config)
+    assert rows["code"][:] == ["01067", "1067"] and rows["text"][:] == ["a cat, NA", None]
+    assert rows["score"][:] == [0.5, 0.5] and rows.column_names[:2] == ["image", "code"]
+    assert [type(rows.features[name]).__name__ for name in ("image", "mask")] == ["Image", "Image"]
+
+
+def test_an_empty_folder_is_said(config, tmp_path, told):
+    folder = fill(tmp_path / "set", "cat/1.png", "dog/2.png")
+    (folder / "bird" / "more").mkdir(parents=True)
+    assert seen(opened(folder, config)) == [(0, "cat"), (1, "dog")]
+    line = "set: folders left out, as they hold no image that can be read: 1 of {} (bird)."
+    assert told == [line.format(3)]
+    shutil.rmtree(folder / "dog")
+    assert seen(opened(folder, config)) == [0] and told[1] == line.format(2)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("file_name,text\n", r"metadata\.csv has no rows, and so names no image"),
         ("name,age\n1.png,3\n", r"metadata\.csv has no column file_name, .*\(it has name, age\)"),
         ("file_name\n../1.png\n", r"metadata\.csv names \.\./1\.png, which is not in its folder"),
         ("file_name\n2.png\n", r"image 0 \(.*2\.png\) cannot be read"),

@@ -28,6 +28,11 @@ def test_well_separated_images_are_told_apart():
     assert np.array_equal(found, cluster(images, 3))
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_equal_images_make_no_noise():
+    assert len(cluster(np.full((64, 1, 8, 8), 3, np.uint8), 2)) == 64
+
+
 def test_groups_follow_the_digits(tmp_path):
     data = open_images(DataConfig(resolution=16, cache_dir=str(tmp_path)))
     digits = data.labels
@@ -169,3 +174,11 @@ def test_a_number_that_is_left_open(tmp_path):
     assert open_stream(DEFAULT, balanced, 0, groups=None).info.classes.kind == "labels"  # there is something to go by
     assert dataclasses.replace(config, dataset_name="a/b", streaming=True).groups_for(60_000) == 0
     assert open_stream({"image": Image()}, config, 0, groups=None).info.classes is None
+
+
+def test_features_that_compare_nothing_are_said(tmp_path, told):
+    config = DataConfig(resolution=8, cache_dir=str(tmp_path), cluster_features="patches")
+    open_stream(DEFAULT, config, 0)
+    assert len(told) == 1 and told[0].startswith("`cluster_features` patches has nothing to do, as no groups")
+    open_stream(DEFAULT, dataclasses.replace(config, cluster_features="pixels"), 0)  # as records of older runs have it
+    assert len(told) == 1

@@ -112,6 +112,27 @@ def test_pixels_that_are_no_numbers(config, tmp_path):
         opened(folder, config)
 
 
+@pytest.mark.parametrize("value_range", [None, (0, 2)])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_images_with_pixels_that_are_no_numbers_are_skipped(config, tmp_path, streaming, value_range):
+    arrays = [RAMP.astype(np.float32) for _ in range(6)]
+    for array in arrays[1::2]:
+        array[:4] = np.nan
+    folder = save(tmp_path / "set", *arrays)
+    if streaming:
+        config = dataclasses.replace(config, train_data_dir=str(folder), streaming=True, value_range=value_range)
+        with pytest.raises(UserError, match=r"image 1 .*no finite numbers.*`skip_corrupt_images`"):
+            StreamedStream(config, seed=0).read(0, 6)
+        images = StreamedStream(dataclasses.replace(config, skip_corrupt_images=True), seed=0).read(0, 9)["image"]
+    else:
+        with pytest.raises(UserError, match=r"image 1 .*no finite numbers.*`skip_corrupt_images`"):
+            opened(folder, config, value_range=value_range)
+        data = opened(folder, config, skip_corrupt_images=True, value_range=value_range)
+        assert (data.info.num_images, data.info.as_record()["skipped"]) == (3, 3)
+        images = data.images
+    assert all((np.asarray(image) == np.asarray(images[0])).all() for image in images) and images[0].max() > 100
+
+
 @pytest.mark.parametrize("value", [(1,), (2, 1), (1, 2, 3), (3, 3)])
 def test_ranges_that_are_none(value):
     with pytest.raises(UserError, match="`value_range` .* is no range: give two numbers"):
