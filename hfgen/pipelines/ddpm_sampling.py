@@ -267,8 +267,8 @@ def denoise(
         scheduler (`SchedulerMixin`): Any diffusers scheduler that fits the network; see [`sampling_scheduler`].
         batch_size (`int`, *optional*, defaults to 1): Number of images.
         generator (*optional*): One `torch.Generator`, or one per image: then an image depends on its own alone.
-        num_inference_steps (`int`, *optional*): Steps; by default 20, 50 for a solver of first order, and all steps of
-            the training for a `DDPMScheduler`. A warning says if they are too few.
+        num_inference_steps (`int`, *optional*): Steps, at most as many as the training has timesteps; by default 20,
+            50 for a solver of first order, and all for a `DDPMScheduler`. A warning says if they are too few.
         class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
         null_class (`int`, *optional*): The class that stands for "no class", which guidance needs.
         guidance_scale (`float` or `Callable`, *optional*, defaults to 1.0): Classifier-free guidance
@@ -418,8 +418,8 @@ class ClassConditionalDDPMPipeline(SteppedPipeline):
             generator (`torch.Generator` or list of them, *optional*):
                 Makes the images repeatable; with one per image, each depends on its own alone.
             num_inference_steps (`int`, *optional*):
-                Steps; by default 20, 50 for a solver of first order, and all steps of the training for a
-                `DDPMScheduler`. A warning says if they are too few.
+                Steps, at most as many as the training has timesteps; by default 20, 50 for a solver of first order,
+                and all for a `DDPMScheduler`. A warning says if they are too few.
             output_type (`str`, *optional*, defaults to `"pil"`):
                 `"pil"`, `"np"` (float32 in [0, 1], `(B, H, W, C)`) or `"pt"` (float32 in [0, 1], `(B, C, H, W)`); or
                 `"latent"`, for what the last step gives, float32 `(B, C, H, W)` in about [-1, 1].
@@ -428,8 +428,8 @@ class ClassConditionalDDPMPipeline(SteppedPipeline):
             callback_on_step_end (`Callable`, *optional*):
                 Called as `callback_on_step_end(pipe, step, timestep, callback_kwargs)` after each step. It returns
                 `callback_kwargs`, whose tensors may be others than those given; the images are made of them. If it
-                sets `pipe._guidance_scale`, the next steps are guided by that; if it sets `pipe._interrupt = True`,
-                the step was the last.
+                returns nothing, they stay. If it sets `pipe._guidance_scale`, the next steps are guided by that; if
+                it sets `pipe._interrupt = True`, the step was the last.
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*, defaults to `("latents",)`):
                 What `callback_kwargs` holds: `"latents"` are the noisy images, float32 `(B, C, H, W)`.
             latents (`torch.Tensor` of shape `(B, C, H, W)`, *optional*):
@@ -437,7 +437,8 @@ class ClassConditionalDDPMPipeline(SteppedPipeline):
 
         Raises:
             ValueError: For classes that the network does not know, guidance that it was not trained for, a scheduler
-                that does not fit it, tensors that callbacks cannot have, or an argument of the wrong shape or length.
+                that does not fit it, tensors that callbacks cannot have, or an argument of the wrong kind, shape or
+                length.
 
         Example:
 

@@ -96,6 +96,9 @@ def test_pipelines():
         sampler = Sampler(recipe.pipeline(modules_of(recipe)), recipe.sampling, "it")
         assert sampler([0, 1], 0).shape == (2, 1, 8, 8)
         assert sampler.settings["num_inference_steps"] == TINY.ddpm_num_inference_steps
+    short = DDPMRecipe(dataclasses.replace(TINY, ddpm_num_steps=10), INFO)  # fewer than the steps that are usual
+    assert short.sampling.num_inference_steps == 10
+    assert Sampler(short.pipeline(modules_of(short)), short.sampling, "it")([0], 0).shape == (1, 1, 8, 8)
 
 
 def test_channels_follow_the_data():
