@@ -336,6 +336,7 @@ class RestoringPipeline(LatentPipeline):
     ) -> torch.Tensor:
         """Searches for images `(B, C, H, W)` in [0, 1] that fit the observation."""
         prior = self._choose_prior(prior)
+        check_generators(generator, len(observation.guess))  # also where nothing is drawn
         if method == "amortised":
             return self._render(self._in_parts(self._encode, observation.guess, labels), labels)
         if prior is None:
@@ -351,7 +352,6 @@ class RestoringPipeline(LatentPipeline):
             latents = self._draw(noise.transpose(0, 1).flatten(0, 1), others, prior)
             drawn = self._render(latents, others).unflatten(0, (restarts - 1, count))
             guesses = torch.cat([guesses, observation.restore(drawn).clamp(0, 1)])
-        check_generators(generator, count)
         starts = self._in_parts(self._encode, guesses.flatten(0, 1), every).flatten(1)
 
         def log_posterior(points: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:

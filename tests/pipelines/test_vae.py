@@ -778,6 +778,9 @@ MISTAKES = [
         {"image": WHITE, "noise_level": 0.3},
         "noise_level is 0.3, but this model was trained for 0.2: use that, or method 'gradient'.",
     ),
+    ({"task": "denoise", "level": 0.2}, "denoise", {"image": WHITE, "generator": 5}, "generator: 5 is no torch.Gen"),
+    ({}, "denoise", {"image": WHITE, "noise_level": "1"}, "noise_level is '1', but must be a finite number."),
+    ({}, "inpaint", {"image": WHITE, "mask": MASK, "steps": 2.5}, "steps is 2.5, but must be a whole number of at"),
     (CLASSES, "denoise", {"image": WHITE, "noise_level": 0.1}, "class_labels is missing"),
     (
         {},
