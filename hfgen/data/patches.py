@@ -18,7 +18,7 @@ ATOMS = 64  # patches in the dictionary
 LEARNT_FROM, EACH = 5_000, 8  # images, and patches of each
 CONTRAST = 10 / 255**2  # added to a patch's variance: flat patches stay flat
 NOISE = 0.1  # added to the variance of directions in which patches hardly differ
-SMALL, SHARE = 4, 1.0  # pixels per side of the small copy, and its part in the description, to 1 of the patches
+SMALL, SHARE = 4, 0.5  # pixels per side of the small copy, and its part in the description, to 1 of the patches
 PART = 200  # images that are described at once
 
 
