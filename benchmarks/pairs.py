@@ -169,9 +169,10 @@ def measure(checkouts: dict[str, Checkout], config: PairsBenchmark, options: Seq
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    (config,) = parse((PairsBenchmark,), argv, description=str(__doc__).partition("\n")[0])
+
     from hfgen.runtime.launch import cpu_name
 
-    (config,) = parse((PairsBenchmark,), argv, description=str(__doc__).partition("\n")[0])
     options = f"--preset digits --logging_steps {config.logging_steps} {QUIET} {config.options}".split()
     with tempfile.TemporaryDirectory() as folder:
         # Paths of one length: even the size of the environment can change how fast a process is.

@@ -110,10 +110,12 @@ def _one_split(folder: Path, options: dict[str, Any]) -> dict[str, list[str]] | 
     files = builder.config.data_files or {}
     found = {os.path.relpath(path, folder).replace(os.sep, "/"): split for split, own in files.items() for path in own}
     suffixes = {posixpath.splitext(path)[1] for path in found}  # in the case that `datasets` knows
+    cached = os.path.relpath(os.path.dirname(builder.cache_dir), folder)  # what it writes, if its cache is around
     present = {
         path: posixpath.splitext(path)[1]
         for path in list_paths(folder)
         if posixpath.basename(path) not in FILES_TO_IGNORE and "/__" not in f"/{posixpath.dirname(path)}"
+        if not path.startswith(f"{cached.replace(os.sep, '/')}/")
     }
     alike = sorted(path for path, suffix in present.items() if suffix in suffixes)
     more = sorted(path for path in alike if path not in found)

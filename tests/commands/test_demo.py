@@ -202,11 +202,11 @@ def test_errors_say_what_to_do(demo, models, tmp_path, arguments, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_port_that_is_taken(demo, models):
+def test_a_port_that_is_taken(models):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"--port {port} cannot be listened on"):
-            demo.main(["--model", str(models / "vae"), "--port", str(port)])
+        result = run("demo", "--model", models / "vae", "--port", port)
+    assert result.returncode == 2 and f"--port {port} cannot be listened on" in result.stderr.splitlines()[-1]
 
 
 def test_a_space_of_a_model_on_the_hub(demo, tmp_path, capsys):

@@ -67,7 +67,7 @@ def test_a_disk_without_room_is_told_at_the_beginning(tmp_path, monkeypatch):
 
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(UserError, match="0.00 GB left.*`checkpoints_total_limit`"):
+    with pytest.raises(UserError, match="0 MB left.*`checkpoints_total_limit`"):
         prepare(tiny(tmp_path))
     assert not (tmp_path / "run").exists()
 
