@@ -107,7 +107,7 @@ class Checkout:
             os.close(turns)
             os.close(times)
             try:
-                yield Training(process, lines, given, log)
+                yield Training(command, process, lines, given, log)
             finally:
                 process.kill()
 
@@ -116,6 +116,7 @@ class Checkout:
 class Training:
     """A training that waits for its turns."""
 
+    command: Sequence[str]
     process: subprocess.Popen
     lines: IO[str]
     given: IO[bytes]
@@ -127,7 +128,7 @@ class Training:
             return float(line)
         self.log.seek(0)
         text = self.log.read().decode(errors="replace").strip()[-2000:]
-        raise UserError(f"{shlex.join(map(str, self.process.args))}: exit code {self.process.wait()}: {text}")
+        raise UserError(f"{shlex.join(self.command)}: exit code {self.process.wait()}: {text}")
 
     def turn(self) -> float:
         """Gives it a turn; the seconds that this took."""
