@@ -82,13 +82,8 @@ def with_groups(
 
     assert images.folder is not None
     kind = model.fingerprint[:16] if model else features
-    words = [
-        "groups",
-        str(count),
-        *([kind] if kind != "pixels" else []),
-        *(["centre"] if images.layout is not None else []),
-    ]
-    labels = np.load(build_once(images.folder / f"{'-'.join(words)}.npy", build), allow_pickle=False)
+    name = f"groups-{count}" + f"-{kind}" * (kind != "pixels") + "-centre" * (images.layout is not None)
+    labels = np.load(build_once(images.folder / f"{name}.npy", build), allow_pickle=False)
     labels = labels if images.index is None else labels[images.index]
     # A run that goes on has to find the same groups, also where they were found anew.
     digest = hashlib.sha256(info.fingerprint.encode() + labels.tobytes()).hexdigest()[: len(info.fingerprint)]

@@ -18,6 +18,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import build_hf_headers, get_session
 
 import hfgen
+from hfgen.data.config import CLUSTER_FEATURES
 from hfgen.registry import Family, PipelineEntry, family_of, find_family, pipeline_entries
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.files import write_text
@@ -148,8 +149,8 @@ def read_places(config: dict[str, Any]) -> dict[str, Path]:
     return {
         name: Path(value).expanduser()
         for name, value in config.items()
-        if isinstance(value, str) and name not in NOT_READ and value != "digits"
-        if name.endswith(("_dir", "_path", "dataset_name")) and Path(value).expanduser().exists()
+        if isinstance(value, str) and name not in NOT_READ and value not in ("digits", *CLUSTER_FEATURES)
+        if name.endswith(("_dir", "_path", "dataset_name", "cluster_features")) and Path(value).expanduser().exists()
     }
 
 

@@ -134,6 +134,7 @@ def test_commands_name_data_and_extractors_of_this_machine(cards, tmp_path, monk
     record = json.loads((cards["gan"] / "run.json").read_text())
     (tmp_path / "my photos").mkdir()
     (tmp_path / "features").mkdir()
+    (tmp_path / "patches").mkdir()
     made = {"command": f"hfgen classify --dataset_name=ylecun/mnist --output_dir {tmp_path}/features"}
     (tmp_path / "features" / "eval.json").write_text(json.dumps(made))
     record["config"] |= {"train_data_dir": str(tmp_path / "my photos"), "dataset_name": None, "eval_every": 2}
@@ -150,6 +151,10 @@ def test_commands_name_data_and_extractors_of_this_machine(cards, tmp_path, monk
     assert "--eval_extractor features" in train and "'../../../my photos'" in train and "none" not in train
     monkeypatch.chdir(tmp_path)
     card = f'GANPipeline.from_pretrained(".")\n{train}\n'
+    for given, shown in ((str(tmp_path / "features"), "--cluster_features ../../features "), ("patches", None)):
+        record["config"]["cluster_features"] = given
+        (again,) = repeating_commands(record, tmp_path / "out" / "gan")
+        assert (shown in again) if shown else ("cluster_features" not in again)  # a kind, whatever lies here
     pushed = with_location(card, "ada/gan", revision="try").splitlines()
     assert pushed[1] == "hf download ada/gan run.json --local-dir . --revision try"
     assert "--train_data_dir 'my photos' " in pushed[2]
