@@ -149,7 +149,8 @@ def test_it_answers_without_torch(argv):
     assert not modules & {"torch", "numpy", "PIL", "yaml", "huggingface_hub", "gradio"}
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_launchers_start_it(tmp_path, processes):
     """`accelerate launch -m hfgen train gan`, and torchrun: as the scripts are."""
     from helpers import TINY_GAN

@@ -93,13 +93,13 @@ def start(script: str, *arguments, launcher: str | None = None, processes: int =
     Args:
         launcher (`str`, *optional*): `"python"`, `"accelerate"` or `"torchrun"`. Without one, it runs in a fork of a
             process that has imported the libraries, which saves the seconds that this takes; unless there are
-            `kwargs` of `subprocess.Popen`, or variables in `env` that are read when Python starts or imports.
+            `kwargs` of `subprocess.Popen`, or variables in `env` that Python reads when it starts.
     """
     command = [script, *arguments] if script == "-m" else [ROOT / "scripts" / f"{script}.py", *arguments]
     if (
         launcher is None
         and not kwargs.keys() - {"cwd"}
-        and not any(n.startswith(("HF_", "PYTHON")) for n in env or ())
+        and not any(name.startswith("PYTHON") and name != "PYTHONPATH" for name in env or ())
     ):
         return Forked(command, processes, env, **kwargs)
     bin_dir = Path(sys.executable).parent
@@ -126,14 +126,14 @@ def run(script: str, *arguments, timeout: float = 300, **kwargs) -> subprocess.C
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def python(code: str, *arguments, path=(), cwd=None) -> str:
+def python(code: str, *arguments, path=(), cwd=None, env=None) -> str:
     """Runs code in a fork that has imported the libraries and nothing of hfgen; returns what it printed.
 
     Args:
         path (`Sequence[Path]`, *optional*): Where it finds modules first.
     """
-    env = {"PYTHONPATH": os.pathsep.join([*map(str, path), os.environ.get("PYTHONPATH", "")])}
-    process = Forked(["-c", code, *arguments], env=env, cwd=cwd)
+    path = {"PYTHONPATH": os.pathsep.join([*map(str, path), os.environ.get("PYTHONPATH", "")])}
+    process = Forked(["-c", code, *arguments], env=path | (env or {}), cwd=cwd)
     out, err = process.communicate()
     assert process.returncode == 0, err[-3000:]
     return out.strip()

@@ -1,10 +1,11 @@
 """Programs in forks of a process that has imported the libraries: as far apart as started ones, and there at once.
 
-A program reads what it imports in its environment only when it is started for real: what depends on `HF_ENDPOINT` and
-the like has to be.
+What Python itself reads in its environment when it starts, but for `PYTHONPATH`, needs a process that is started for
+real.
 """
 
 import atexit
+import importlib
 import multiprocessing
 import multiprocessing.util  # its exit handler waits for children; ours, which is registered later, runs before it
 import os
@@ -34,6 +35,24 @@ def _kill_what_is_left() -> None:
         process.kill()
 
 
+# Where the libraries keep what they have read in the environment when they were imported.
+READERS = ("huggingface_hub.constants", "diffusers.utils.constants", "datasets.config")
+
+
+def _read_environment() -> None:
+    """Lets the libraries read their environment as if they were imported now."""
+    for reader in map(sys.modules.get, READERS):
+        before = {name: value for name, value in vars(reader).items() if name.isupper()}
+        importlib.reload(reader)
+        changed = {name for name, value in before.items() if vars(reader)[name] != value}
+        for module in list(sys.modules.values()):  # names that were imported from there
+            for name in changed & vars(module).keys():
+                if vars(module)[name] == before[name]:
+                    setattr(module, name, vars(reader)[name])
+    client = sys.modules["huggingface_hub.hf_api"].api  # of which the functions of the module are the methods
+    client.endpoint = sys.modules["huggingface_hub.constants"].ENDPOINT
+
+
 def _program(argv: list[str], env: dict[str, str], cwd: str, out: str, err: str) -> None:
     """What a fork does: it becomes `python argv...`."""
     os.setsid()
@@ -42,11 +61,16 @@ def _program(argv: list[str], env: dict[str, str], cwd: str, out: str, err: str)
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
+    _read_environment()
+    path = list(filter(None, env.get("PYTHONPATH", "").split(os.pathsep)))
+    for folder in path:
+        if (Path(folder) / "sitecustomize.py").exists():
+            runpy.run_path(f"{folder}/sitecustomize.py")
     if argv[0] == "-c":
         for name in [name for name in sys.modules if name.partition(".")[0] == "hfgen"]:
             del sys.modules[name]
         sys.argv = ["-c", *argv[2:]]
-        sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
+        sys.path[:0] = path
         exec(argv[1], {"__name__": "__main__"})
     elif argv[0] == "-m":
         sys.argv = argv[1:]

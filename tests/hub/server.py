@@ -13,8 +13,6 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -22,6 +20,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from helpers import python
 
 ADA, BOB, READER = "hf_AdasDistinctiveSecret", "hf_BobsDistinctiveSecret", "hf_ReadersDistinctiveSecret"
 LFS_SIZE = 1 << 20  # bytes; the Hub takes larger files, and those of .gitattributes, as LFS
@@ -210,15 +210,7 @@ class Hub:
 
     def python(self, code: str, *arguments: object, token: str | None = None, hurry: bool = False, **more: str) -> str:
         """Runs code in a process that talks to this Hub, and returns what it prints."""
-        result = subprocess.run(
-            [sys.executable, "-c", code, *map(str, arguments)],
-            env=os.environ | self.environment(token, hurry, **more),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert result.returncode == 0, result.stderr
-        return result.stdout
+        return python(code, *arguments, env=self.environment(token, hurry, **more))
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -4,13 +4,10 @@ More of them, as folders, are in tests/pipelines/test_self_contained.py.
 """
 
 import json
-import os
 import pickle
 import re
 import resource
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,7 +17,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from diffusers import DDPMPipeline, DDPMScheduler
 from evaluation.tiny import save_classifier
-from helpers import run
+from helpers import python, run
 from hub.server import File
 from huggingface_hub import ModelCard
 from PIL import Image as PILImage
@@ -218,16 +215,7 @@ def test_they_end_soon_and_run_nothing(good, hub, tmp_path):
         files = dict(good[kind])
         change(files)
         hub.create(f"evil/{name}").add("main", name, {path: File(files[path]) for path in files}, "evil")
-    loaded = subprocess.run(
-        [sys.executable, "-c", LOAD, *CASES],
-        env=os.environ | hub.environment(HF_HOME=str(place / "home")),
-        cwd=place,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert loaded.returncode == 0, loaded.stderr[-3000:]
-    found = json.loads(loaded.stdout)
+    found = json.loads(python(LOAD, *CASES, env=hub.environment(HF_HOME=str(place / "home")), cwd=place))
     assert found.keys() == CASES.keys()
     for name, result in found.items():
         pattern, error = CASES[name][2], result["error"]
@@ -286,11 +274,8 @@ def test_extractors_are_no_pickles(hub, tmp_path):
         hub.create(f"evil/{name}").add("main", name, {path: File(changed[path]) for path in changed}, "evil")
     place = tmp_path / "place"
     place.mkdir()
-    environment = os.environ | hub.environment(HF_HOME=str(place / "home"))
-    command = [sys.executable, "-c", EXTRACT, *changes]
-    result = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
-    errors = dict(line.split(" ", 1) for line in result.stdout.splitlines())
+    printed = python(EXTRACT, *changes, env=hub.environment(HF_HOME=str(place / "home")), cwd=place)
+    errors = dict(line.split(" ", 1) for line in printed.splitlines())
     assert "model.safetensors" in errors["pickle"]
     assert re.search("[Hh]eader|safetensors", errors["pickle-renamed"])
     assert "evil" in errors["code"]

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, ModelMixin
+from helpers import python
 
 from hfgen import (
     VQVAE,
@@ -242,10 +243,8 @@ def test_plain_diffusers_makes_the_same_images(saved, tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "auto_map" not in result.stderr.partition("networks alone")[0]  # no warning of what is for `AutoModel`
-    alone = [sys.executable, "-I", "-W", "ignore", "-c", ALONE, saved / "vq_vae"]
-    env = os.environ | {"HF_HOME": str(tmp_path / "home")}
-    networks = subprocess.run(alone, capture_output=True, text=True, timeout=300, env=env)
-    assert networks.stdout.split() == ["GaussianMixturePrior", "VQVAE"], networks.stderr[-3000:]
+    networks = python(ALONE, saved / "vq_vae", env={"HF_HOME": str(tmp_path / "home")})
+    assert networks.split() == ["GaussianMixturePrior", "VQVAE"]
     for kind in PIPELINES:
         expected = images_of(load_pipeline(str(saved / kind)))
         assert expected.std() > 0.01 and not np.array_equal(expected[0], expected[1])

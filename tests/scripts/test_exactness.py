@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import time
 
@@ -34,8 +35,16 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path, extra, processes,
     options = [*LONG, *extra.split()]
     whole = finished(tmp_path / "whole", *options, processes=processes)
     assert len(metrics(whole)) == 10
-    killed = kill_and_resume(tmp_path / "killed", options, random.Random(0), processes=processes, launcher=launcher)
+    rng = random.Random(0)
+    if launcher == "torchrun":  # of the command; the others are of the script
+        options, script = ["hfgen", "train", "ddpm", *options], "-m"
+    else:
+        script = "train_ddpm"
+    killed = kill_and_resume(tmp_path / "killed", options, rng, script, launcher, processes=processes)
     assert_identical(whole, killed)
+    if launcher:
+        starts = {"accelerate": "accelerate launch .*train_ddpm.py", "torchrun": "torchrun .* 2 -m hfgen train ddpm"}
+        assert re.search(f'"command": "{starts[launcher]} --dataset_name digits', (killed / "run.json").read_text())
 
 
 @pytest.mark.parametrize(
