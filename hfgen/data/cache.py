@@ -21,16 +21,14 @@ from hfgen.data.config import IMAGE_MODES, DataConfig
 from hfgen.data.decode import LONGEST_SIDE, Header, decode, fit, is_deep, read_header, to_mode
 from hfgen.data.info import ColumnInfo, DataInfo, ImageInfo, LabelInfo, SourceInfo, TextInfo
 from hfgen.data.sources import class_names, find_columns, load_source, raw_images
+from hfgen.data.store import META, build_once, cache_key, cache_root
 from hfgen.data.survey import REST, Survey, survey
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.files import TEMPORARY, remove, write_at_once
 from hfgen.runtime.notes import listed, note
 
-CACHE_FORMAT = 2  # part of the keys: raise it when the same data would be decoded to other values
 SCAN_FORMAT = 2  # of what is known of all images before they are decoded
 MANY_CLASSES = 100  # so many values are classes, even if each image has its own
 TASK_SIZE = 16  # images that a thread decodes in one go
-META = "meta.json"
 
 
 class Texts:
@@ -241,50 +239,6 @@ def _classes(names: tuple[str, ...], labels: np.ndarray) -> Classes:
     return Classes(names, shares=shares if len(present) else None, unlabelled=int((labels < 0).sum()))
 
 
-def cache_root(config: DataConfig) -> Path:
-    """Returns the folder where columns are kept."""
-    from datasets import config as datasets_config
-
-    return Path(config.cache_dir or Path(datasets_config.HF_CACHE_HOME) / "hfgen").expanduser()
-
-
-def cache_key(**parts: Any) -> str:
-    """Makes a name from all these values, JSON-ready."""
-    text = json.dumps({"format": CACHE_FORMAT, **parts}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def build_once(path: Path, build: Callable[[Path], None]) -> Path:
-    """Lets one process build a file, or a folder with a `meta.json`, while all others wait.
-
-    Args:
-        path (`Path`): The file or folder. If it is there, nothing is done.
-        build (`Callable`): Writes it under the name that it is handed.
-
-    Raises:
-        UserError: If it cannot be written.
-    """
-    import filelock
-
-    def is_whole() -> bool:
-        return path.is_file() or (path / META).is_file()
-
-    if not is_whole():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(f"{path}.lock"):
-                if not is_whole():
-                    for left in path.parent.glob(f"{TEMPORARY}*-{path.name}"):  # by a process that was killed
-                        remove(left)
-                    with write_at_once(path) as temporary:
-                        build(temporary)
-        except OSError as error:
-            raise UserError(
-                f"the cache in {path.parent} cannot be written: {error}. Free some space or give another `cache_dir`."
-            ) from None
-    return path
-
-
 def _fingerprint(columns: Mapping[str, Column]) -> str:
     """Computes the digest of the first images with the first classes behind them, and then of all other columns."""
     images = next((column for column in columns.values() if isinstance(column.info, ImageInfo)), None)
@@ -293,16 +247,16 @@ def _fingerprint(columns: Mapping[str, Column]) -> str:
     if images is not None and labels is not None:
         values = labels.arrays[0]
 
-        def build(path: Path) -> None:  # reads all images once
+        def build(folder: Path) -> None:  # reads all images once
             digest = hashlib.sha256()
             with open(images.folder / "images.u8", "rb") as file:  # type: ignore[operator]
                 while block := file.read(2**24):
                     digest.update(block)
             digest.update(values.data)
-            path.write_text(digest.hexdigest()[:32])
+            (folder / META).write_text(json.dumps(digest.hexdigest()[:32]))
 
         assert images.folder is not None
-        first = build_once(images.folder / f"with-labels-{labels.digest}", build).read_text()
+        first = json.loads((build_once(images.folder / f"with-labels-{labels.digest}", build) / META).read_text())
     for name, column in columns.items():
         if column is not images and column is not labels or column.index is not None:
             index = "" if column.index is None else hashlib.sha256(column.index.tobytes()).hexdigest()
@@ -320,8 +274,8 @@ def _images(
     from datasets import is_progress_bar_enabled
 
     quiet = not is_progress_bar_enabled()
-    file = root / f"scan-{cache_key(rows=dataset._fingerprint, column=column, scan=SCAN_FORMAT)}.json"
-    scan = json.loads(build_once(file, lambda path: _scan(path, dataset, column, config, quiet)).read_text())
+    folder = root / f"scan-{cache_key(rows=dataset._fingerprint, column=column, scan=SCAN_FORMAT)}"
+    scan = json.loads((build_once(folder, lambda new: _scan(new, dataset, column, config, quiet)) / META).read_text())
     corrupt = scan.pop("corrupt")
     _refuse(corrupt, config)
     seen = Survey(**scan)
@@ -342,7 +296,7 @@ def _images(
     def build(folder: Path) -> None:
         _decode(folder, dataset, column, config, mode, shape, value_range, quiet)
 
-    folder = build_once(root / f"images-{key}", build)
+    folder = build_once(root / f"images-{key}", build, config.verify_cache)
     meta = json.loads((folder / META).read_text())
     _refuse(meta["corrupt"], config)
     seen.tell(name, config, mode, meta.get("levels"))
@@ -383,7 +337,6 @@ def _decode(
 
     digest, corrupt, layout = hashlib.sha256(), [], []
     levels: Any = 0  # how often each level is, in images of more than 8 bits
-    folder.mkdir()
     row = 0
     with (
         ThreadPoolExecutor() as pool,
@@ -426,7 +379,7 @@ def _decode(
     (folder / META).write_text(json.dumps(meta))
 
 
-def _scan(path: Path, dataset: Any, column: str, config: DataConfig, quiet: bool) -> None:
+def _scan(folder: Path, dataset: Any, column: str, config: DataConfig, quiet: bool) -> None:
     """Reads the channels and sizes of all images from the headers of their files, and the extrema of deep pixels."""
     from tqdm.auto import tqdm
 
@@ -452,7 +405,7 @@ def _scan(path: Path, dataset: Any, column: str, config: DataConfig, quiet: bool
     first = next(readable, None)
     if first is None:
         raise UserError(f"none of the {len(dataset)} images can be read: use other data.")
-    path.write_text(json.dumps({**asdict(survey(chain([first], readable))), "corrupt": corrupt}))
+    (folder / META).write_text(json.dumps({**asdict(survey(chain([first], readable))), "corrupt": corrupt}))
 
 
 def _in_threads(pool: ThreadPoolExecutor, function: Callable[[Any], Any], values: list[Any]) -> Iterator[Any]:
@@ -498,7 +451,6 @@ def _labels(
         if len(rows) < len(values):
             values = [values[row] for row in rows]
         labels, names = _number(values, column, known, recorded)
-        folder.mkdir()
         np.save(folder / "labels.npy", labels)
         digest = hashlib.sha256(labels.data).hexdigest()[:32]
         (folder / META).write_text(json.dumps({"column": column, "class_names": names, "digest": digest}))
@@ -559,7 +511,6 @@ def _texts(root: Path, dataset: Any, column: str, rows: np.ndarray, source: str)
     """Reads a column of texts."""
 
     def build(folder: Path) -> None:
-        folder.mkdir()
         selected = dataset.select_columns([column]).with_format(None)
         digest = hashlib.sha256()
         lengths: list[int] = []

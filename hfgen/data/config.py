@@ -74,6 +74,9 @@ class DataConfig(Options):
     cache_dir: str | None = option(
         None, "where decoded images are kept (default: hfgen/ in the HF cache)", resumable=True
     )
+    verify_cache: bool = option(
+        False, "check all that is kept there when it is opened, instead of a sample of large files", resumable=True
+    )
     streaming: bool = option(
         False, "read the data while training, for data that fits no disk; needs `max_train_steps`"
     )

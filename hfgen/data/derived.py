@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from hfgen.data.augment import crop_strips, to_float
-from hfgen.data.cache import META, Column, build_once, cache_key, cache_root
+from hfgen.data.cache import Column
 from hfgen.data.columns import VARIANTS, Image, Sources, Spec, kept_columns
 from hfgen.data.info import DataInfo, DerivedInfo
+from hfgen.data.store import META, build_once, cache_key, cache_root
 from hfgen.data.streams import CachedStream, RawBatch, Stream
 from hfgen.runtime.errors import UserError
 
@@ -56,7 +57,8 @@ def derive(
         and any(isinstance(asked[used], Image) for used in column.inputs)
     }
     counts = {name: sources[source].num_images or 0 for name, source in source_of.items()}
-    root = cache_root(next(iter(stream.data.values())).config)
+    config = next(iter(stream.data.values())).config
+    root = cache_root(config)
     arrays: dict[str, tuple[np.ndarray, ...]] = dict.fromkeys(derived, ())
     for variant in VARIANTS if flipped else VARIANTS[:1]:
         key = cache_key(
@@ -70,7 +72,7 @@ def derive(
         def build(folder: Path, mirror: bool = variant == "flip") -> None:
             _encode(folder, stream, encode, counts, mirror, device, batch_size)
 
-        folder = build_once(root / f"derived-{key}", build)
+        folder = build_once(root / f"derived-{key}", build, config.verify_cache)
         for name, shape in json.loads((folder / META).read_text()).items():
             if variant == "plain" or name in flipped:
                 array = np.memmap(folder / f"{name}.f32", dtype=np.float32, mode="r", shape=tuple(shape))
@@ -97,7 +99,6 @@ def _encode(
     from datasets import is_progress_bar_enabled
     from tqdm.auto import tqdm
 
-    folder.mkdir()
     shapes: dict[str, list[int]] = {}
     sizes = {name: source.num_images or 0 for name, source in stream.info.sources.items()}
     total = max(counts.values())

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from hfgen.data.cache import Column, SourceData, build_once, cut_squares
+from hfgen.data.cache import Column, SourceData, cut_squares
 from hfgen.data.columns import Classes
 from hfgen.data.config import CLUSTER_FEATURES
 from hfgen.data.info import DataInfo, ImageInfo, LabelInfo
 from hfgen.data.patches import PatchFeatures
+from hfgen.data.store import build_once
 from hfgen.runtime.errors import UserError
 
 SIDE = 32  # images are compared at no more than this many pixels per side
@@ -75,15 +76,14 @@ def with_groups(
             raise UserError(f"`cluster_features` {features} is not known here: use {' or '.join(CLUSTER_FEATURES)}.")
         model = load(features)
 
-    def build(path: Path) -> None:
-        with open(path, "wb") as file:
-            shown = pixels if images.layout is None else Centres(pixels, images.layout)
-            np.save(file, cluster(shown, count, model or features), allow_pickle=False)
+    def build(folder: Path) -> None:
+        shown = pixels if images.layout is None else Centres(pixels, images.layout)
+        np.save(folder / "groups.npy", cluster(shown, count, model or features), allow_pickle=False)
 
     assert images.folder is not None
     kind = model.fingerprint[:16] if model else features
     name = f"groups-{count}" + f"-{kind}" * (kind != "pixels") + "-centre" * (images.layout is not None)
-    labels = np.load(build_once(images.folder / f"{name}.npy", build), allow_pickle=False)
+    labels = np.load(build_once(images.folder / name, build) / "groups.npy", allow_pickle=False)
     labels = labels if images.index is None else labels[images.index]
     # A run that goes on has to find the same groups, also where they were found anew.
     digest = hashlib.sha256(info.fingerprint.encode() + labels.tobytes()).hexdigest()[: len(info.fingerprint)]

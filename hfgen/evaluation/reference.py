@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from hfgen.data.cache import SourceData, open_images
 from hfgen.data.columns import Classes
@@ -196,9 +196,11 @@ def real_images(
 
 
 def read_cache(path: Path) -> Table | None:
-    """Reads the features that [`write_cache`] wrote; `None` if there are none, or none that can be read."""
+    """Reads the features that [`write_cache`] wrote; `None` if there are none, or they are not as they were."""
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            table = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return table if (file.metadata() or {}).get("digest") == digest_of(table) else None
     except (OSError, SafetensorError):
         return None
 
@@ -207,12 +209,21 @@ def write_cache(path: Path, tensors: Table, source: dict[str, Any]) -> None:
     """Writes features, all of them or nothing, with what they were computed from."""
     try:
         with write_at_once(path) as temporary:
-            save_file(tensors, temporary, metadata={"source": json.dumps(source)})
+            save_file(tensors, temporary, metadata={"source": json.dumps(source), "digest": digest_of(tensors)})
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"the features of real images cannot be written to {path.parent}: {error}. Free some space or give "
             "another `cache_dir`."
         ) from None
+
+
+def digest_of(table: Table) -> str:
+    """Computes the digest of some tensors and their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(table.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def cache_folder(config: ReferenceConfig) -> Path:

@@ -1,4 +1,5 @@
-"""Files and folders that are whole or absent: written under a temporary name, synced to the disk, then renamed."""
+"""Files and folders that are whole or absent: written under a temporary name, synced to the disk, then renamed, and the
+new name synced."""
 
 import contextlib
 import hashlib
@@ -30,6 +31,7 @@ def write_at_once(path: Path) -> Iterator[Path]:
         if path.is_dir():  # no folder takes the place of another that holds something
             shutil.rmtree(path)
         os.replace(temporary, path)
+        sync(path.parent)
     finally:
         remove(temporary)
 
@@ -92,6 +94,7 @@ def folder_at_once(target: Path) -> Iterator[Path]:
             if old.is_dir():
                 shutil.rmtree(old)
             os.replace(path, old)
+        sync(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -112,6 +115,7 @@ def new_folder_at_once(target: Path) -> Iterator[Path]:
         if target.exists():
             target.rmdir()
         os.rename(temporary, target)
+        sync(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -12,12 +12,14 @@ import torch
 from helpers.forked import CONTEXT
 from PIL import Image
 
+from hfgen.data import store
 from hfgen.data.cache import open_images, open_source
 from hfgen.data.columns import TRAIN, Label, Text
 from hfgen.data.columns import Image as ImageColumn
 from hfgen.data.config import DataConfig, ImagesConfig
 from hfgen.data.streams import CachedStream
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.notes import notes_to
 
 FINGERPRINT = "0b7e9c3202d7bcd255d6a19a238d3743"  # of the digits, as checkpoints hold it
 
@@ -142,14 +144,78 @@ def test_a_half_built_cache_is_never_used(config, folder, monkeypatch, kind, nam
     root = Path(config.cache_dir)
     assert folders(config, kind) == [] and list(root.glob(".tmp-*")) == []
     data = open_images(config)
-    # One without meta.json, as a copy that broke off would leave it, is built again; what a killed process left, goes.
     (built,) = folders(config, kind)
     (built / "meta.json").unlink()
-    next(built.glob("*.[un]*")).write_bytes(b"half")
     left = built.with_name(f".tmp-1234-0a1b2c3d-{built.name}")
     left.mkdir()
     assert open_images(config).info == data.info
     assert folders(config, kind) == [built] and not left.exists()
+
+
+def flipped(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+BROKEN = {
+    "cut": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "one bit": flipped,
+    "a list": lambda content: b"[1, 2]",
+    "other bytes": lambda content: b"\xff\x00" * len(content),
+    "gone": None,
+}
+
+
+@pytest.mark.parametrize("change", BROKEN.values(), ids=BROKEN)
+def test_what_is_broken_is_made_again(config, folder, change):
+    """Whatever happens to whichever file of the cache: the same data, and a line that says so."""
+    Image.new("L", (30, 10)).save(folder / "dog" / "long.png")  # so that there is a layout
+    config = dataclasses.replace(config, train_data_dir=str(folder))
+    first = open_images(config)
+    pixels, root = first.images.copy(), Path(config.cache_dir)
+    files = [path for path in sorted(root.rglob("*")) if path.is_file() and path.suffix != ".lock"]
+    assert {path.name for path in files} == {"images.u8", "labels.npy", "layout.npy", "meta.json", "sums.json"}
+    for path in files:
+        content = path.read_bytes()
+        if change is None:
+            path.unlink()
+        else:
+            path.write_bytes(change(content))
+        said = []
+        with notes_to(said.append):
+            data = open_images(config)
+        assert data.info == first.info and (data.images == pixels).all() and (data.labels == first.labels).all()
+        (line,) = [text for text in said if "broken" in text]
+        assert str(path.parent) in line and "is made again" in line
+        assert path.read_bytes() == content
+
+
+def test_of_large_files_a_sample_is_checked_or_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "BLOCK", 1024)
+    monkeypatch.setattr(store, "CHECKED", 4)
+
+    def build(folder):
+        (folder / "large").write_bytes(bytes(16 * 1024))
+
+    def opened(times, **options):
+        said = []
+        with notes_to(said.append):
+            for _ in range(times):
+                store.build_once(tmp_path / "it", build, **options)
+        return said
+
+    def change():
+        with open(tmp_path / "it" / "large", "r+b") as file:
+            file.seek(10 * 1024)
+            file.write(b"x")
+
+    assert opened(1) == []
+    change()
+    assert len(opened(200)) == 1  # others are checked each time: 200 samples of a quarter miss a block once in 10^25
+    change()
+    (line,) = opened(1, verify=True)
+    assert "large was changed" in line
 
 
 def build(config, queue):

@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from evaluation.tiny import save_classifier, save_data, save_model
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from hfgen.data.columns import Classes
 from hfgen.evaluation import metrics
@@ -22,7 +22,7 @@ from hfgen.evaluation.features import load_extractor, metric_prefix
 from hfgen.evaluation.frechet import frechet_from_features
 from hfgen.evaluation.kernels import kernel_distance
 from hfgen.evaluation.neighbours import precision_recall_density_coverage
-from hfgen.evaluation.reference import Part, open_reference, shares_of, transform
+from hfgen.evaluation.reference import Part, open_reference, read_cache, shares_of, transform, write_cache
 from hfgen.evaluation.runner import evaluate, following, nearest_pairs
 from hfgen.pipelines.classes import draw_classes
 from hfgen.runtime.distributed import map_over_processes
@@ -323,7 +323,7 @@ def test_features_are_kept(samplers, config, extractor, place, tmp_path):
     assert sorted((tmp_path / "cache" / "features").iterdir()) == files
     for file in files:  # they are read, or this would change nothing
         tensors = load_file(file)
-        save_file(tensors | {"features": tensors["features"] + 3}, file)
+        write_cache(file, tensors | {"features": tensors["features"] + 3}, {})
     key = metric_prefix(extractor)
     assert values(run(samplers["gan"], config, extractor, "fd"))[key] != values(first)[key]
 
@@ -341,10 +341,11 @@ def test_features_are_kept(samplers, config, extractor, place, tmp_path):
     assert count(config=dataclasses.replace(config, dataset_split="test", held_out_split="train")) == 8
     assert count() == 8
 
-    for file in files:  # one that cannot be read is made anew
-        file.write_bytes(b"nothing")
-    assert values(run(samplers["gan"], config, extractor, "fd"))[key] == values(first)[key]
-    assert all("features" in load_file(file) for file in files)
+    for broken in (lambda content: b"nothing", lambda content: content[:-1] + bytes([content[-1] ^ 1])):
+        for file in files:  # one that cannot be read, or is not as it was written, is made anew
+            file.write_bytes(broken(file.read_bytes()))
+        assert values(run(samplers["gan"], config, extractor, "fd"))[key] == values(first)[key]
+        assert all(read_cache(file) for file in files)
 
 
 def test_a_cache_that_cannot_be_written(samplers, config, extractor, tmp_path):
