@@ -14,6 +14,9 @@ from hfgen.runtime.errors import UserError
 from hfgen.runtime.seeds import SEEDS
 
 
+GONE = ("skip_corrupt_checkpoints",)  # options of earlier versions that records still hold, and that decide nothing
+
+
 def option(default: Any, help: str, *, choices: Sequence[Any] | None = None, **metadata: Any) -> Any:
     """Declares a dataclass field that is also a flag.
 
@@ -133,10 +136,11 @@ def make(kinds: Sequence[type], values: Mapping[str, Any]) -> list[Any]:
 
 def upgrade(kinds: Iterable[type], record: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options of a recorded run, with those that are newer than the record and whose default is not what
-    it did before: see [`option`]."""
+    it did before (see [`option`]), and without those that are gone."""
     fields = [field for kind in kinds for field in dataclasses.fields(kind)]
     known = {field.name: field.metadata["before"] for field in fields if "before" in field.metadata}
-    return {name: value(record) if callable(value) else value for name, value in known.items()} | dict(record)
+    older = {name: value(record) if callable(value) else value for name, value in known.items()}
+    return older | {name: value for name, value in record.items() if name not in GONE}
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:

@@ -188,8 +188,8 @@ class Checkpoints:
         return path_of(self.folder.path, images_seen)
 
     def resume(self, say: Callable[[str], None]) -> dict[str, Any]:
-        """Gives engine and stream the state of the folder's checkpoint, or where that is broken and the options allow
-        it, of the newest one that is not.
+        """Gives engine and stream the state of the folder's checkpoint, or where that is broken and `latest` was asked
+        for, of the newest one that is not.
 
         Returns:
             Its JSON values, and `has_metrics`: whether it holds sums of metrics since the last line.
@@ -213,9 +213,9 @@ class Checkpoints:
         return state | {"has_metrics": bool(tensors.get("metrics"))}
 
     def _load(self, say: Callable[[str], None]) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-        """Reads the folder's checkpoint. If it is broken, looks for the newest one that is not, and takes or names
-        it."""
-        first, config = self.folder.checkpoint, self.folder.options.training
+        """Reads the folder's checkpoint. If it is broken, looks for the newest one that is not: takes it for `latest`,
+        and names it where the broken one was asked for."""
+        first, asked = self.folder.checkpoint, self.folder.options.training.resume_from_checkpoint
         assert first is not None
         checkpoints = list_checkpoints(first.parent)
         older = checkpoints[: checkpoints.index(first)] if first in checkpoints else []
@@ -229,18 +229,17 @@ class Checkpoints:
                 continue
             if not broken:
                 return tensors, state
-            if config.skip_corrupt_checkpoints and config.resume_from_checkpoint == "latest":
+            if asked == "latest":
                 for text in broken:
                     say(f"Warning: {text}")
+                say(f"Warning: {path} is the newest checkpoint that is whole: the run goes on from there.")
                 self.folder.checkpoint = path
                 return tensors, state
             remedy = f"The newest that can be read is {path}: give that"
-            if config.resume_from_checkpoint == "latest":
-                remedy += ", or add `skip_corrupt_checkpoints` to go on from it"
             break
         else:
             remedy = "There is no older one that can be read: start anew with `overwrite_output_dir`"
-        raise UserError(f"`resume_from_checkpoint` {config.resume_from_checkpoint}: {broken[0]} {remedy}.")
+        raise UserError(f"`resume_from_checkpoint` {asked}: {broken[0]} {remedy}.")
 
     def _check_whole(self, path: Path, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> None:
         """Raises [`UnreadableError`] for a checkpoint that lacks a part of what a run saves."""

@@ -33,11 +33,7 @@ class TrainingConfig(Options):
         False, "delete the run that `output_dir` holds, and start anew", resumable=True, once=True
     )
     resume_from_checkpoint: str | None = option(
-        None, "`latest`, or a checkpoint folder; `latest` starts from zero where there is none",
-        resumable=True, once=True,
-    )  # fmt: skip
-    skip_corrupt_checkpoints: bool = option(
-        False, "with `resume_from_checkpoint` latest: go on from the newest checkpoint that can be read",
+        None, "a checkpoint folder, or `latest`: the newest that is whole; starts from zero where there is none",
         resumable=True, once=True,
     )  # fmt: skip
     seed: int = option(0, "seed of everything: weights, order of the data, noise, augmentation, sample grids")

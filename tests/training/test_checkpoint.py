@@ -148,7 +148,7 @@ def files_in(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_broken_checkpoint_names_the_newest_that_can_be_read(trained, resume, tmp_path):
+def test_latest_is_the_newest_checkpoint_that_is_whole(trained, resume, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     assert resume(folder)[0] == 64
@@ -157,26 +157,19 @@ def test_a_broken_checkpoint_names_the_newest_that_can_be_read(trained, resume, 
         shutil.copytree(trained / NEW, folder / NEW)
         damage(folder / NEW)
         before = files_in(folder)
-        with pytest.raises(UserError) as error:
-            resume(folder)
-        message = str(error.value)
-        assert message.startswith(f"`resume_from_checkpoint` latest: {folder / NEW} cannot be read: "), kind
-        assert reason in message and "\n" not in message, kind
-        assert message.endswith(
-            f" The newest that can be read is {folder / OLD}: give that, or add `skip_corrupt_checkpoints` to go on "
-            "from it."
-        )
-        images_seen, checkpoint, (warning,) = resume(folder, skip_corrupt_checkpoints=True)
+        images_seen, checkpoint, (warning, remedy) = resume(folder)
         assert images_seen == 32 and checkpoint == folder / OLD
-        assert warning.startswith(f"Warning: {folder / NEW} cannot be read: ") and reason in warning
+        assert warning.startswith(f"Warning: {folder / NEW} cannot be read: "), kind
+        assert reason in warning and "\n" not in warning, kind
+        assert f"{folder / OLD} is the newest checkpoint that is whole" in remedy
         with pytest.raises(UserError, match=f"`resume_from_checkpoint` {NEW}: .*read is .*{OLD}: give that[.]$"):
-            resume(folder, NEW, skip_corrupt_checkpoints=True)  # which was asked for by name
+            resume(folder, NEW)  # which was asked for by name
         assert before == files_in(folder)
 
     (folder / OLD / "state.json").write_text("")
-    for more in ({}, {"skip_corrupt_checkpoints": True}):
+    for name in ("latest", NEW):
         with pytest.raises(UserError, match="There is no older one that can be read: start anew"):
-            resume(folder, **more)
+            resume(folder, name)
 
 
 @pytest.mark.usefixtures("on_the_cpu")
@@ -185,7 +178,7 @@ def test_a_run_goes_on_from_the_newest_that_can_be_read(trained, tmp_path):
     shutil.copytree(trained, folder)
     os.truncate(folder / NEW / "vae.safetensors", 100)
     options = {**TINY, "output_dir": str(folder), "resume_from_checkpoint": "latest"}
-    prepare(collect("vae", **options, skip_corrupt_checkpoints=True), said.append).train()
+    prepare(collect("vae", **options), said.append).train()
     assert any(text.startswith(f"Warning: {folder / NEW} cannot be read: ") for text in said)
     assert f"Resuming from {folder / OLD}, at 32 images" in said
     assert (folder / f"abandoned-{NEW}").is_dir()  # what is left of it is kept
