@@ -1,5 +1,6 @@
-"""Files and folders that are whole or absent: written under a temporary name, synced to the disk, then renamed, and the
-new name synced."""
+"""Files and folders that are whole or absent: written under a temporary name, synced to the disk, then renamed.
+
+The new name is synced as well."""
 
 import contextlib
 import hashlib

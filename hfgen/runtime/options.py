@@ -13,7 +13,6 @@ from typing import Any
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.seeds import SEEDS
 
-
 GONE = ("skip_corrupt_checkpoints",)  # options of earlier versions that records still hold, and that decide nothing
 
 
