@@ -20,6 +20,18 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from hfgen.runtime.errors import UserError
 
+LAUNCHED = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}  # what launchers put into the environment
+PARENT = os.getppid()  # the launcher, if there is one
+
+
+def _remember_parent() -> None:
+    global PARENT
+    PARENT = os.getppid()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_remember_parent)
+
 
 def on_cpu() -> bool:
     """Returns whether this run will train on the CPU."""
@@ -152,10 +164,13 @@ class StopSignal:
             return  # only the main thread may handle signals
         for number in (signal.SIGTERM, signal.SIGINT):
             self._previous[number] = signal.signal(number, self._handle)
-        if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ:
-            # `accelerate launch` does not hand on a SIGTERM: ask the kernel for one when the launcher dies of it.
+        if sys.platform == "linux" and LAUNCHED & os.environ.keys():
+            # `accelerate launch` does not hand on a SIGTERM, and no launcher can hand on a SIGKILL: ask the kernel for
+            # a SIGTERM when it dies, or nobody would end this process.
             PR_SET_PDEATHSIG = 1
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != PARENT:  # it is dead already
+                self._handle(signal.SIGTERM, None)
 
     def _handle(self, number: int, frame: Any) -> None:
         # Launchers repeat a Ctrl-C to their children; only one that comes later is a second one.

@@ -16,6 +16,7 @@ from hfgen.hub.push import check_push, push_folder
 from hfgen.registry import Family
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.launch import make_accelerator
+from hfgen.runtime.lock import FolderLock
 from hfgen.runtime.machine import Machine
 from hfgen.runtime.notes import notes_to
 from hfgen.runtime.notes import say as print_line
@@ -96,7 +97,9 @@ def prepare(options: RunOptions, say: Callable[[str], None] | None = None) -> Ru
         if os.environ.get("RANK", "0") == "0":  # one process asks, and takes the others down if the answer is no
             model_id = check_push(model_id, training.hub_private_repo, training.hub_token)
         options = dataclasses.replace(options, training=dataclasses.replace(training, hub_model_id=model_id))
-    RunFolder(options)  # mistakes in the folder are told before any data is read
+    folder = RunFolder(options)  # mistakes in the folder are told before any data is read
+    if os.environ.get("RANK", "0") == "0":
+        FolderLock(folder.path).check()
     tracker = None if training.logger == "none" else training.logger
     accelerator = make_accelerator(training.mixed_precision, training.cpu_threads, tracker, training.output_dir)
     recipe, stream, options, live = open_recipe(options, accelerator)

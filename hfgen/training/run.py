@@ -13,6 +13,7 @@ from hfgen.runtime.distributed import in_first_process
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.files import write_json
 from hfgen.runtime.launch import StopSignal, describe, make_accelerator
+from hfgen.runtime.lock import FolderLock
 from hfgen.runtime.notes import say
 from hfgen.training import checkpoint
 from hfgen.training.checkpoint import Checkpoints
@@ -67,6 +68,8 @@ class Run:
         self.accelerator = accelerator or make_accelerator(config.mixed_precision, config.cpu_threads)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.folder = RunFolder(options)
+        self.lock = FolderLock(self.folder.path)
+        self._before = checkpoint.list_checkpoints(self.folder.path)
         self.images_seen, self.stopped_by = 0, 0
         self.seconds = 0.0  # of training, in this and earlier lives of the run
         self._saved_at: int | None = None  # images seen at the last checkpoint
@@ -84,22 +87,39 @@ class Run:
         self.publisher = Publisher(self.engine, stream, self.folder)
         in_first_process(self.accelerator, lambda: self.publisher.rehearse(self.record()))
         self.evaluation = self._make_evaluation() if config.eval_every is not None else None
-        in_first_process(self.accelerator, self._open)
-        self.accelerator.wait_for_everyone()
-        self.log = MetricsLog(self.accelerator, self.folder.logs / "metrics.jsonl", self.images_seen, resumed)
+        try:
+            in_first_process(self.accelerator, self._open)
+            self.accelerator.wait_for_everyone()
+            self.log = MetricsLog(self.accelerator, self.folder.logs / "metrics.jsonl", self.images_seen, resumed)
+            self._init_trackers()
+        except BaseException:  # a notebook that keeps the traceback keeps this run
+            self.lock.release()
+            raise
+
+    def _init_trackers(self) -> None:
         if self.accelerator.log_with:
             self.accelerator.project_configuration.set_directories(str(self.folder.path))
             self.accelerator.project_configuration.logging_dir = str(self.folder.logs)
-            values = options.values.items()
+            values = self.options.values.items()
             flat = {key: value if isinstance(value, int | float | str) else str(value) for key, value in values}
             self.accelerator.init_trackers("hfgen", config=flat)
 
     def _open(self) -> None:
-        """Makes the folder the run's own."""
+        """Makes the folder the run's own.
+
+        Raises:
+            UserError: If another run has it, or had it since this one looked for checkpoints.
+        """
         folder = self.folder
         with folder.writing():
-            folder.clear()
             folder.path.mkdir(parents=True, exist_ok=True)
+            self.lock.acquire()
+            if checkpoint.list_checkpoints(folder.path) != self._before:
+                raise UserError(
+                    f"`output_dir` {folder.path}: another run has written checkpoints since this one began. Repeat "
+                    "the command."
+                )
+            folder.clear()
             checkpoint.prune(folder.path, None)
             for path in checkpoint.set_aside(folder.path, self.images_seen):
                 self.say(f"A later checkpoint is kept as {path}")
@@ -147,6 +167,7 @@ class Run:
             if self.publisher.pushes:
                 self.publisher.pushes.close()
             self.accelerator.end_training()
+            self.lock.release()
         return self
 
     def _introduce(self) -> None:

@@ -43,6 +43,7 @@ def contents(folder):
 def test_the_run_directory(trained):
     folder, result = trained
     assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
         "README.md",
         "checkpoint-000000000064",
         "checkpoint-000000000096",
@@ -171,7 +172,7 @@ def test_a_finished_run_can_be_started_again_by_a_scheduler(tmp_path, script, ca
     after = contents(tmp_path)
     assert after.keys() == before.keys()
     same = [name for name in after if after[name] == before[name]]
-    assert set(after) - set(same) <= {"run.json", "README.md"}  # only dates and times
+    assert set(after) - set(same) <= {"run.json", "README.md", ".lock"}  # only dates and times
 
 
 def test_colour_alpha_and_other_options(tmp_path, script):

@@ -17,6 +17,7 @@ from hfgen.runtime.errors import UserError
 from hfgen.training.api import prepare
 from hfgen.training.folder import RunFolder
 from hfgen.training.options import collect
+from hfgen.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
@@ -39,6 +40,27 @@ def test_the_rehearsal_leaves_random_numbers_as_they_were(tmp_path, monkeypatch)
     assert time.perf_counter() - start < 5
     assert torch.equal(states[0], torch.random.get_rng_state())
     assert states[1:] == (random.getstate(), np.random.get_state()[1].tolist())
+
+
+def test_a_folder_has_one_writer(tmp_path, monkeypatch):
+    monkeypatch.setattr("hfgen.runtime.lock.PATIENCE", 0.1)
+    latest = {"resume_from_checkpoint": "latest"}
+    first = prepare(tiny(tmp_path, **latest))
+    with pytest.raises(UserError, match="`output_dir` .*run is in use by another run in this process"):
+        prepare(tiny(tmp_path, **latest))
+    assert first.train().images_seen == 64  # and it gives the folder back
+    resume = Run._resume
+
+    def meanwhile(self):
+        if self.schedule.total == 128:  # another one begins and ends while this one reads its checkpoint
+            prepare(tiny(tmp_path, **latest, max_train_steps=6)).train()
+        return resume(self)
+
+    monkeypatch.setattr(Run, "_resume", meanwhile)
+    with pytest.raises(UserError, match="another run has written checkpoints since this one began. Repeat the comm"):
+        prepare(tiny(tmp_path, **latest, max_train_steps=8))
+    monkeypatch.undo()
+    assert prepare(tiny(tmp_path, **latest, max_train_steps=8)).train().images_seen == 128
 
 
 def test_an_end_that_fails_is_told_at_the_beginning(tmp_path, monkeypatch):
