@@ -45,6 +45,13 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_temporary(*folders: Path) -> None:
+    """Deletes what processes that were killed left half-written in some folders, which no other process writes to."""
+    for folder in folders:
+        for path in folder.glob(f"{TEMPORARY}*"):
+            remove(path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text, all of it or nothing."""
     with write_at_once(path) as temporary:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from hfgen.runtime.distributed import in_first_process
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.files import TEMPORARY, sha256_of, sync, write_json
+from hfgen.runtime.files import TEMPORARY, remove, sha256_of, sync, write_json
 
 if TYPE_CHECKING:
     from hfgen.training.engine import Engine
@@ -64,11 +64,12 @@ def save(folder: Path, images_seen: int, tensors: dict[str, dict[str, torch.Tens
         for path in temporary.iterdir():
             sync(path)
         sync(temporary)
-        target = folder / name
+        target, old = folder / name, folder / f"{TEMPORARY}old-{name}"
         if target.exists():  # the same state, written by an earlier life of this run
-            target.rename(folder / f"{TEMPORARY}old-{name}")
+            target.rename(old)
         temporary.rename(target)
         sync(folder)
+        remove(old)
         return target
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -121,17 +122,13 @@ def check_files(path: Path, state: dict[str, Any]) -> None:
             raise ValueError(f"{file.name} is cut short or was changed: it is not what was written")
 
 
-def prune(folder: Path, limit: int | None) -> None:
-    """Deletes the oldest checkpoints beyond `limit`, and what a killed run left half-written."""
-    for pattern in (f"{TEMPORARY}{PREFIX}*", f"{TEMPORARY}old-{PREFIX}*", f"{TEMPORARY}pipeline"):
-        for path in folder.glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)
-    if limit is not None:
-        for path in list_checkpoints(folder)[:-limit]:
-            # Renamed first: a deletion that is killed half-way must not leave something that looks like a checkpoint.
-            doomed = path.with_name(TEMPORARY + path.name)
-            path.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+def prune(folder: Path, limit: int) -> None:
+    """Deletes the oldest checkpoints beyond `limit`."""
+    for path in list_checkpoints(folder)[:-limit]:
+        # Renamed first: a deletion that is killed half-way must not leave something that looks like a checkpoint.
+        doomed = path.with_name(TEMPORARY + path.name)
+        path.rename(doomed)
+        remove(doomed)
 
 
 def set_aside(folder: Path, images_seen: int) -> list[Path]:
@@ -181,7 +178,8 @@ class Checkpoints:
 
         def write() -> None:
             save(self.folder.path, images_seen, tensors, state)
-            prune(self.folder.path, self.engine.config.checkpoints_total_limit)
+            if self.engine.config.checkpoints_total_limit is not None:
+                prune(self.folder.path, self.engine.config.checkpoints_total_limit)
             write_record()
 
         in_first_process(self.accelerator, write)

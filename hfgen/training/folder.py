@@ -38,6 +38,11 @@ class RunFolder:
         """Returns the repository of the run on the Hub."""
         return self.options.training.hub_model_id or self.path.resolve().name
 
+    @property
+    def parts(self) -> tuple[Path, ...]:
+        """Returns the folders in it that hold neither a checkpoint nor a network."""
+        return self.path / "samples", self.best, self.logs
+
     def grid(self, images_seen: int) -> Path:
         """Returns the path of a sample grid."""
         return self.path / "samples" / f"{images_seen:012d}.png"
@@ -146,7 +151,7 @@ class RunFolder:
         for file in files:
             (self.path / file).unlink()
         folders = [*checkpoint.list_checkpoints(self.path), *(self.path / name for name in components)]
-        for folder in [*folders, self.path / "samples", self.best, self.logs]:
+        for folder in [*folders, *self.parts]:
             shutil.rmtree(folder, ignore_errors=True)
         for name in (*BESIDE_COMPONENTS, "run.json"):
             for path in self.path.glob(name):

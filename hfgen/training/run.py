@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from hfgen.hub.background import BackgroundPush
 from hfgen.runtime.distributed import in_first_process
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.files import write_json
+from hfgen.runtime.files import remove_temporary, write_json
 from hfgen.runtime.launch import StopSignal, describe, make_accelerator
 from hfgen.runtime.lock import FolderLock
 from hfgen.runtime.notes import say
@@ -120,7 +120,7 @@ class Run:
                     "the command."
                 )
             folder.clear()
-            checkpoint.prune(folder.path, None)
+            remove_temporary(folder.path, *folder.parts)
             for path in checkpoint.set_aside(folder.path, self.images_seen):
                 self.say(f"A later checkpoint is kept as {path}")
             self.write_record()
