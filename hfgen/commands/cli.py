@@ -39,13 +39,14 @@ def one_line_errors() -> Iterator[None]:
             write_line("Stopped.")
         raise SystemExit(130) from None
     except UserError as error:
-        # Before torch is imported nothing but the options was looked at, which are the same in all processes of a
-        # node: one speaks, and the others wait for it, as the first to end takes the rest down. Later each process
-        # speaks, as it may be the only one that knows.
-        if not first_of_node and "torch" not in sys.modules:
+        # Before torch is imported nothing but the options was looked at, which are the same in all processes: one of
+        # each node speaks. Later the first speaks, and another one only if it is still there some seconds later, as
+        # it may be the only one that knows: whoever ends first takes the rest down.
+        early = "torch" not in sys.modules
+        if rank != "0" and not (early and first_of_node):
             with contextlib.suppress(KeyboardInterrupt):
                 time.sleep(PATIENCE)
-        else:
+        if first_of_node or not early:
             text = spell(str(error))
             write_line(f"error: {text}" if rank == "0" else f"[rank {rank}] error: {text}")
         raise SystemExit(2) from None

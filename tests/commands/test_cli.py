@@ -79,8 +79,8 @@ def test_of_mistakes_in_flags_one_process_of_a_node_speaks(monkeypatch):
     waits = [cli.PATIENCE]
     first, third = ["error: it is wrong.\n"], ["[rank 2] error: it is wrong.\n"]
     assert ends == [(2, first, []), (2, [], waits), (2, third, []), (2, [], waits)]
-    later = end_of(mistake, monkeypatch, **ranks[1])  # as the first one need not know
-    assert later == (2, ["[rank 1] error: it is wrong.\n"], [])
+    later = end_of(mistake, monkeypatch, **ranks[1])  # as the first one need not know, but has the word if it does
+    assert later == (2, ["[rank 1] error: it is wrong.\n"], waits)
 
 
 def test_a_flag_wins_over_the_file_and_only_what_was_given_is_returned(tmp_path):

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, run
 
 from hfgen import registry
 from hfgen.commands.main import VERBS, main
@@ -168,6 +168,28 @@ def test_launchers_start_it(tmp_path, processes):
     record = (folder / "run.json").read_text()
     start = "accelerate launch" if processes == 1 else "torchrun --nproc_per_node 2"
     assert f'"command": "{start} -m hfgen train gan --dataset_name digits' in record
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [None, "python", "accelerate", "torchrun"])
+@pytest.mark.parametrize("late", [False, True], ids=["flags", "data"])
+def test_a_mistake_under_each_launcher(tmp_path, launcher, late):
+    """Our line comes first and once; launchers add a traceback of their own, and make 1 of the exit code."""
+    words = ["--output_dir", tmp_path / "out", "--num_epochs", "1" if late else "nan"]
+    words += ["--train_data_dir", tmp_path / "absent"]
+    if launcher == "python":
+        result = run("train_gan", *words, launcher=launcher)
+    else:
+        result = run("-m", "hfgen", "train", "gan", *words, launcher=launcher, processes=1 + (launcher == "torchrun"))
+    start = "error: --train_data_dir" if late else "error: --num_epochs is nan"
+    lines = [line for line in result.stderr.splitlines() if "error: " in line and "--" in line]
+    assert len(lines) == 1 and lines[0].startswith(start), result.stderr
+    assert "Traceback" not in result.stderr.partition(lines[0])[0]
+    if launcher in (None, "python"):
+        assert result.returncode == 2 and result.stderr.splitlines() == lines
+    else:
+        assert result.returncode == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_said_of_the_data_names_flags(tmp_path, monkeypatch, capsys):
