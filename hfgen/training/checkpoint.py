@@ -4,6 +4,7 @@ A checkpoint is written under a temporary name, synced to the disk and renamed. 
 `checkpoint-<images>` is complete.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 PREFIX = "checkpoint-"
-# What `state.json` holds of a run, beside what its engine adds.
+# What `state.json` holds of a run, and what its engine adds, which earlier versions did not.
 STATE = {"config": dict, "data": str, "images_per_step": int, "total": int, "seconds": int | float, "streams": list}
+MORE = {"frozen": dict, "micro_batch": int, "num_processes": int, "scaler": dict | None}
 
 
 def path_of(folder: Path, images_seen: int) -> Path:
@@ -60,7 +62,8 @@ def save(folder: Path, images_seen: int, tensors: dict[str, dict[str, torch.Tens
         for file, content in tensors.items():
             save_file({key: value.contiguous() for key, value in content.items()}, temporary / f"{file}.safetensors")
         digests = {file: sha256_of(temporary / f"{file}.safetensors") for file in tensors}
-        write_json(temporary / "state.json", {"format": FORMAT, "images_seen": images_seen, "files": digests, **state})
+        values = {"format": FORMAT, "images_seen": images_seen, "files": digests, **state}
+        write_json(temporary / "state.json", values | {"digest": _digest(values)})
         for path in temporary.iterdir():
             sync(path)
         sync(temporary)
@@ -108,9 +111,17 @@ def load(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]
     )
 
 
+def _digest(state: dict[str, Any]) -> str:
+    """Computes the digest of JSON-ready values."""
+    as_read = json.loads(json.dumps(state))  # whose keys are texts
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
+
+
 def check_files(path: Path, state: dict[str, Any]) -> None:
     """Raises `ValueError` if a checkpoint is not whole, as far as its `state.json` tells: those of earlier versions of
-    hfgen name no files."""
+    hfgen name neither its own digest nor the files."""
+    if "digest" in state and state["digest"] != _digest({k: v for k, v in state.items() if k != "digest"}):
+        raise ValueError("state.json was changed: it is not what was written")
     images_seen, digits = state.get("images_seen"), path.name.removeprefix(PREFIX)
     if not isinstance(images_seen, int) or (digits.isdecimal() and int(digits) != images_seen):
         raise ValueError(f"state.json says that it is of {images_seen} images")
@@ -242,6 +253,7 @@ class Checkpoints:
     def _check_whole(self, path: Path, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> None:
         """Raises [`UnreadableError`] for a checkpoint that lacks a part of what a run saves."""
         wrong = [name for name, kind in STATE.items() if not isinstance(state.get(name), kind)]
+        wrong += [name for name, kind in MORE.items() if name in state and not isinstance(state[name], kind)]
         if wrong or not state["streams"]:
             raise UnreadableError(f"{path} cannot be read: state.json lacks {', '.join(wrong or ['streams'])}.")
         missing = sorted(self.engine.state_files - tensors.keys())

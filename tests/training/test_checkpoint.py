@@ -104,8 +104,14 @@ def flip(path):
 def change_state(path, **changes):
     """As a checkpoint of an earlier version, which does not say which files it has, with some values changed."""
     state = json.loads((path / "state.json").read_text())
-    del state["files"]
+    del state["files"], state["digest"]
     (path / "state.json").write_text(json.dumps({k: v for k, v in (state | changes).items() if v is not None}))
+
+
+def replace_in_state(path, old, new):
+    text = (path / "state.json").read_text()
+    assert old in text
+    (path / "state.json").write_text(text.replace(old, new))
 
 
 def drop_from_an_earlier_one(path):
@@ -121,8 +127,10 @@ BROKEN = {
     "an empty state": (lambda path: (path / "state.json").write_text(""), "Expecting value"),
     "another JSON": (lambda path: (path / "state.json").write_text("{}"), "state.json is not what hfgen writes"),
     "a list": (lambda path: (path / "state.json").write_text("[1]"), "state.json is not what hfgen writes"),
+    "a changed value": (lambda path: replace_in_state(path, '"seconds": ', '"seconds": 1'), "state.json was changed"),
     "a value less": (lambda path: change_state(path, seconds=None), "state.json lacks seconds"),
     "a wrong value": (lambda path: change_state(path, streams=[]), "state.json lacks streams"),
+    "a wrong type": (lambda path: change_state(path, frozen=[1]), "state.json lacks frozen"),
     "another position": (lambda path: change_state(path, images_seen=5), "state.json says that it is of 5 images"),
     "an earlier one": (drop_from_an_earlier_one, "optimizer_vae.safetensors is missing"),
 }
