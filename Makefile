@@ -32,6 +32,10 @@ test-slow:  ## the tests that take longer, among them the main job as it stands
 test-peers:  ## our metrics beside those of other libraries: pip install --no-deps -r tests/peers.txt
 	REQUIRE_PEERS=1 $(PYTHON) -m pytest -n 0 tests/benchmarks/test_metrics.py -k peers
 
+.PHONY: audit
+audit:  ## known vulnerabilities of the pinned packages, as far as the advisories can be reached: pip install pip-audit
+	$(PYTHON) -m pip_audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
+
 .PHONY: test-end-to-end
 test-end-to-end:  ## train, kill, resume and sample through the launchers
 	$(PYTHON) -m pytest tests/scripts
