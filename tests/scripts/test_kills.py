@@ -21,7 +21,8 @@ RUNS = {
     "vq": ("vae", [*TINY_VAE, *"--architecture vq".split()]),
 }
 KILLS = 24  # of each; every other run is killed a second time while it goes on
-CLOCK = {"training_seconds", "seconds", "written", "command", "config"}  # the last two name folders
+# The last two name folders; the digest of a state covers its seconds.
+CLOCK = {"training_seconds", "seconds", "digest", "written", "command", "config"}
 
 
 def everything(folder):
