@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -38,7 +39,7 @@ def everything(folder):
             values = json.loads(path.read_text())
             found[name] = {key: value for key, value in values.items() if key not in CLOCK}
         elif path.suffix == ".md":
-            found[name] = path.read_text()
+            found[name] = re.sub(r"\| Time \| .* s \|", "", path.read_text())
         else:
             found[name] = path.read_bytes()
     return found
