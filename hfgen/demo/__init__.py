@@ -6,6 +6,7 @@ Spaces ship this package: see `hfgen.hub.space`.
 
 import contextlib
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -79,9 +80,17 @@ def _files_of_visitors() -> Iterator[None]:
     variable = "GRADIO_TEMP_DIR"
     before = os.environ.get(variable)
     handles = threading.current_thread() is threading.main_thread()  # others may not
-    handler = signal.signal(signal.SIGTERM, signal.default_int_handler) if handles else None
+    handler: Any = signal.getsignal(signal.SIGTERM) if handles else None
     with tempfile.TemporaryDirectory(prefix="hfgen-demo-", dir=before, ignore_cleanup_errors=True) as folder:
+
+        def clear(number: int, frame: Any) -> None:
+            shutil.rmtree(folder, ignore_errors=True)
+            signal.signal(number, handler)
+            os.kill(os.getpid(), number)  # ends as it would have
+
         os.environ[variable] = str(Path(folder).resolve())
+        if handles:
+            signal.signal(signal.SIGTERM, clear)
         try:
             yield
         finally:
