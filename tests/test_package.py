@@ -49,7 +49,7 @@ LIBRARIES = {  # who may import what is not meant for all
     "accelerate": {"runtime", "sampling", "evaluation", "training", "demo", "commands"},
     "datasets": {"data"},
     "gradio": {"demo"},
-    "huggingface_hub": {"hub", "evaluation", "pipelines"},
+    "huggingface_hub": {"hub", "evaluation", "pipelines", "data"},
     "transformers": {"evaluation", "pipelines"},
 }
 

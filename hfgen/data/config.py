@@ -32,6 +32,9 @@ CLUSTERED = (
 )
 
 
+OUTSIDE = "read images from files that rows of a data set name elsewhere, which might be anyone's"
+
+
 @dataclass(frozen=True)
 class DataConfig(Options):
     """Data: where the images come from and how they are cut."""
@@ -71,6 +74,7 @@ class DataConfig(Options):
     cluster_features: str | None = option(None, CLUSTERED, resolved=True, before="pixels")
     balance_classes: bool = option(False, "show every class equally often, whatever its share of the data")
     skip_corrupt_images: bool = option(False, "count and skip images that cannot be decoded instead of stopping")
+    allow_outside_files: bool = option(False, OUTSIDE, resumable=True, once=True)
     cache_dir: str | None = option(
         None, "where decoded images are kept (default: hfgen/ in the HF cache)", resumable=True
     )
@@ -204,6 +208,7 @@ class ImagesConfig(Options):
         None, BACKGROUND + " (default: as in the model's training, if known, else white)", choices=BACKGROUNDS
     )
     skip_corrupt_images: bool = option(False, "count and skip images that cannot be decoded instead of stopping")
+    allow_outside_files: bool = option(False, OUTSIDE, once=True)
     cache_dir: str | None = option(None, "where decoded images are kept (default: hfgen/ in the HF cache)")
 
     @property
@@ -235,6 +240,7 @@ class ImagesConfig(Options):
             value_range=self.value_range,
             background=self.background or "white",
             skip_corrupt_images=self.skip_corrupt_images,
+            allow_outside_files=self.allow_outside_files,
             resolution=image_shape[1],
             center_crop=center_crop,
             image_mode=next(mode for mode, channels in IMAGE_MODES.items() if channels == image_shape[0]),

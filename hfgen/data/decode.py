@@ -16,6 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from hfgen.data.config import IMAGE_MODES
+from hfgen.runtime.errors import UserError, one_line
 
 with contextlib.suppress(ImportError):  # HEIC, as iPhones write it
     from pillow_heif import register_heif_opener
@@ -41,49 +42,78 @@ def readable_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in known.items() if kind in Image.OPEN and kind not in STUBS)
 
 
+ARCHIVES = ("zip", "tar", "gzip", "bz2", "xz", "lz4", "zstd")  # that `datasets` has paths into
+
 _reads_archive = threading.Lock()  # images are decoded by several threads, and an archive has one position
 
 
 @functools.lru_cache(maxsize=8)
-def _open_archive(kind: str, archive: str, changed: float | None) -> Any:
+def _open_archive(kind: str, archive: str, changed: float | None, token: str | None) -> Any:
     """Opens an archive once for all its images: each time, all names in it are read."""
+    from datasets import config
     from fsspec.core import url_to_fs
 
-    return url_to_fs(f"{kind}://::{archive}")[0]
+    hub = {"hf": {"endpoint": config.HF_ENDPOINT, "token": token}} if archive.startswith("hf://") else {}
+    return url_to_fs(f"{kind}://::{archive}", **hub)[0]
+
+
+def _fetch(path: str, token: str | None) -> bytes:
+    """Reads a file that `datasets` names by more than a path: within an archive, on the Hub, or both.
+
+    Raises:
+        OSError: If it is not there, or is broken.
+        UserError: If it cannot be reached.
+    """
+    from datasets import DownloadConfig
+    from datasets.utils.file_utils import xopen
+
+    try:
+        inner, within, archive = path.partition("::")
+        if not within:
+            with xopen(path, "rb", download_config=DownloadConfig(token=token)) as file:
+                return file.read()
+        kind, _, name = inner.partition("://")
+        changed = os.path.getmtime(archive) if os.path.isfile(archive) else None
+        with _reads_archive:
+            return _open_archive(kind, archive, changed, token).cat_file(name)
+    except (FileNotFoundError, *BROKEN):
+        raise
+    except KeyError:  # what archives raise for a name that they do not have
+        raise FileNotFoundError("it is not in the archive") from None
+    except Exception as error:  # of a dozen libraries, by the way that leads there
+        if "://" not in path.rpartition("::")[2]:  # it is on this machine
+            raise OSError(one_line(error)) from None
+        raise UserError(f"the image {path} cannot be fetched: {one_line(error)}. Try again later.") from None
 
 
 @contextlib.contextmanager
-def open_image(value: dict[str, Any] | None) -> Iterator[Image.Image]:
-    """Opens the `{"bytes", "path"}` of one row; whatever PIL raises for a broken file becomes an `OSError`."""
+def open_image(value: dict[str, Any] | None, token: str | None = None) -> Iterator[Image.Image]:
+    """Opens the `{"bytes", "path"}` of one row; whatever PIL raises for a broken file becomes an `OSError`. The token
+    is for files on the Hub."""
     if value is None or (value.get("bytes") is None and value.get("path") is None):
         raise OSError("there is no image in this row")
     try:
-        with contextlib.ExitStack() as stack:
-            file: Any = value["path"] if value.get("bytes") is None else io.BytesIO(value["bytes"])
-            if isinstance(file, str) and "::" in file:  # within an archive, as `datasets` writes it
-                inner, _, archive = file.partition("::")
-                kind, _, name = inner.partition("://")
-                changed = os.path.getmtime(archive) if os.path.isfile(archive) else None
-                with _reads_archive:
-                    file = io.BytesIO(_open_archive(kind, archive, changed).cat_file(name))
-            elif isinstance(file, str) and "://" in file:  # on the Hub
-                from datasets.utils.file_utils import xopen
-
-                file = stack.enter_context(xopen(file, "rb"))
-            yield stack.enter_context(Image.open(file))
+        file: Any = value["path"] if value.get("bytes") is None else io.BytesIO(value["bytes"])
+        if isinstance(file, str) and "://" in file:
+            file = io.BytesIO(_fetch(file, token))
+        with Image.open(file) as image:
+            yield image
     except UnidentifiedImageError:
         raise OSError("it is no image, or of an unknown format") from None
+    except UserError:
+        raise
     except BROKEN as error:
         raise OSError(str(error)) from None
 
 
-def decode(value: dict[str, Any] | None) -> Image.Image:
+def decode(value: dict[str, Any] | None, token: str | None = None) -> Image.Image:
     """Decodes one row, upright.
 
     Raises:
         OSError: If there is no image, or a broken one, or a pixel is no finite number.
+        UserError: If it is elsewhere, and cannot be fetched.
     """
-    with open_image(value) as image:
+    with open_image(value, token) as image:
         image.load()
         _check_finite(image)
         return ImageOps.exif_transpose(image)
@@ -203,10 +233,10 @@ class Header:
     frames: bool = False
 
 
-def read_header(value: dict[str, Any] | None) -> Header | OSError:
+def read_header(value: dict[str, Any] | None, token: str | None = None) -> Header | OSError:
     """Reads what the header of a file says, and the extrema of deep pixels."""
     try:
-        with open_image(value) as image:
+        with open_image(value, token) as image:
             reduced = not is_deep(image) and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
             sideways = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # reads PNG files to their end
             return Header(

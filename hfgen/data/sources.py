@@ -23,6 +23,7 @@ from hfgen.data.folders import (
     open_folder,
     split_of,
 )
+from hfgen.data.places import Places, is_image, places_of
 from hfgen.runtime.errors import UserError, one_line
 from hfgen.runtime.notes import listed, note
 
@@ -31,35 +32,61 @@ IMAGES = ("image", "img", "images", "picture")  # what columns of images are usu
 
 def load_source(config: DataConfig, token: str | None = None) -> tuple[Any, str]:
     """Loads the `datasets` object, map-style or streaming, and the name to call it by."""
-    from datasets import load_dataset
+    dataset, name, _ = open_places(config, token)
+    return dataset, name
 
+
+def open_places(config: DataConfig, token: str | None = None) -> tuple[Any, str, Places | None]:
+    """Loads the same as [`load_source`], and says where files that rows of a stream name may lie; `None` for anywhere.
+
+    Those of a map-style data set are looked at here. An image folder that the user names is what a person sees in it:
+    its links are followed.
+
+    Raises:
+        UserError: If it cannot be loaded, and for a file that is not its own, unless that is allowed.
+    """
     if config.train_data_dir is None and config.dataset_name in (None, "digits"):
         if config.dataset_split != "train":
             raise UserError(f"`dataset_split` {config.dataset_split} does not exist in digits: leave it out.")
-        return _digits(), "digits"
+        return _digits(), "digits", None
     source = config.train_data_dir or config.dataset_name
     assert source is not None
     flag = "`train_data_dir`" if config.train_data_dir else "`dataset_name`"
     folder = Path(source).expanduser()
     if config.train_data_dir and not folder.is_dir():
         raise UserError(f"{flag} {source} is not a folder: give the folder that holds the images.")
-    options: dict[str, Any] = {"split": config.dataset_split, "streaming": config.streaming, "token": token}
+    options: dict[str, Any] = {"token": token}
     if config.cache_dir:
         options["cache_dir"] = config.cache_dir
     try:
         if folder.is_dir():
-            return _load_folder(folder.resolve(), config, options), folder.resolve().name
-        return load_dataset(source, config.dataset_config_name, **options), source
+            dataset, places = _load_folder(folder.resolve(), f"{flag} {source}", config, options)
+            return dataset, folder.resolve().name, places
+        dataset, places = _build(source, f"{flag} {source}", config, options)
+        return dataset, source, places
+    except UserError:
+        raise
     except Exception as error:  # datasets raises a dozen kinds of errors for a name that leads nowhere
         raise UserError(
-            f"{flag} {source} cannot be loaded: {one_line(error)}. Give a Hub id, a folder with parquet, arrow or "
+            f"{flag} {source} cannot be loaded: {reason(error)}. Give a Hub id, a folder with parquet, arrow or "
             "image files, or `digits`; `dataset_split` and `dataset_config_name` choose within it."
         ) from None
 
 
-def _load_folder(folder: Path, config: DataConfig, options: dict[str, Any]) -> Any:
+def reason(error: BaseException) -> str:
+    """Returns what an error of `datasets` says, in one line, and what its cause says, which tells more."""
+    from datasets.exceptions import DatasetGenerationError
+
+    if type(error) is DatasetGenerationError and error.__cause__ is not None:  # it says nothing itself
+        return reason(error.__cause__)
+    text = one_line(error)
+    cause = "" if error.__cause__ is None else reason(error.__cause__)
+    return text if cause in text else f"{text} ({cause})"
+
+
+def _load_folder(folder: Path, name: str, config: DataConfig, options: dict[str, Any]) -> tuple[Any, Places | None]:
     """Loads what a folder holds: image files; or, if it is called a data set, also what `datasets` wrote or reads."""
-    from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
+    from datasets import Dataset, IterableDataset, load_from_disk
     from datasets.exceptions import DatasetGenerationError
 
     split, dataset = config.dataset_split, None
@@ -72,7 +99,12 @@ def _load_folder(folder: Path, config: DataConfig, options: dict[str, Any]) -> A
             raise ValueError(f"Unknown split {split!r}. It has {sorted(dataset)}")
         else:
             dataset = dataset[split]
-        return dataset.to_iterable_dataset(num_shards=64) if config.streaming else dataset
+        if not config.allow_outside_files:
+            places = Places(name, str(folder))
+            for file in dataset.cache_files:
+                places.check(file["filename"])
+            places.check_rows(dataset)
+        return (dataset.to_iterable_dataset(num_shards=min(64, len(dataset))) if config.streaming else dataset), None
     files = list_files(folder)
     if config.train_data_dir and not files.images:
         beside = f", only {files.leftovers}" * bool(files.left_out)
@@ -80,18 +112,40 @@ def _load_folder(folder: Path, config: DataConfig, options: dict[str, Any]) -> A
     if config.train_data_dir or (config.dataset_config_name is None and is_image_folder(folder, files)):
         dataset = open_folder(folder, files, config)
         if not config.streaming:
-            return dataset
+            return dataset, None
         # As `datasets` would stream a folder: runs that go on bring states of such a stream.
         rows, table = _rows_of, dataset.data.table
-        return IterableDataset.from_generator(rows, features=dataset.features, gen_kwargs={"table": table})
+        stream = IterableDataset.from_generator(rows, features=dataset.features, gen_kwargs={"table": table})
+        return stream, None
     if glob.has_magic(str(folder)):
         raise ValueError("`datasets` takes [, ? and * in its path for a pattern: rename the folder")
     data_files = None if config.dataset_config_name or is_declared(folder) else _one_split(folder, options)
     try:
-        return load_dataset(str(folder), config.dataset_config_name, data_files=data_files, **options)
+        return _build(str(folder), name, config, options | {"data_files": data_files})
     except DatasetGenerationError as error:
         archives = "; archives may have to be unpacked" * (".zip" in files.left_out)
-        raise ValueError(f"{one_line(error.__cause__ or error)}{archives}") from None
+        raise ValueError(f"{reason(error)}{archives}") from None
+
+
+def _build(source: str, name: str, config: DataConfig, options: dict[str, Any]) -> tuple[Any, Places | None]:
+    """Does what `load_dataset` does, and checks that the files are the data set's own."""
+    from datasets import load_dataset_builder
+
+    builder = load_dataset_builder(source, config.dataset_config_name, **options)
+    places = None if config.allow_outside_files else places_of(builder, name, source)
+    if places:
+        for files in (builder.config.data_files or {}).values():
+            for file in files:
+                places.check(str(file))
+    if config.streaming:
+        stream = builder.as_streaming_dataset(split=config.dataset_split)._resolve_features()
+        # Of a folder on the Hub, `datasets` streams images that it has decoded.
+        return (stream.decode(False) if stream.features else stream), places
+    builder.download_and_prepare()
+    dataset = builder.as_dataset(split=config.dataset_split)
+    if places:
+        places.check_rows(dataset)
+    return dataset, places
 
 
 def _one_split(folder: Path, options: dict[str, Any]) -> dict[str, list[str]] | None:
@@ -185,7 +239,7 @@ def find_columns(features: Any, columns: Mapping[str, SourceColumn], config: Dat
     listing = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
     chosen: dict[str, str] = {}
     for kind, fits, content, option, usual in (
-        (Image, _is_image, "images", "image_column", IMAGES),
+        (Image, is_image, "images", "image_column", IMAGES),
         (Label, _is_classes, "classes", "label_column", LABELS),
         (Text, _is_text, "texts", None, ()),
     ):
@@ -255,13 +309,6 @@ def _tell_columns(
         )
     elif not taken and readable:
         note(f"The data has no column of type ClassLabel; `{option}` {readable[0]} makes classes of that column.")
-
-
-def _is_image(feature: Any) -> bool:
-    from datasets import Image as ImageFeature
-
-    # Parquet files written without datasets hold images as a struct of bytes and path.
-    return isinstance(feature, ImageFeature) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
 
 
 def _is_classes(feature: Any) -> bool:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -38,7 +38,7 @@ from hfgen.data.config import DataConfig
 from hfgen.data.decode import decode, fit, is_deep, read_header, to_mode
 from hfgen.data.groups import ImageModel, with_groups
 from hfgen.data.info import ColumnInfo, DataInfo, DerivedInfo, ImageInfo, LabelInfo, SourceInfo, TextInfo
-from hfgen.data.sources import class_names, find_columns, load_source, without_decoding
+from hfgen.data.sources import class_names, find_columns, open_places, reason, without_decoding
 from hfgen.data.survey import survey
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.notes import note
@@ -382,6 +382,9 @@ class StreamedStream:
     anew in each epoch and dealt to the readers; where there are fewer shards than readers, each reader reads all of
     them and keeps its part of the rows. A reader shuffles blocks of `shuffle_buffer_size` rows; its state is where its
     block begins and the position within it, so that resuming is exact and reads at most one block again.
+
+    Attributes:
+        needs_labels (`bool`): Whether an image without a class is an error.
     """
 
     def __init__(
@@ -395,9 +398,9 @@ class StreamedStream:
         source: str = TRAIN,
     ):
         self.config, self.seed, self.device = config, seed, torch.device("cpu")
-        dataset, name = load_source(config, token)
-        if dataset.features is None:
-            dataset = dataset._resolve_features()
+        dataset, name, self.places = open_places(config, token)
+        self.name, self.token = name, token
+        self.needs_labels = False
         features = dataset.features
         chosen = find_columns(features, columns, config)
         self.columns = {key: chosen[key] for key in columns if key in chosen}
@@ -405,7 +408,8 @@ class StreamedStream:
         images = {key: column for key, column in self.columns.items() if isinstance(columns[key], Image)}
         for column in images.values():
             self._dataset = without_decoding(self._dataset, column)
-        infos: dict[str, ColumnInfo] = self._peek(images, source, name) if images else {}
+        first = self._first() if images else []
+        infos: dict[str, ColumnInfo] = self._peek(first, images, source, name) if images else {}
         for key, column in self.columns.items():
             if isinstance(columns[key], Label):
                 names = class_names(features[column])
@@ -415,6 +419,8 @@ class StreamedStream:
                         "give a column of type ClassLabel or leave `streaming` out."
                     )
                 infos[key] = LabelInfo(Classes(names), source)
+                if first and all(row[column] in (None, -1) for row in first):
+                    note(f"{name}: none of the first {len(first)} images of the stream has a class.")
             elif isinstance(columns[key], Text):
                 infos[key] = TextInfo(None, source)
         infos = {key: infos[key] for key in self.columns}
@@ -432,14 +438,29 @@ class StreamedStream:
         """Chooses the device that batches come on."""
         self.device = device
 
-    def _peek(self, images: Mapping[str, str], source: str, called: str) -> dict[str, ColumnInfo]:
+    def _first(self) -> list[dict[str, Any]]:
+        """Reads the first rows, encoded."""
+        first = list(told(self._dataset.take(PEEKED), self.name))
+        if not first:
+            raise UserError(f"the stream of {self.name} has no rows: use another `dataset_split`.")
+        return first
+
+    def _peek(
+        self, first: list[dict[str, Any]], images: Mapping[str, str], source: str, called: str
+    ) -> dict[str, ColumnInfo]:
         """Takes the channels, the size and the range of each column from the first images, or from the options."""
-        first = list(self._dataset.take(PEEKED))
         infos: dict[str, ColumnInfo] = {}
         for name, column in images.items():
-            heads = [head for head in (read_header(row[column]) for row in first) if not isinstance(head, OSError)]
+            if self.places:
+                for row in first:
+                    self.places.check_image(row[column])
+            headers = [read_header(row[column], self.token) for row in first]
+            heads = [header for header in headers if not isinstance(header, OSError)]
             if not heads:
-                raise UserError(f"none of the first {PEEKED} images of the stream can be read: use other data.")
+                raise UserError(
+                    f"none of the first {len(first)} images of the stream can be read; the first: {headers[0]}. Use "
+                    "other data."
+                )
             seen = survey(heads)
             mode = self.config.image_mode or seen.mode
             resolution, value_range = self.config.resolution or seen.resolution, seen.value_range(self.config)
@@ -469,6 +490,11 @@ class StreamedStream:
                 columns[name] = torch.from_numpy(np.stack(values))
             else:
                 columns[name] = torch.tensor(values) if isinstance(info, LabelInfo) else tuple(values)
+                if self.needs_labels and isinstance(info, LabelInfo) and -1 in values:
+                    raise UserError(
+                        f"an image of the stream of {self.name} has no class, and each needs one: label it, leave it "
+                        "out, or train without classes."
+                    )
         return RawBatch(columns, {}, {name: info.source for name, info in self.info.columns.items()}).to(self.device)
 
     def state(self) -> dict[str, Any]:
@@ -486,6 +512,18 @@ class StreamedStream:
         for reader, saved in zip(self._readers, state["readers"], strict=True):
             # Checkpoints of version 0.1 say "place".
             reader.state = {"shard_state" if key == "place" else key: value for key, value in saved.items()}
+
+
+def told(rows: Iterable[Any], name: str) -> Iterator[Any]:
+    """Yields rows of a stream; what goes wrong on the way there becomes a [`UserError`]."""
+    try:
+        for row in rows:  # noqa: UP028 (whoever stops here may go on with `rows`, which `yield from` would close)
+            yield row
+    except Exception as error:  # of `datasets` and a dozen other libraries
+        raise UserError(
+            f"the stream of {name} cannot be read: {reason(error)}. If it is no mistake in the data, give the same "
+            "command again, with `resume_from_checkpoint` latest."
+        ) from None
 
 
 START: dict[str, Any] = {"epoch": 0, "shard": 0, "shard_state": None, "row": 0, "block": 0, "offset": 0}
@@ -559,7 +597,9 @@ class _Reader:
                 decoded[name] = value
             else:
                 try:
-                    image = decode(value)
+                    if self.stream.places:
+                        self.stream.places.check_image(value)
+                    image = decode(value, self.stream.token)
                     if is_deep(image) and info.value_range is None:
                         raise UserError(
                             f"image {number} of the stream has more than 8 bits, and none of the first {PEEKED} has: "
@@ -596,7 +636,7 @@ class _Reader:
         block: list[tuple[int, dict[str, Any]]] = []
         while shard < len(mine) and len(block) < size:
             part, rows = self._rows(mine[shard], shard_state)
-            for example in rows:
+            for example in told(rows, self.stream.name):
                 if not shared or row % self.total == self.index:
                     block.append((row, example))
                 row += 1

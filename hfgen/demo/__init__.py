@@ -4,7 +4,13 @@
 Spaces ship this package: see `hfgen.hub.space`.
 """
 
-from collections.abc import Callable
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,35 +31,72 @@ def serve(
 ) -> None:
     """Shows a checkpoint until it is interrupted, and prints where. Without `host`, that is up to Gradio: this machine
     alone, or in a Space all."""
-    import gradio as gr  # which is no dependency of hfgen; what hfgen needs besides takes seconds to import
-    from accelerate import PartialState
+    from hfgen.demo.guards import check_host
 
-    from hfgen.demo.guards import limit_decoders
-    from hfgen.demo.limits import MOST_BYTES
-    from hfgen.demo.page import CSS, build
+    check_host(host, port)
+    from accelerate import PartialState  # what hfgen needs besides takes seconds to import
+
     from hfgen.sampling.capabilities import adapter_of
     from hfgen.sampling.loading import load_pipeline
 
     pipe: Any = load_pipeline(model, revision=revision, token=token).to(PartialState().device)
     pipe.set_progress_bar_config(disable=True)
     origin = {"model": name or (Path(model).resolve().name if Path(model).is_dir() else model), "revision": revision}
-    app = build(adapter_of(pipe), name or Path(model).name, max_images, origin if provenance else None)
-    limit_decoders()
-    try:
-        _, address, public = app.launch(
-            server_name=host,
-            server_port=port,
-            share=share,
-            quiet=True,
-            prevent_thread_lock=True,
-            max_file_size=MOST_BYTES,
-            ssr_mode=False,
-            run_history=False,
-            footer_links=["api"],
-            css=CSS,
-            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        )
-    except OSError as error:
-        raise UserError(f"`host` {host} `port` {port} cannot be listened on: {error} Give others.") from None
-    say(f"Demo:     {public or address}")
-    app.block_thread()
+    with _files_of_visitors():
+        import gradio as gr  # which is no dependency of hfgen
+        from starlette.middleware import Middleware
+
+        from hfgen.demo.guards import Refusals, limit_decoders
+        from hfgen.demo.limits import MOST_BYTES
+        from hfgen.demo.page import CSS, build
+
+        app = build(adapter_of(pipe), name or Path(model).name, max_images, origin if provenance else None)
+        limit_decoders()
+        try:
+            _, address, public = app.launch(
+                server_name=host,
+                server_port=port,
+                share=share,
+                quiet=True,
+                prevent_thread_lock=True,
+                max_file_size=MOST_BYTES,
+                ssr_mode=False,
+                run_history=False,
+                footer_links=["api"],
+                css=CSS,
+                theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+                app_kwargs={"middleware": [Middleware(Refusals)]},
+            )
+        except OSError as error:
+            raise UserError(f"`host` {host} `port` {port} cannot be listened on: {error} Give others.") from None
+        say(f"Demo:     {public or address}")
+        app.block_thread()
+
+
+@contextlib.contextmanager
+def _files_of_visitors() -> Iterator[None]:
+    """Keeps uploads and images in a folder of their own, which is gone at the end, also when a service manager stops
+    the program; those of an hour ago go earlier (see `page.py`)."""
+    variable = "GRADIO_TEMP_DIR"
+    before = os.environ.get(variable)
+    handles = threading.current_thread() is threading.main_thread()  # others may not
+    handler: Any = signal.getsignal(signal.SIGTERM) if handles else None
+    with tempfile.TemporaryDirectory(prefix="hfgen-demo-", dir=before, ignore_cleanup_errors=True) as folder:
+
+        def clear(number: int, frame: Any) -> None:
+            shutil.rmtree(folder, ignore_errors=True)
+            signal.signal(number, handler)
+            os.kill(os.getpid(), number)  # ends as it would have
+
+        os.environ[variable] = str(Path(folder).resolve())
+        if handles:
+            signal.signal(signal.SIGTERM, clear)
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[variable]
+            else:
+                os.environ[variable] = before
+            if handles:
+                signal.signal(signal.SIGTERM, handler)

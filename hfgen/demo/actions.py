@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from hfgen.data.config import IMAGE_MODES
-from hfgen.data.decode import decode, fit, to_mode
-from hfgen.demo.limits import MOST_FRAMES, MOST_OBLONG, MOST_SEARCH, MOST_SEED
+from hfgen.data.decode import decode, fit, open_image, to_mode
+from hfgen.demo.limits import MOST_FRAMES, MOST_OBLONG, MOST_PIXELS, MOST_SEARCH, MOST_SEED
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.png import notes, to_pil, to_uint8
 from hfgen.runtime.seeds import image_seed
@@ -118,6 +118,13 @@ def read_image(adapter: Adapter, path: str | None) -> Image.Image:
         raise UserError("There is no image: upload one first.")
     channels, resolution, _ = adapter.image_shape
     try:
+        with open_image({"path": path}) as header:
+            width, height = header.size
+        if width * height > MOST_PIXELS:
+            raise UserError(
+                f"The image has {width}x{height} pixels, more than the {MOST_PIXELS // 10**6} million that are read "
+                "here: make it smaller first."
+            )
         image = decode({"path": path})
         if max(image.size) > MOST_OBLONG * min(image.size):
             raise UserError(f"The image has {image.width}x{image.height} pixels, which is too oblong: crop it first.")

@@ -24,7 +24,7 @@ from hfgen.demo.actions import (
     sliders,
     walks_any_class,
 )
-from hfgen.demo.guards import guard, move_local
+from hfgen.demo.guards import answer, guard, move_local
 from hfgen.demo.limits import MOST_FRAMES, MOST_SEARCH, MOST_SEED, MOST_WAITING
 from hfgen.runtime.errors import UserError
 from hfgen.sampling.capabilities import Generates, HasLatents, Restores
@@ -186,5 +186,6 @@ def build(adapter: Any, name: str, max_images: int, origin: dict[str, Any] | Non
         if hasattr(block, "async_move_resource_to_block_cache"):
             move = block.async_move_resource_to_block_cache
             block.async_move_resource_to_block_cache = functools.partial(move_local, move)
+    app.process_api = functools.partial(answer, app.process_api)
     # api_open would let programs pass the queue.
     return app.queue(default_concurrency_limit=1, max_size=MOST_WAITING, api_open=False)

@@ -49,7 +49,9 @@ class VAEAdapter(Generates, HasDensity, HasLatents, Restores):
         return log_evidence(self.pipe.model.eval(), images, labels, num_samples, generator)
 
     def details(self, num_samples: int) -> dict[str, Any]:
-        return {"bound": f"iwae-{num_samples}", "likelihood": self.pipe.model.config.likelihood}
+        # Nothing is drawn for codes: each image has one.
+        bound = "elbo, codes equally likely" if self.pipe.quantises else f"iwae-{num_samples}"
+        return {"bound": bound, "likelihood": self.pipe.model.config.likelihood}
 
     # HasLatents
 

@@ -11,7 +11,7 @@ import torch
 from hfgen.data.columns import DEFAULT, Derived, Sources, kept_columns
 from hfgen.data.derived import derive
 from hfgen.data.groups import ImageModel
-from hfgen.data.streams import Stream, open_stream
+from hfgen.data.streams import Stream, StreamedStream, open_stream
 from hfgen.hub.push import check_push, push_folder
 from hfgen.registry import Family
 from hfgen.runtime.errors import UserError
@@ -155,7 +155,9 @@ def open_recipe(options: RunOptions, accelerator: Any) -> tuple[Recipe, Stream, 
     options = options.resolve(stream.info, Machine.here(), accelerator.mixed_precision)
     torch.manual_seed(seed_from(training.seed, "weights"))
     recipe = recipe_of(options.family)(options.own, stream.info)
-    if not options.data.streaming:  # a stream's images come once
+    if isinstance(stream, StreamedStream):  # its images come once
+        stream.needs_labels = recipe.needs_labels
+    else:
         recipe.check_images(stream.read(0, min(FIRST, stream.info.num_images or FIRST)))
     kept = kept_columns(sources)
     if kept:

@@ -137,6 +137,7 @@ class Engine:
         progress = Progress(images_seen, images_seen / schedule.total, images_seen // schedule.batch)
         columns = [self._prepare(images_seen, start, raw) for start, raw in zip(schedule.starts, raws, strict=True)]
         carries: list[dict[str, Any]] = [{} for _ in columns]
+        own = schedule.micro_batch * len(columns)  # images of this process
         for number, phase in enumerate(self.recipe.phases):
             if progress.step % phase.every:
                 continue
@@ -153,15 +154,15 @@ class Engine:
                     loss, metrics = self.recipe.loss(phase, batch, progress)
                 accelerator.backward(loss / len(columns))
                 finite = finite & torch.isfinite(loss.detach())
-                self.metrics.add(metrics)
+                self.metrics.add(metrics, schedule.micro_batch)
             norm = self._gradients(phase)
             suffix = f"_{phase.name}" if len(self.recipe.phases) > 1 else ""
             if accelerator.scaler:  # fp16: the scaler skips steps that overflow, and lowers its scale
-                self.metrics.add({f"overflow{suffix}": ~norm.isfinite()})
+                self.metrics.add({f"overflow{suffix}": ~norm.isfinite()}, own)
                 norm = norm.nan_to_num(0.0, 0.0)
-            self.metrics.add({f"grad_norm{suffix}": norm})
+            self.metrics.add({f"grad_norm{suffix}": norm}, own)
             self.metrics.note_finite(phase.name, finite & norm.isfinite(), images_seen)
-            factor = schedule.learning_rate(images_seen)
+            factor = schedule.learning_rate(images_seen)  # see `learning_rates`
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
             # Accelerate's step looks on the disk for a package each time; only fp16 needs it.
@@ -170,6 +171,16 @@ class Engine:
         self.recipe.after_step(schedule.batch)
         if self.ema is not None:
             self.ema.update(schedule.batch, images_seen + schedule.batch)
+
+    def learning_rates(self, images_seen: int) -> dict[str, float]:
+        """Returns the learning rate of each phase in its last update before a position, of its first group of
+        parameters."""
+        batch, rates = self.schedule.batch, {}
+        for phase in self.recipe.phases:
+            ago = 1 + (images_seen // batch - 1) % phase.every  # steps
+            peak = self.optimizers[phase.name].param_groups[0]["peak"]
+            rates[phase.name] = peak * self.schedule.learning_rate(images_seen - ago * batch)
+        return rates
 
     def _random(self, images_seen: int, start: int, purpose: str) -> StepRandom:
         stop = start + self.schedule.micro_batch
@@ -267,6 +278,7 @@ class Engine:
             "frozen": self.digests,
             "micro_batch": self.schedule.micro_batch,
             "num_processes": self.accelerator.num_processes,
+            "metric_images": self.metrics.images,
         }
         return tensors, values
 
@@ -302,7 +314,7 @@ class Engine:
             load_optimizer(optimizer.optimizer, self.parameters[phase], tensors[f"optimizer_{phase}"])
         if self.accelerator.scaler and values["scaler"]:
             self.accelerator.scaler.load_state_dict(values["scaler"])
-        self.metrics.load_state_dict(tensors.get("metrics", {}))
+        self.metrics.load_state_dict(tensors.get("metrics", {}), values.get("metric_images", {}))
 
 
 def average(tensors: Sequence[torch.Tensor], accelerator: Accelerator) -> None:

@@ -50,6 +50,7 @@ class Evaluation:
             value_range=data.value_range,
             background=data.background,
             skip_corrupt_images=data.skip_corrupt_images,
+            allow_outside_files=data.allow_outside_files,
             cache_dir=data.cache_dir,
         )
         try:

@@ -26,14 +26,27 @@ class Metrics:
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
         self._sums: dict[str, torch.Tensor] = {}
+        self._images: dict[str, int] = {}  # that a scalar was the mean of
         self._first_bad: dict[str, torch.Tensor] = {}
 
-    def add(self, metrics: dict[str, torch.Tensor]) -> None:
-        """Adds scalars, or pairs of a sum and a count, without waiting for the device."""
+    def add(self, metrics: dict[str, torch.Tensor], images: int = 1) -> None:
+        """Adds scalars, or pairs of a sum and a count, without waiting for the device.
+
+        Args:
+            metrics (`dict[str, torch.Tensor]`): By name, of shape `()` or `(2,)`.
+            images (`int`, *optional*, defaults to 1): Images of this process that the scalars are of. Sums that come
+                from a checkpoint may be of means over more images, or fewer: each image counts alike.
+        """
         if not metrics:
             return
         pairs = {name: value.detach().float() for name, value in metrics.items()}
         scalars = {name: value for name, value in pairs.items() if value.ndim == 0}
+        for name in scalars:
+            before = self._images.setdefault(name, images)
+            if before != images:
+                self._images[name] = images
+                if name in self._sums:
+                    self._sums[name] = self._sums[name] * (before / images)
         if scalars:  # all at once: there may be dozens, and each operation on a GPU costs its launch
             values = torch.stack(list(scalars.values()))
             pairs |= zip(scalars, torch.stack([values, torch.ones_like(values)], 1).unbind(), strict=True)
@@ -74,13 +87,20 @@ class Metrics:
         This run goes on from the same sums as a resumed one, so that both round alike.
         """
         sums = {name: self.accelerator.reduce(value, reduction="sum") for name, value in self._sums.items()}
-        self.load_state_dict(sums)
+        self.load_state_dict(sums, self._images)
         return sums
 
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Goes on from the sums of a checkpoint; one process holds them, the others begin at zero."""
+    @property
+    def images(self) -> dict[str, int]:
+        """Returns how many images of a process each scalar was of: JSON-ready, to be kept with the sums."""
+        return dict(self._images)
+
+    def load_state_dict(self, state: dict[str, torch.Tensor], images: dict[str, int]) -> None:
+        """Goes on from the sums of a checkpoint, and their [`images`]; one process holds them, the others begin at
+        zero."""
         share = 1.0 if self.accelerator.is_main_process else 0.0
         self._sums = {name: value.to(self.accelerator.device) * share for name, value in state.items()}
+        self._images = dict(images)
 
 
 class MetricsLog:

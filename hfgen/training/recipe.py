@@ -162,6 +162,8 @@ class Recipe:
         sampling (*optional*): The sampling options of the sample grids, of the class that the family declares.
         batch_statistics (`str`, *optional*): What in the loss is defined over a micro-batch, and not per image, so
             that another split of the batch gives another run. Batch normalisation is noticed without it.
+        needs_labels (`bool`, *optional*, defaults to `False`): Whether each image must have a class, which of a stream
+            is known only when the image comes.
     """
 
     networks: dict[str, Network]
@@ -169,6 +171,7 @@ class Recipe:
     grid_columns: int | None = None
     sampling: Any = None
     batch_statistics: str | None = None
+    needs_labels: bool = False
 
     def check_images(self, columns: Mapping[str, Any]) -> None:
         """Checks the first rows of the data as they are stored (images uint8), before anything is written.
@@ -241,6 +244,11 @@ def class_names(data: DataInfo, class_conditional: bool, needs_all: bool = True)
         raise UserError(
             f"`class_conditional` needs labels, and {data.name} has no column of type ClassLabel: name the column "
             "with `label_column`, or leave `class_conditional` out."
+        )
+    if data.num_images and classes.unlabelled >= data.num_images:
+        raise UserError(
+            f"`class_conditional` needs labels, and none of the {data.num_images} images of {data.name} has one: "
+            "label them, name another column with `label_column`, or leave `class_conditional` out."
         )
     if needs_all and classes.unlabelled:
         raise UserError(

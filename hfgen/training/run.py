@@ -252,11 +252,8 @@ class Run:
         position: dict[str, Any] = {"step": self.images_seen // self.schedule.batch}
         if self.stream.info.num_images:
             position["epoch"] = round(self.images_seen / self.stream.info.num_images, 4)
-        optimizers = self.engine.optimizers
-        rates = {
-            f"lr_{name}" if len(optimizers) > 1 else "lr": optimizer.param_groups[0]["lr"]
-            for name, optimizer in optimizers.items()
-        }
+        rates = self.engine.learning_rates(self.images_seen)
+        rates = {f"lr_{name}" if len(rates) > 1 else "lr": rate for name, rate in rates.items()}
         with self.folder.writing():
             self.log.write(self.images_seen, position | means | rates)
         for warning in self.recipe.warnings(means, self.images_seen):

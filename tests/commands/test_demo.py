@@ -86,6 +86,11 @@ def load(path):
     return adapter_of(load_pipeline(str(path)))
 
 
+@pytest.fixture(scope="module")
+def page(models):
+    return build(load(models / "vae"), "vae", 16)
+
+
 @pytest.fixture
 def vae(models):
     return load(models / "vae")
@@ -159,6 +164,11 @@ def test_only_the_hole_is_filled(demo, vae):
     assert (np.asarray(known)[hole] == 128).all() and (np.asarray(filled)[hole] != exact[hole]).any()
 
 
+def large(path):
+    Image.new("1", (5000, 4001)).save(path)
+    return str(path)
+
+
 BAD_CLICKS = {
     "Images is 17": lambda g, v, p: actions.sample(g, "g", 16, 0, 17, truncation=1),
     "Images is 0": lambda g, v, p: actions.sample(g, "g", 16, 0, 0, truncation=1),
@@ -172,6 +182,7 @@ BAD_CLICKS = {
     "no hole": lambda g, v, p: actions.inpaint(v, Image.new("L", (8, 8)), {"layers": []}, 0, 1),
     "no image": lambda g, v, p: actions.inpaint(v, None, None, 0, 1),
     "upload one first": lambda g, v, p: actions.reconstruct(v, None),
+    "5000x4001 pixels, more than the 20 million": lambda g, v, p: actions.reconstruct(v, large(p / "large.png")),
     "too oblong": lambda g, v, p: actions.reconstruct(v, save(np.zeros((8, 200), np.uint8), p / "long.png")),
 }
 
@@ -188,6 +199,9 @@ def test_the_code_has_limits_too(demo, gan, vae, tmp_path, message):
         ([], "--model is missing"),
         (["--model", "x", "--max_images", 65], "--max_images 65 is out of range"),
         (["--model", "x", "--port", 0], "--port 0 is out of range"),
+        (["--model", "x", "--host", "no such host"], "--host no such host cannot be listened on: "),
+        (["--model", "x", "--host", "a" * 70], "a cannot be listened on: "),
+        (["--model", "x", "--host", "8.8.8.8"], "--host 8.8.8.8 cannot be listened on: "),
         (["--model", "{models}"], "holds no pipeline"),
         (["--model", "{models}", "--space_dir", "{tmp}/new"], "holds no pipeline"),
         (["--model", "a/b/c", "--space_dir", "{tmp}/new"], "neither a folder nor a Hub id"),
@@ -279,6 +293,20 @@ def test_the_editor_makes_no_list_of_any_length(editor):
         send("1000")
 
 
+@pytest.mark.parametrize(
+    "data", [["a", 1, 0.5], [{}, 1, 0.5], [0, [1], 0.5], [0, 1, "x\ny\x1b[2J"], [0, 1, None], [0, 1], [0, 17, 0.5]]
+)
+def test_what_widgets_cannot_send_is_one_line(page, capsys, data):
+    from gradio import Error
+
+    sample = next(function for function in page.fns.values() if function.api_name == "sample")
+    with pytest.raises(Error) as error:
+        asyncio.run(page.process_api(sample, data))
+    assert error.value.message and not error.value.print_exception
+    log = capsys.readouterr().err
+    assert log.count("\n") <= 1 and "\x1b" not in log
+
+
 def test_no_address_is_downloaded(demo, vae, tmp_path):
     from gradio import Error
 
@@ -309,7 +337,10 @@ def test_programs_wait_in_the_queue_and_images_say_what_made_them(models, tmp_pa
     from gradio_client import Client, handle_file
 
     path = save(np.arange(64, dtype=np.uint8).reshape(8, 8), tmp_path / "exact.png")
-    with serving(start("demo", "--model", models / "vae")) as address:
+    files = tmp_path / "files"
+    files.mkdir()
+    process = start("demo", "--model", models / "vae", env={"GRADIO_TEMP_DIR": str(files)})
+    with serving(process) as address:
         body = json.dumps({"data": [0, 1, 1]}).encode()
         request = urllib.request.Request(f"{address}gradio_api/run/sample", body, {"Content-Type": "application/json"})
         with pytest.raises(urllib.error.HTTPError, match="404"):
@@ -318,6 +349,14 @@ def test_programs_wait_in_the_queue_and_images_say_what_made_them(models, tmp_pa
         sampled = client.predict(7, 2, 0.5, api_name="/sample")
         _, walk = client.predict(0, 1, 2, 0.5, api_name="/interpolate")
         uploaded, remade = client.predict(handle_file(path), api_name="/reconstruct")
+        assert list(files.rglob("exact.png"))
+        body = json.dumps({"data": [], "fn_index": 999, "session_hash": "it"}).encode()
+        request = urllib.request.Request(f"{address}gradio_api/queue/join", body, {"Content-Type": "application/json"})
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            urllib.request.urlopen(request, timeout=60)
+    assert not list(files.iterdir())  # what visitors sent and saw
+    log = process.communicate()[1]
+    assert "Traceback" not in log and log.count("Request refused: 'KeyError: 999'") == 1
     texts = [Image.open(shown["image"]).text for shown in (*sampled, *walk, uploaded, remade)]
     assert not texts.pop(4)
     assert all(text["Source"] == "vae" and text["Software"].startswith("hfgen ") for text in texts)

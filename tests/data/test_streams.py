@@ -15,6 +15,7 @@ from hfgen.data.columns import Image as ImageColumn
 from hfgen.data.config import DataConfig
 from hfgen.data.streams import CachedStream, StreamedStream, balanced_order, open_stream, order
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.notes import notes_to
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +181,41 @@ def test_corrupt_images_in_a_stream(tmp_path):
         StreamedStream(config, seed=0).read(0, 6)
     config = dataclasses.replace(config, skip_corrupt_images=True)
     assert sorted(numbers(StreamedStream(config, seed=0), 5)) == [0, 1, 2, 4, 5]
+
+
+def labelled(folder, *labels):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    rows = {"image": [Image.new("L", (6, 6), number) for number in range(len(labels))], "label": labels}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "train.parquet")
+    return DataConfig(dataset_name=str(folder), streaming=True)
+
+
+@pytest.mark.parametrize(
+    ("labels", "line"),
+    [((0, None, -1, 1), []), ((None, -1), ["{}: none of the first 2 images of the stream has a class."])],
+)
+def test_images_without_a_class_in_a_stream(tmp_path, labels, line):
+    told = []
+    with notes_to(told.append):
+        stream = StreamedStream(labelled(tmp_path, *labels), seed=0)
+    assert told == [text.format(tmp_path.name) for text in line]
+    assert sorted(stream.read(0, len(labels))["label"].tolist()) == sorted(
+        -1 if label is None else label for label in labels
+    )
+    stream.needs_labels = True
+    with pytest.raises(UserError, match="an image of the stream of .* has no class, and each needs one"):
+        stream.read(0, len(labels))
+
+
+def test_what_datasets_cannot_read_of_a_stream_is_one_line(tmp_path):
+    config = labelled(tmp_path, *[0, 1] * 200)
+    stream = StreamedStream(config, seed=0)  # which has looked at the first rows
+    (tmp_path / "train.parquet").unlink()
+    with pytest.raises(
+        UserError, match="the stream of .* cannot be read: .*train.parquet.*`resume_from_checkpoint`"
+    ) as e:
+        stream.read(0, 1)
+    assert "\n" not in str(e.value)
 
 
 def test_other_number_of_readers_cannot_resume(stream_config):

@@ -14,7 +14,7 @@ from hfgen.models.vq_vae import VQVAE
 from hfgen.objectives import elbo
 from hfgen.pipelines.vae import VAEPipeline
 from hfgen.runtime.errors import UserError
-from hfgen.sampling.vae import log_evidence
+from hfgen.sampling.vae import VAEAdapter, log_evidence
 
 KINDS = {"conv": ConvVAE, "residual": ResidualVAE, "hierarchical": HierarchicalVAE}
 
@@ -70,6 +70,30 @@ def test_a_codebook_pays_for_each_code():
     with torch.no_grad():
         parameters = model(images).parameters
     torch.testing.assert_close(lower, elbo.log_likelihood(images, parameters, "logistic") - 4 * math.log(16))
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "logistic"])
+def test_the_bound_of_a_codebook_is_one(likelihood):
+    """Against the sum over all codes that an image may have, each as likely as the others."""
+    torch.manual_seed(0)
+    model = VQVAE(
+        sample_size=8, in_channels=1, latent_channels=4, block_out_channels=(8, 8), num_vq_embeddings=3,
+        likelihood=likelihood,
+    ).eval()  # fmt: skip
+    image = levels(1)
+    adapter = VAEAdapter(VAEPipeline(model))
+    with torch.no_grad():
+        bound = adapter.log_prob(image).estimate
+        codes = torch.cartesian_prod(*[torch.arange(3)] * 4).reshape(-1, 2, 2)
+        every = model.codes[codes].permute(0, 3, 1, 2)
+        parameters = model.decode(every).parameters
+        if likelihood == "gaussian":
+            each = elbo.discretised_gaussian(image.expand(81, -1, -1, -1), parameters, model.variance)
+        else:
+            each = elbo.log_likelihood(image.expand(81, -1, -1, -1), parameters, likelihood)
+    terms = each - 4 * math.log(3)
+    assert bound < terms.logsumexp(0) and (terms - bound).abs().min() < 1e-3  # it is one of them
+    assert adapter.details(100)["bound"] == "elbo, codes equally likely"
 
 
 @pytest.mark.usefixtures("on_the_cpu")

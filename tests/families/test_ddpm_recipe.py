@@ -117,6 +117,7 @@ def test_channels_follow_the_data():
         ({"block_out_channels": (8, 12)}, {}, "no multiple of `attention_head_dim` 8"),
         ({"class_conditional": True}, {"class_names": None}, "`class_conditional` needs labels"),
         ({"class_conditional": True, "label_dropout": 0.0}, {"unlabelled": 2}, "2 of the images have no class"),
+        ({"class_conditional": True}, {"unlabelled": 100}, "needs labels, and none of the 100 images of test has one"),
         ({"label_dropout": 1.0}, {}, "`label_dropout` 1.0"),
         ({"learning_rate": 0.0}, {}, "`learning_rate` 0.0"),
     ],

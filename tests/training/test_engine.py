@@ -1,6 +1,7 @@
 """The engine: a step is public, its state is all there is, and what a recipe declares is what happens."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -85,6 +86,18 @@ def test_metrics_and_the_first_bad_step():
     assert engine.metrics.first_bad_step() == ("discriminator", 32)
 
 
+def test_the_rates_that_are_logged_are_those_of_the_last_updates_also_after_resuming():
+    engine, stream, schedule = made(dataclasses.replace(DCGAN, discriminator_steps=3))
+    for step in range(5):
+        steps(engine, stream, schedule, step, step + 1)
+        rates = engine.learning_rates((step + 1) * schedule.batch)
+        assert rates == {name: own.param_groups[0]["lr"] for name, own in engine.optimizers.items()}
+    assert rates["generator"] != rates["discriminator"]  # whose last update was a step later
+    other, _, _ = made(dataclasses.replace(DCGAN, discriminator_steps=3))
+    other.load_state_dict(*engine.state_dict())
+    assert other.learning_rates(5 * schedule.batch) == rates
+
+
 class Parts(Recipe):
     """Two layers and a frozen one; the second phase uses what the first left."""
 
@@ -140,6 +153,24 @@ def test_phases_update_what_they_select_and_share_a_step():
     assert set(tensors) == {"net", "count", "ema_net", "optimizer_first", "optimizer_second", "metrics"}
     assert tensors["count"]["steps"] == 2
     assert set(values["frozen"]) == {"frozen"} and set(engine.published) == {"net", "frozen"}
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_each_image_counts_alike_however_batches_are_split(parts):
+    stream = open_stream(DEFAULT, DATA, 0)
+    split = dataclasses.replace(CONFIG, train_batch_size=16 // parts, gradient_accumulation_steps=parts)
+    schedule, other_schedule = Schedule(CONFIG, 1797), Schedule(split, 1797)
+
+    def engine(config, schedule):
+        torch.manual_seed(0)
+        return Engine(Parts(), config, schedule, DATA)
+
+    whole, first, second = engine(CONFIG, schedule), engine(CONFIG, schedule), engine(split, other_schedule)
+    steps(whole, stream, schedule, 0, 4)
+    steps(first, stream, schedule, 0, 3)
+    second.load_state_dict(*copy.deepcopy(first.state_dict()))
+    steps(second, stream, other_schedule, 3, 4)
+    assert second.metrics.means() == pytest.approx(whole.metrics.means(), rel=1e-5)
 
 
 def test_other_frozen_weights_are_refused():

@@ -41,6 +41,7 @@ class DDPMRecipe(Recipe):
         self.config = config
         self.class_names = class_names(info, config.class_conditional, needs_all=False)
         self._class_arguments = class_arguments(info, self.class_names)
+        self.needs_labels = config.class_conditional and not config.label_dropout
         unlabelled = info.classes.unlabelled if config.class_conditional and info.classes else 0
         if unlabelled and not config.label_dropout:
             raise UserError(

@@ -43,7 +43,7 @@ class GANRecipe(Recipe):
 
     def __init__(self, config: GANConfig, info: DataInfo):
         self.config = config
-        self.class_names = class_names(info, config.class_conditional)
+        self.class_names, self.needs_labels = class_names(info, config.class_conditional), config.class_conditional
         self.objective = OBJECTIVES[config.objective]
         try:
             classes = len(self.class_names) if self.class_names else None

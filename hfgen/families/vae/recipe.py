@@ -81,7 +81,7 @@ class VAERecipe(Recipe):
     def __init__(self, config: VAEConfig, info: DataInfo):
         self.config = config
         self.architecture = ARCHITECTURES[config.architecture]
-        self.class_names = class_names(info, config.class_conditional)
+        self.class_names, self.needs_labels = class_names(info, config.class_conditional), config.class_conditional
         if config.task == "super_resolve" and info.resolution % int(config.level or 1):
             raise UserError(
                 f"`task_level` {config.level:g} does not divide the {info.resolution} pixels of the images."
