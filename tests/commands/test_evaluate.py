@@ -294,7 +294,7 @@ def test_broken_weights(place, tmp_path, evaluate):
         ("", "--model is missing"),
         ("--model {gan} --metrics fdd", "invalid choice: 'fdd'"),
         ("--model {gan} --metrics", "--metrics has no names"),
-        ("--model {gan} --num_images 1", "--num_images 1 is out of range: use 2 or more"),
+        ("--model {gan} --num_images 1", "--num_images 1 is out of range: use 2 to 10000000"),
         ("--model {gan} --seeds 0", "--seeds 0 is out of range"),
         ("--model {gan} --seed -1", "--seed -1 is out of range"),
         ("--model {gan} --num_real_images 1", "--num_real_images 1 is out of range"),

@@ -126,7 +126,7 @@ def test_a_broken_plugin_that_is_asked_for_says_so(plugin, capsys):
         (["train", "--seed", "1"], "needs the name of a family first"),
         (["train", "gna"], "there is no family 'gna': the families are ddpm, gan, vae. Did you mean gan?"),
         (["train", "gan", "--resolutin", "8"], "unknown flag --resolutin. Did you mean --resolution?"),
-        (["train", "gan", "--resolution", "2"], "--resolution 2 is too small"),
+        (["train", "gan", "--resolution", "2"], "--resolution 2 is out of range: use 4 to 4096"),
         (["list", "gan"], "hfgen list takes no arguments"),
         (["sample"], "--model is missing"),
     ],

@@ -176,8 +176,8 @@ def test_the_alarm_of_a_codebook():
 @pytest.mark.parametrize(
     ("changes", "info", "message"),
     [
-        ({"beta": -1.0}, {}, "`beta` -1.0 is negative"),
-        ({"kl_warmup": 1.0}, {}, "`kl_warmup` 1.0 is not in"),
+        ({"beta": -1.0}, {}, "`beta` -1.0 is out of range"),
+        ({"kl_warmup": 1.0}, {}, "`kl_warmup` 1.0 is out of range"),
         ({"variance": 0.0}, {}, "`variance` 0.0 is out of range"),
         ({"variance": 1.0, "likelihood": "logistic"}, {}, "`variance` 1.0: logistic has none"),
         ({"spatial_latent": True, "architecture": "conv"}, {}, "`spatial_latent` is for residual"),
