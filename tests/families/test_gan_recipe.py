@@ -317,6 +317,8 @@ def test_pipelines_and_samples():
         ({"objective": "wasserstein", "r1_gamma": 0.0, "r2_gamma": 0.0}, {}, "needs a critic of bounded slope"),
         ({"discriminator_norm": "batch"}, {}, "`discriminator_norm` batch mixes images"),
         ({"spectral_norm": True, "architecture": "residual"}, {}, "`spectral_norm` does not exist in residual"),
+        ({"augmentations": (), "ada_target": 0.6}, {}, "`ada_target` 0.6: `augmentations` is empty, so that there"),
+        ({"augmentations": (), "augment_probability": 0.1}, {}, "`augment_probability` 0.1: `augmentations` is empty"),
         ({"augmentations": ("flip", "blur")}, {}, "`augmentations` .blur. is no choice: use flip"),
         ({"r1_gamma": -1.0}, {}, "`r1_gamma` -1.0 is out of range"),
         ({"adam_beta2": 1.0}, {}, "`adam_beta2` 1.0 is out of range"),
