@@ -12,7 +12,7 @@ from hfgen.runtime.seeds import SEEDS
 
 GOOD_ACCURACY = 0.9  # a weaker classifier says little about images
 MOST_IMAGES = 10**7  # of a measurement: their features are kept
-MOST_THREADS = 1024
+MOST_THREADS = 512
 METRICS = (
     "fd",
     "kd",

@@ -70,9 +70,9 @@ class VAEConfig(Options):
     prior_components: int = option(
         100,
         "Gaussians that the prior for sampling is fitted from after training, of all classes together; 0 for none, "
-        "which leaves N(0, I)",
+        "which leaves N(0, I); no more than four for each image",
         least=0,
-        most=10_000,
+        most=2000,
     )
     learning_rate: float = option(1e-3, "peak learning rate of AdamW", above=0, most=100)
     adam_beta1: float = option(0.9, "AdamW beta 1", least=0, below=1)
