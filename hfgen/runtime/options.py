@@ -6,6 +6,7 @@ import functools
 import math
 import numbers
 import os
+import sys
 import types
 import typing
 import unicodedata
@@ -88,26 +89,28 @@ def checked(kind: type, field: dataclasses.Field, value: Any) -> Any:
         return None
     values = tuple(map(_plain, value)) if many and isinstance(value, tuple) else (_plain(value),)
     value = values if many and isinstance(value, tuple) else values[0]
+    show = (lambda value: "***") if field.metadata.get("secret") else shown
     if (many and not isinstance(value, tuple)) or not all(_fits(one, one_kind) for one in values):
         name = "a finite number" if one_kind is float else one_kind.__name__
         expected = f"{'a list of ' * many}{name}{' or None' * optional}"
-        raise UserError(f"`{field.name}` is {shown(value)}, but must be {expected}.")
+        raise UserError(f"`{field.name}` is {show(value)}, but must be {expected}.")
     choices = field.metadata.get("choices") or ()
     for one in values:
         if choices and one not in choices:
-            raise UserError(f"`{field.name}` {shown(one)} is no choice: use {', '.join(map(str, choices))}.")
-        if isinstance(one, str) and one != field.default:
-            _check_text(field.name, one)
-        elif not isinstance(one, str) and not inside(one, field.metadata):
-            raise UserError(f"`{field.name}` {shown(one)} is out of range: use {range_of(field.metadata)}.")
+            raise UserError(f"`{field.name}` {show(one)} is no choice: use {', '.join(map(str, choices))}.")
+        if isinstance(one, str):
+            fault = None if one == field.default else _fault_of(one)
+            if fault:
+                raise UserError(f"`{field.name}` {show(one)} {fault}")
+        elif not inside(one, field.metadata):
+            raise UserError(f"`{field.name}` {show(one)} is out of range: use {range_of(field.metadata)}.")
     return value
 
 
 def inside(value: Any, limits: Mapping[str, Any]) -> bool:
-    """Says whether a number is within the limits that the metadata of an option has. NaN is in no range."""
-    least, above = limits.get("least", -math.inf), limits.get("above", -math.inf)
-    most, below = limits.get("most", math.inf), limits.get("below", math.inf)
-    return least <= value <= most and (above < value or above == -math.inf) and (value < below or below == math.inf)
+    """Says whether a number is within the limits that the metadata of an option has. NaN and infinity are in none."""
+    closed = limits.get("least", value) <= value <= limits.get("most", value)
+    return closed and limits.get("above", -math.inf) < value < limits.get("below", math.inf)
 
 
 def range_of(limits: Mapping[str, Any]) -> str:
@@ -115,16 +118,8 @@ def range_of(limits: Mapping[str, Any]) -> str:
     least, most = limits.get("least"), limits.get("most")
     if least is not None and most is not None:
         return f"{_in_words(least)} to {_in_words(most)}"
-    words = []
-    for name, text in (
-        ("least", "{} or more"),
-        ("above", "more than {}"),
-        ("most", "at most {}"),
-        ("below", "less than {}"),
-    ):
-        if limits.get(name) is not None:
-            words.append(text.format(_in_words(limits[name])))
-    return " and ".join(words)
+    words = {"least": "{} or more", "above": "more than {}", "most": "at most {}", "below": "less than {}"}
+    return " and ".join(text.format(_in_words(limits[name])) for name, text in words.items() if name in limits)
 
 
 def _in_words(number: float) -> str:
@@ -145,13 +140,15 @@ def shown(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}...{text[-LONGEST // 2 :]}"
 
 
-def _check_text(name: str, text: str) -> None:
+def _fault_of(text: str) -> str | None:
+    """Says, in words that follow a text, why it is no value for any option; `None` if it may be one."""
     if not text:
-        raise UserError(f"`{name}` is empty: give a value, or leave it out.")
+        return "is empty: give a value, or leave it out."
     if len(text) > MOST_TEXT:
-        raise UserError(f"`{name}` {shown(text)} has {len(text)} characters: use {MOST_TEXT} at most.")
+        return f"has {len(text)} characters: use {MOST_TEXT} at most."
     if any(unicodedata.category(character) in UNSHOWN for character in text):
-        raise UserError(f"`{name}` {shown(text)} has characters that no line of text can show: use others.")
+        return "has characters that no line of text can show: use others."
+    return None
 
 
 @functools.cache
@@ -174,20 +171,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, int | float):
         return value
     with contextlib.suppress(OverflowError):  # what is too large for a float is no number for an option
-        return (
-            int(value)
-            if isinstance(value, numbers.Integral)
-            else float(value)
-            if isinstance(value, numbers.Real)
-            else value
-        )
+        if isinstance(value, numbers.Real):
+            return int(value) if isinstance(value, numbers.Integral) else float(value)
     return value
 
 
 def _fits(value: Any, kind: type) -> bool:
     if kind is float:  # whole numbers are numbers
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        return whole or (isinstance(value, float) and math.isfinite(value))
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 

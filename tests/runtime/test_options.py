@@ -20,6 +20,7 @@ class Colours(Options):
     sizes: tuple[int, ...] = option((8, 16), "of each level", least=1, most=2**16)
     names: tuple[str, ...] | None = option(None, "of each level", choices=("a", "b"))
     token: str | None = option(None, "a secret", secret=True)
+    name: str | None = option(None, "a name")
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,17 @@ class Sound(Options):
         ({"zoom": -1}, "`zoom` -1 is out of range: use 0 or more and less than 1."),
         ({"zoom": 1.0}, "`zoom` 1.0 is out of range: use 0 or more and less than 1."),
         ({"zoom": float("nan")}, "`zoom` is nan, but must be a finite number or None."),
-        ({"zoom": 10**400}, "`zoom` 10+[.]{3}0+ is out of range"),
+        ({"zoom": 10**400}, "`zoom` is 10+[.]{3}0+, but must be a finite number or None."),
+        ({"name": "x" * 5000}, "`name` 'xx+[.]{3}xx+' has 5000 characters: use 4096 at most."),
+        ({"token": "hf_secret\n"}, "^`token` [*]{3} has characters that no line of text can show: use others.$"),
+        ({"token": 3}, "^`token` is [*]{3}, but must be str or None.$"),
         ({"zoom": Fraction(10**400)}, r"`zoom` is Fraction\(10+[.]{3}0+, 1\), but must be a finite number or None."),
         ({"sizes": [10**5000]}, "`sizes` a number of thousands of digits is out of range: use 1 to 65536."),
         ({"sizes": (8, 0)}, "`sizes` 0 is out of range: use 1 to 65536."),
         ({"sizes": (8, 65537)}, "`sizes` 65537 is out of range"),
-        ({"token": ""}, "`token` is empty: give a value, or leave it out."),
-        ({"token": "a\nb"}, r"`token` 'a\\nb' has characters that no line of text can show: use others."),
-        ({"token": "a\udce9"}, r"`token` 'a\\udce9' has characters that no line of text can show"),
+        ({"name": ""}, "`name` '' is empty: give a value, or leave it out."),
+        ({"name": "a\nb"}, r"`name` 'a\\nb' has characters that no line of text can show: use others."),
+        ({"name": "a\udce9"}, r"`name` 'a\\udce9' has characters that no line of text can show"),
     ],
 )
 def test_wrong_values(values, message):
@@ -98,7 +102,8 @@ def test_making_several_from_names():
 def test_values_as_json_has_them():
     values = as_dict((Colours(token="hf_x"), Sound()))
     assert values == {
-        "mode": "rgb", "width": 8, "zoom": None, "flip": False, "sizes": [8, 16], "names": None, "volume": 1.0,
+        "mode": "rgb", "width": 8, "zoom": None, "flip": False, "sizes": [8, 16], "names": None, "name": None,
+        "volume": 1.0,
     }  # fmt: skip
     assert make((Colours, Sound), values) == [Colours(), Sound()]
 
