@@ -32,10 +32,15 @@ class Machine:
         from hfgen.runtime.launch import on_cpu
 
         if on_cpu():
-            return cls("cpu", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+            return cls.host()
         if torch.cuda.is_available():
             return cls("cuda", torch.cuda.get_device_properties(0).total_memory)
         return cls("xpu" if torch.xpu.is_available() else "mps")
+
+    @classmethod
+    def host(cls) -> "Machine":
+        """Returns the CPU, whose memory keeps what is gathered from accelerators."""
+        return cls("cpu", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
     def require(self, needed: int, what: str, remedy: str = "use less") -> None:
         """Makes sure that something fits into the memory, were it empty, before the memory is asked for.

@@ -124,10 +124,10 @@ class Sampler:
         Raises:
             UserError: If they do not, with the option that decides it.
         """
-        machine, size = Machine.here(), min(num_images, batch_size)
-        machine.require_images(size, self.image_shape, f"`batch_size` {batch_size}", GENERATOR)
+        size = min(num_images, batch_size)
+        Machine.here().require_images(size, self.image_shape, f"`batch_size` {batch_size}", GENERATOR)
         kept = num_images * (math.prod(self.image_shape) + OVERHEAD)
-        machine.require(kept, f"`num_images` {num_images}: so many images, kept until all of them are made,")
+        Machine.host().require(kept, f"`num_images` {num_images}: so many images, kept until all of them are made,")
 
     def __call__(self, indices: Sequence[int], seed: int) -> torch.Tensor:
         """Makes images of the set of `seed`, all at once if they fit into memory, else cut in halves.

@@ -145,7 +145,7 @@ def check_memory(options: RunOptions, info: Any, machine: Machine) -> None:
     machine.require_images(training.eval_batch_size, shape, f"`eval_batch_size` {training.eval_batch_size}")
     if options.data.streaming:
         buffer = options.data.shuffle_buffer_size
-        machine.require(buffer * math.prod(shape), f"`shuffle_buffer_size` {buffer}: so many images in memory")
+        Machine.host().require(buffer * math.prod(shape), f"`shuffle_buffer_size` {buffer}: so many images in memory")
     try:
         with torch.device("meta"):  # which has shapes, and no memory
             networks = recipe_of(options.family)(options.own, info).networks

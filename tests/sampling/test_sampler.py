@@ -159,7 +159,8 @@ def test_from_python(folder):
 
 
 def test_memory_for_the_images_is_estimated_beforehand(folder, monkeypatch):
-    monkeypatch.setattr(Machine, "here", classmethod(lambda cls: cls("cpu", 10**9)))
+    for name in ("here", "host"):
+        monkeypatch.setattr(Machine, name, classmethod(lambda cls: cls("cpu", 10**9)))
     gan = str(folder / "gan")
     load_sampler(gan).check_memory(num_images=1000, batch_size=2**20)  # there is no larger batch than all of them
     with pytest.raises(UserError, match="^`batch_size` 1000000: 1000000 images of 1x8x8 at once need 5.312 GB, and"):

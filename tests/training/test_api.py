@@ -78,11 +78,13 @@ def test_the_estimate_is_what_a_step_leaves(family):
         ),
     ],
 )
-def test_what_no_memory_could_hold_is_told_beforehand(family, options, message):
+def test_what_no_memory_could_hold_is_told_beforehand(family, options, message, monkeypatch):
     options, info = resolved(family, **options)
     state = torch.random.get_rng_state()
+    monkeypatch.setattr(Machine, "host", classmethod(lambda cls: cls("cpu", 16 * 2**30)))
     with pytest.raises(UserError, match=message):
         check_memory(options, info, Machine("cpu", 16 * 2**30))
+    monkeypatch.setattr(Machine, "host", classmethod(lambda cls: cls("cpu", 2**62)))
     check_memory(options, info, Machine("cpu", 2**62))
     assert torch.equal(torch.random.get_rng_state(), state)  # the weights are drawn as if nothing had been estimated
 

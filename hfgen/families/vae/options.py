@@ -30,7 +30,7 @@ class VAEConfig(Options):
         weighs=True,
     )
     spatial_latent: bool = option(False, "latents for each position of the smallest feature map (residual)")
-    num_vq_embeddings: int = option(256, "size of the codebook (vq)", least=2, most=2**20, weighs=True)
+    num_vq_embeddings: int = option(256, "size of the codebook (vq)", least=2, most=2**18, weighs=True)
     class_conditional: bool = option(False, "train on the labels, for sampling by class")
     likelihood: str = option(
         "gaussian",
