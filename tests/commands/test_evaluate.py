@@ -313,7 +313,7 @@ def test_broken_weights(place, tmp_path, evaluate):
         ("--model {gan} --dataset_name {gan}/absent", "cannot be loaded"),
         ("--model {gan} --sampler ddim", "is a GAN, which has truncation instead"),
         ("--model {gan} --class_labels cow", "has no such class"),
-        ("--model {vae} --prior mixture", "this pipeline has none"),
+        ("--model {vae} --prior mixture", "--prior mixture: none was fitted to this model"),
         ("--model {gan} --mixed_precision fp16", "fp16 does not exist on a CPU"),
         ("--model {gan} --metrics ppl", "--metrics ppl: "),
         ("--model {gan} --metrics birthday", "it needs at least 999 real images, and there are 40"),
