@@ -125,8 +125,8 @@ def test_options_that_do_not_fit_name_the_model(folder):
         load_sampler(str(folder / "vae"), {"temperatur": 1})
     with pytest.raises(UserError, match="ddpm: `guidance_scale` 2.0: this model knows no classes"):
         load_sampler(str(folder / "ddpm"), {"guidance_scale": 2.0})
-    with pytest.raises(UserError, match="vae: prior is 'mixture', but this pipeline has none"):
-        load_sampler(str(folder / "vae"), {"prior": "mixture"})([0], 0)
+    with pytest.raises(UserError, match="vae: `prior` mixture: none was fitted to this model"):
+        load_sampler(str(folder / "vae"), {"prior": "mixture"})
     with pytest.raises(UserError, match="fp16 does not exist on a CPU"):
         load_sampler(str(folder / "vae"), {"mixed_precision": "fp16"})
     assert load_sampler(str(folder / "stylegan2"), {"truncation": 0.5}).options == GANSamplingConfig(truncation=0.5)
