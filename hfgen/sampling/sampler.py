@@ -118,14 +118,21 @@ class Sampler:
         sampler.options = self.adapter.fastest(self.options)
         return sampler
 
+    def check_batch(self, size: int) -> None:
+        """Makes sure that so many images that are made at once would fit into an empty memory.
+
+        Raises:
+            UserError: If they do not.
+        """
+        Machine.here().require_images(size, self.image_shape, f"`batch_size` {size}", GENERATOR)
+
     def check_memory(self, num_images: int, batch_size: int) -> None:
         """Makes sure that a set that is kept, and the images that are made at once, would fit into an empty memory.
 
         Raises:
             UserError: If they do not, with the option that decides it.
         """
-        size = min(num_images, batch_size)
-        Machine.here().require_images(size, self.image_shape, f"`batch_size` {batch_size}", GENERATOR)
+        self.check_batch(min(num_images, batch_size))
         kept = num_images * (math.prod(self.image_shape) + OVERHEAD)
         Machine.host().require(kept, f"`num_images` {num_images}: so many images, kept until all of them are made,")
 
