@@ -157,7 +157,7 @@ def check_memory(info: DataInfo, config: ClassifierConfig) -> None:
     count = sum(parameter.numel() for parameter in network.parameters())
     machine.require(
         weight_bytes(network),
-        f"`base_channels` {config.base_channels} `depth` {config.depth}: a network of {count / 1e6:,.0f} M weights, "
+        f"`base_channels` {config.base_channels} `depth` {config.depth}: {count / 1e6:,.0f} M weights, "
         "with all that training adds,",
     )
 

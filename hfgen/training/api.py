@@ -158,9 +158,7 @@ def check_memory(options: RunOptions, info: Any, machine: Machine) -> None:
         for network in networks.values()
     )
     count = sum(parameter.numel() for network in networks.values() for parameter in network.module.parameters())
-    machine.require(
-        needed, f"{weighty(options)}: networks of {count / 1e6:,.0f} M weights, with all that training adds,"
-    )
+    machine.require(needed, f"{weighty(options)}: {count / 1e6:,.0f} M weights, with all that training adds,")
 
 
 def weighty(options: RunOptions) -> str:

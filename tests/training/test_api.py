@@ -56,10 +56,10 @@ def test_the_estimate_is_what_a_step_leaves(family):
         (
             "ddpm",
             {"block_out_channels": (65536, 65536)},
-            "`resolution` 8 `block_out_channels` 65536 65536: networks of",
+            "`resolution` 8 `block_out_channels` 65536 65536: .* M weights, with",
         ),
-        ("gan", {"architecture": "mlp", "base_channels": 65536}, "`base_channels` 65536: networks of .* need .* TB"),
-        ("vae", {"latent_channels": 65536, "block_out_channels": (4096,)}, "`latent_channels` 65536 .*: networks of"),
+        ("gan", {"architecture": "mlp", "base_channels": 65536}, "`base_channels` 65536: .* M weights, .* need .* TB"),
+        ("vae", {"latent_channels": 65536, "block_out_channels": (4096,)}, "`latent_channels` 65536 .*: .* M weights"),
         (
             "gan",
             {"train_batch_size": 2**20, "resolution": 256},
