@@ -30,15 +30,6 @@ class BenchmarkOptions(Options):
             raise UserError(f"`output` {self.output} is a folder: give a file.")
 
 
-def require_least(config: Options, least: int, *names: str) -> None:
-    """Raises [`UserError`] for the first of the named options that is below `least`, or has a number below it."""
-    for name in names:
-        values = getattr(config, name)
-        for value in values if isinstance(values, tuple) else (values,):
-            if value is not None and value < least:
-                raise UserError(f"`{name}` {value} is out of range: use {least} or more.")
-
-
 def arguments_of(argv: Sequence[str] | None) -> list[str]:
     return list(sys.argv[1:] if argv is None else argv)
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import BenchmarkOptions, command_of, publish, require_least
+from common import BenchmarkOptions, command_of, publish
 
 from hfgen.commands.cli import one_line_errors, parse
 from hfgen.data.config import DataConfig
@@ -49,21 +49,19 @@ Row = dict[str, Any]
 class DataBenchmark(BenchmarkOptions):
     """Benchmark: on how many images, how often."""
 
-    sizes: tuple[int, ...] = option((1_000, 10_000, 100_000, 1_000_000), "numbers of images")
-    resolution: int = option(28, "height and width of the images")
-    processes: tuple[int, ...] = option((1, 2), "numbers of processes")
-    batch_size: int = option(64, "images per batch and process")
-    num_read: int = option(2_000_000, "images that each process reads from a cache")
-    num_streamed: int = option(20_000, "images that each process reads from a stream")
-    repeats: int = option(3, f"how often to measure; caches of {BUILT_ONCE:,} images and more are built once")
+    sizes: tuple[int, ...] = option((1_000, 10_000, 100_000, 1_000_000), "numbers of images", least=1)
+    resolution: int = option(28, "height and width of the images", least=4)
+    processes: tuple[int, ...] = option((1, 2), "numbers of processes", least=1)
+    batch_size: int = option(64, "images per batch and process", least=1)
+    num_read: int = option(2_000_000, "images that each process reads from a cache", least=1)
+    num_streamed: int = option(20_000, "images that each process reads from a stream", least=1)
+    repeats: int = option(3, f"how often to measure; caches of {BUILT_ONCE:,} images and more are built once", least=1)
 
     def validate(self) -> None:
         super().validate()
         for name in ("sizes", "processes"):
             if not getattr(self, name):
                 raise UserError(f"`{name}` has no numbers: give some, or leave it out.")
-        require_least(self, 4, "resolution")
-        require_least(self, 1, "sizes", "processes", "batch_size", "num_read", "num_streamed", "repeats")
 
 
 def read_options(argv: Sequence[str] | None = None) -> DataBenchmark:

@@ -25,7 +25,7 @@ from hfgen.commands.cli import one_line_errors
 from hfgen.commands.train import read_options as read_training
 from hfgen.registry import families
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import as_dict, option, require_positive
+from hfgen.runtime.options import as_dict, option
 from hfgen.training.config import TrainingConfig
 
 POINTS = 60  # of the curve that is kept
@@ -38,11 +38,7 @@ class MemoryBenchmark(BenchmarkOptions):
     """Benchmark: what to run, and how long."""
 
     family: str = option("ddpm", "what to train", choices=tuple(families()))
-    minutes: float = option(60.0, "length of the run")
-
-    def validate(self) -> None:
-        super().validate()
-        require_positive(self, "minutes")
+    minutes: float = option(60.0, "length of the run", above=0)
 
 
 def read_options(argv: Sequence[str] | None = None) -> tuple[MemoryBenchmark, Any, list[str]]:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import MagicMock, patch
 
 import numpy as np
-from common import BenchmarkOptions, command_of, peak_memory, publish, require_least
+from common import BenchmarkOptions, command_of, peak_memory, publish
 
 from hfgen.commands.cli import one_line_errors, parse
 from hfgen.runtime.options import as_dict, option
@@ -308,15 +308,11 @@ class MetricsBenchmark(BenchmarkOptions):
     """Benchmark: which metrics, on how much, how often."""
 
     metrics: tuple[str, ...] = option(tuple(METRICS), "what to measure", choices=tuple(METRICS))
-    num_images: int | None = option(None, "images for all metrics (default: 10,000 or 50,000; 128 for the network)")
-    dim: int = option(2048, "features of an image")
-    repeats: int = option(1, "how often each library gets its turn")
-
-    def validate(self) -> None:
-        super().validate()
-        require_least(self, 10, "num_images")
-        require_least(self, 4, "dim")
-        require_least(self, 1, "repeats")
+    num_images: int | None = option(
+        None, "images for all metrics (default: 10,000 or 50,000; 128 for the network)", least=10
+    )
+    dim: int = option(2048, "features of an image", least=4)
+    repeats: int = option(1, "how often each library gets its turn", least=1)
 
 
 def read_options(argv: Sequence[str] | None = None) -> MetricsBenchmark:

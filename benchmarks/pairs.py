@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from common import BenchmarkOptions, command_of, publish, require_least
+from common import BenchmarkOptions, command_of, publish
 
 from hfgen.commands.cli import one_line_errors, parse
 from hfgen.runtime.errors import UserError
@@ -47,15 +47,14 @@ class PairsBenchmark(BenchmarkOptions):
     before: str | None = option(None, "folder of the checkout to compare with")
     after: str | None = option(None, "folder of the checkout in question")
     family: str = option("ddpm", "what to train", choices=tuple(EVERY))
-    pairs: int = option(20, "number of pairs")
-    turns: int = option(30, "turns of each process of a pair")
-    logging_steps: int = option(10, "steps between two lines of metrics")
+    pairs: int = option(20, "number of pairs", least=1)
+    turns: int = option(30, "turns of each process of a pair", least=1)
+    logging_steps: int = option(10, "steps between two lines of metrics", least=1)
     options: str = option("", "further options of the training, in quotes")
     seed: int = option(0, "decides which comes first in which pair")
 
     def validate(self) -> None:
         super().validate()
-        require_least(self, 1, "pairs", "turns", "logging_steps")
         for name in ("before", "after"):
             if getattr(self, name) is None:
                 raise UserError(f"`{name}` is missing: give the folder of a checkout.")

@@ -20,13 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from common import BenchmarkOptions, arguments_of, command_of, publish, require_least
+from common import BenchmarkOptions, arguments_of, command_of, publish
 
 from hfgen.commands.cli import one_line_errors
 from hfgen.commands.options import check_models, read_sampling
 from hfgen.evaluation.config import ReferenceConfig
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import as_dict, option, require_seed
+from hfgen.runtime.options import as_dict, option
+from hfgen.runtime.seeds import SEEDS
 from hfgen.sampling.config import SamplingConfig, choose_options, given_values
 
 if TYPE_CHECKING:
@@ -49,20 +50,20 @@ class SampleBenchmark(BenchmarkOptions):
     """Benchmark: of what, how often, on how many images."""
 
     model: tuple[str, ...] | None = option(None, "folders or Hub ids of checkpoints")
-    batch_sizes: tuple[int, ...] = option((1, 16, 64, 256), "images at once, of the speeds")
-    repeats: int = option(5, "turns of each checkpoint")
+    batch_sizes: tuple[int, ...] = option((1, 16, 64, 256), "images at once, of the speeds", least=1)
+    repeats: int = option(5, "turns of each checkpoint", least=1)
     steps: tuple[int, ...] = option(
-        (5, 8, 10, 15, 20, 50, 1000), "steps of a DDPM whose quality is measured; none to leave that out"
+        (5, 8, 10, 15, 20, 50, 1000), "steps of a DDPM whose quality is measured; none to leave that out", least=1
     )
-    num_images: int = option(5000, "images for the quality of each sampler")
-    num_images_full: int = option(1000, f"the same from {MANY_STEPS} steps on")
-    batch_size: int = option(64, "images at once, of the quality")
+    num_images: int = option(5000, "images for the quality of each sampler", least=2 * GROUPS)
+    num_images_full: int = option(1000, f"the same from {MANY_STEPS} steps on", least=2 * GROUPS)
+    batch_size: int = option(64, "images at once, of the quality", least=1)
     extractor: str = option("inception", "features, as for `hfgen evaluate`; for DDPMs only")
     extractor_weights: str | None = option(
         None, "of inception: a file, a Hub id, or `download` (default: what was downloaded before)"
     )
-    seed: int = option(0, "seed of the first image; each following one has the next")
-    cpu_threads: int | None = option(None, "threads on a CPU (default: all cores)")
+    seed: int = option(0, "seed of the first image; each following one has the next", least=0, most=SEEDS - 1)
+    cpu_threads: int | None = option(None, "threads on a CPU (default: all cores)", least=1)
 
     def validate(self) -> None:
         super().validate()
@@ -71,9 +72,6 @@ class SampleBenchmark(BenchmarkOptions):
         check_models(self.model)
         if not self.batch_sizes:
             raise UserError("`batch_sizes` has no numbers: give some, or leave it out.")
-        require_least(self, 2 * GROUPS, "num_images", "num_images_full")
-        require_least(self, 1, "batch_sizes", "repeats", "steps", "batch_size", "cpu_threads")
-        require_seed(self.seed)
 
 
 KINDS = (SampleBenchmark, ReferenceConfig)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from common import BenchmarkOptions, command_of, publish, require_least
+from common import BenchmarkOptions, command_of, publish
 
 from hfgen.commands.cli import one_line_errors, parse
 from hfgen.runtime.errors import UserError
@@ -38,7 +38,7 @@ class StepsBenchmark(BenchmarkOptions):
     """Benchmark: which samplers, with how many steps, for which noise schedules."""
 
     samplers: tuple[str, ...] = option(SAMPLERS, "samplers", choices=SAMPLERS)
-    steps: tuple[int, ...] = option((3, 5, 8, 10, 15, 20, 50, 100, 250, 1000), "sampling steps")
+    steps: tuple[int, ...] = option((3, 5, 8, 10, 15, 20, 50, 100, 250, 1000), "sampling steps", least=1)
     schedules: tuple[str, ...] = option(
         ("squaredcos_cap_v2", "linear"), "noise schedules of 1,000 timesteps", choices=SCHEDULES
     )
@@ -46,13 +46,11 @@ class StepsBenchmark(BenchmarkOptions):
         "v_prediction", "what the network predicts", choices=("epsilon", "v_prediction", "sample")
     )
     rescale_betas_zero_snr: bool = option(False, "let the schedules end in pure noise")
-    num_images: int = option(64, f"images of {SIZE}x{SIZE} pixels")
-    seed: int = option(0, "seed of the noise")
+    num_images: int = option(64, f"images of {SIZE}x{SIZE} pixels", least=1)
+    seed: int = option(0, "seed of the noise", least=0)
 
     def validate(self) -> None:
         super().validate()
-        require_least(self, 1, "steps", "num_images")
-        require_least(self, 0, "seed")
         if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
             raise UserError("`rescale_betas_zero_snr` does not go with `prediction_type` epsilon: use another.")
 

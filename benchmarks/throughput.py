@@ -40,7 +40,7 @@ from train import PEAKS
 
 from hfgen.commands.cli import one_line_errors
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import as_dict, option, require_positive
+from hfgen.runtime.options import as_dict, option
 from hfgen.training.config import TrainingConfig
 from hfgen.training.options import RunOptions
 
@@ -81,13 +81,12 @@ class ThroughputBenchmark(BenchmarkOptions):
 
     networks: tuple[str, ...] = option(tuple(NETWORKS), "networks to train", choices=tuple(NETWORKS))
     settings: tuple[str, ...] = option(SETTINGS, "what to train them with", choices=SETTINGS)
-    rounds: int = option(20, "how often each setting gets its turn")
-    round_seconds: float = option(1.0, "length of a turn, about")
-    minutes: float = option(10.0, "length of the training runs that commands are written for")
+    rounds: int = option(20, "how often each setting gets its turn", least=1)
+    round_seconds: float = option(1.0, "length of a turn, about", above=0)
+    minutes: float = option(10.0, "length of the training runs that commands are written for", above=0)
 
     def validate(self) -> None:
         super().validate()
-        require_positive(self, "rounds", "round_seconds", "minutes")
         for name in ("networks", "settings"):
             if not getattr(self, name):
                 raise UserError(f"`{name}` is empty: leave it out for all, or see --help for the names.")

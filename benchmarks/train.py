@@ -46,7 +46,7 @@ from loops import (
 from hfgen.commands.cli import one_line_errors
 from hfgen.registry import families
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import as_dict, option, require_not_negative, require_positive
+from hfgen.runtime.options import as_dict, option
 from hfgen.training.config import TrainingConfig
 from hfgen.training.options import RunOptions
 
@@ -65,18 +65,16 @@ class TrainBenchmark(BenchmarkOptions):
     """Benchmark: what to measure, and for how long."""
 
     family: tuple[str, ...] = option(FAMILIES, "families to train", choices=FAMILIES)
-    rounds: int = option(40, "how often each loop gets its turn")
-    round_seconds: float = option(1.0, "length of a turn, about: short, so that noise hits all loops alike")
+    rounds: int = option(40, "how often each loop gets its turn", least=1)
+    round_seconds: float = option(1.0, "length of a turn, about: short, so that noise hits all loops alike", above=0)
     clock: str = option(
         "wall", "what seconds are; `cpu` leaves out those of other work: for one thread on a busy CPU",
         choices=("wall", "cpu"),
     )  # fmt: skip
-    start_ups: int = option(5, "how often each start-up is measured; 0 leaves start-up and memory out")
+    start_ups: int = option(5, "how often each start-up is measured; 0 leaves start-up and memory out", least=0)
 
     def validate(self) -> None:
         super().validate()
-        require_positive(self, "rounds", "round_seconds")
-        require_not_negative(self, "start_ups")
         if not self.family:
             raise UserError(f"`family` is empty: choose from {' '.join(FAMILIES)}.")
 

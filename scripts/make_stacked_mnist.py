@@ -18,24 +18,23 @@ from typing import Any
 from hfgen.commands.cli import one_line_errors, parse
 from hfgen.data.config import DataConfig
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import option
+from hfgen.runtime.options import Options, option
+from hfgen.runtime.seeds import SEEDS
 
 
 @dataclass(frozen=True)
-class StackConfig:
+class StackConfig(Options):
     """Stacking: from which digits, how many, and where to."""
 
     dataset_name: str = option("ylecun/mnist", "Hub id or folder of the digits")
     dataset_split: str = option("train", "split to draw the digits from")
-    num_images: int = option(60_000, "number of images")
-    seed: int = option(0, "seed of the drawing")
+    num_images: int = option(60_000, "number of images", least=1, most=10**7)
+    seed: int = option(0, "seed of the drawing", least=0, most=SEEDS - 1)
     output_dir: str = option("data/stacked-mnist", "folder of the new data set")
 
 
 def read_options(argv: Sequence[str] | None = None) -> StackConfig:
     (config,) = parse((StackConfig,), argv, description=str(__doc__).partition("\n")[0])
-    if config.num_images < 1:
-        raise UserError(f"--num_images {config.num_images} is out of range: use 1 or more.")
     return config
 
 

@@ -29,13 +29,13 @@ from hfgen.commands.options import (
     check_models,
     read_sampling,
     recorded,
-    require_least,
 )
 from hfgen.data.config import DataConfig, share_of
-from hfgen.evaluation.config import METRICS, ReferenceConfig
+from hfgen.evaluation.config import METRICS, MOST_IMAGES, ReferenceConfig
 from hfgen.registry import Family, families
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import option, require_positive, require_seed
+from hfgen.runtime.options import option
+from hfgen.training.config import LONG
 from hfgen.training.options import collect
 
 NUM_IMAGES = 5000
@@ -62,14 +62,21 @@ class CompareConfig(MeasureOptions):
     metrics: tuple[str, ...] = option(
         ("fd", "precision_recall", "density_coverage"), "what to measure", choices=(*METRICS, "all")
     )
-    num_images: int | None = option(
+    num_images: int | None = option(  # type: ignore[assignment]  # by default not a number of its own
         None,
         f"images to generate, per seed (default: {NUM_IMAGES}, or as many as there are real ones to compare with)",
+        least=2,
+        most=MOST_IMAGES,
     )
     quality: float | None = option(
-        None, "Frechet distance while training, the time to which is compared (default: one that all of them reach)"
+        None,
+        "Frechet distance while training, the time to which is compared (default: one that all of them reach)",
+        above=0,
+        most=1e12,
     )
-    max_train_steps: int | None = option(None, "length of each training, in updates (default: that of its preset)")
+    max_train_steps: int | None = option(
+        None, "length of each training, in updates (default: that of its preset)", least=1, most=LONG
+    )
 
     def validate(self) -> None:
         super().validate()
@@ -78,11 +85,6 @@ class CompareConfig(MeasureOptions):
         check_models(self.model or ())
         if self.model and self.max_train_steps is not None:
             raise UserError("`max_train_steps`: with `model` nothing is trained. Leave one of them out.")
-        require_least(self, 1, "max_train_steps")
-        require_least(self, 2, "num_images")
-        if self.quality is not None:
-            require_positive(self, "quality")
-        require_seed(self.seed, self.seeds)
 
 
 KINDS = (CompareConfig, ReferenceConfig)

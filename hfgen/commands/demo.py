@@ -26,21 +26,16 @@ from hfgen.runtime.options import option
 class DemoConfig(ModelOptions):
     """Demo: its checkpoint, and where it runs."""
 
-    max_images: int = option(16, f"images per click, {MOST_IMAGES} at most")
+    max_images: int = option(16, f"images per click, {MOST_IMAGES} at most", least=1, most=MOST_IMAGES)
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines in")
-    port: int | None = option(None, "port to listen on (default: the first that is free, from 7860 on)")
+    port: int | None = option(
+        None, "port to listen on (default: the first that is free, from 7860 on)", least=1, most=65535
+    )
     provenance: bool = option(True, "write into the images which model made them, and how")
     share: bool = option(False, "open a public address, through Gradio's servers")
     space_dir: str | None = option(
         None, "write a Gradio Space into this folder, which must be new or empty, and show nothing"
     )
-
-    def validate(self) -> None:
-        super().validate()
-        if not 1 <= self.max_images <= MOST_IMAGES:
-            raise UserError(f"`max_images` {self.max_images} is out of range: use 1 to {MOST_IMAGES}.")
-        if self.port is not None and not 1 <= self.port <= 65535:
-            raise UserError(f"`port` {self.port} is out of range: use 1 to 65535.")
 
 
 def read_options(argv: Sequence[str]) -> DemoConfig:

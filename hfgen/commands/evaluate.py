@@ -26,11 +26,10 @@ from hfgen.commands.options import (
     check_models,
     read_sampling,
     recorded,
-    require_least,
 )
 from hfgen.evaluation.config import ReferenceConfig
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import option, require_seed
+from hfgen.runtime.options import option
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,6 @@ class EvaluateConfig(MeasureOptions):
     extractor: str = option(
         "inception", "features: inception, inception-clean, or folder or Hub id of an image model of transformers"
     )
-    num_images: int = option(10_000, "images to generate, per seed")
     output: str | None = option(
         None, "JSON report (default: <model>/evaluation.json, or evaluation.json for a Hub id or several checkpoints)"
     )
@@ -57,8 +55,6 @@ class EvaluateConfig(MeasureOptions):
             raise UserError(
                 f"`revision` {self.revision} belongs to one checkpoint, but `model` names {len(self.model)}."
             )
-        require_least(self, 2, "num_images")
-        require_seed(self.seed, self.seeds)
 
 
 KINDS = (EvaluateConfig, ReferenceConfig)

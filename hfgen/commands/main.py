@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from hfgen.commands.cli import one_line_errors, spell
-from hfgen.runtime.errors import UserError
+from hfgen.runtime.errors import UserError, one_line
+from hfgen.runtime.machine import is_out_of_memory
 from hfgen.runtime.notes import notes_to, say
 from hfgen.runtime.options import nearest
 
@@ -27,7 +28,7 @@ def dispatch(argv: Sequence[str]) -> None:
     """Runs a verb with its arguments; without a verb, lists the verbs.
 
     Raises:
-        UserError: For whatever the user can fix.
+        UserError: For whatever the user can fix, and when memory runs out.
     """
     if not argv or argv[0] in ("-h", "--help"):
         lines = {verb: str(load(verb).__doc__).partition("\n")[0] for verb in VERBS}
@@ -36,7 +37,14 @@ def dispatch(argv: Sequence[str]) -> None:
         print("\n`hfgen VERB --help` shows the flags of each, `hfgen list` what `hfgen train` can train.")
         return
     with notes_to(lambda text: say(spell(text))):
-        load(argv[0]).main(list(argv[1:]))
+        try:
+            load(argv[0]).main(list(argv[1:]))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"memory ran out: {one_line(error)}. Use smaller batches, images or networks, or a larger machine."
+            ) from error
 
 
 def main(argv: Sequence[str] | None = None, verb: str = "") -> None:

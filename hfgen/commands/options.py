@@ -8,21 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from hfgen.commands.cli import flags, read
-from hfgen.evaluation.config import METRICS
+from hfgen.evaluation.config import METRICS, Amounts
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import Options, as_dict, make, option
 from hfgen.sampling.config import all_sampling_options
 
 # Options of a measurement that change no number, or that are of this machine.
 UNSHOWN = ("extractor_weights", "cpu_threads", "batch_size", "cache_dir", "metrics")
-
-
-def require_least(config: Options, least: int, *names: str) -> None:
-    """Raises [`UserError`] for the first of the named options that is below `least`."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise UserError(f"`{name}` {value} is out of range: use {least} or more.")
 
 
 @dataclass(frozen=True)
@@ -40,7 +32,7 @@ class ModelOptions(Options):
 
 
 @dataclass(frozen=True)
-class MeasureOptions(Options):
+class MeasureOptions(Amounts):
     """Measuring: the metrics, and how often."""
 
     extractor_weights: str | None = option(
@@ -51,12 +43,6 @@ class MeasureOptions(Options):
         "what to measure; all is what fits the checkpoint and the extractor",
         choices=(*METRICS, "all"),
     )
-    likelihood_samples: int = option(100, "latents per image for bits_per_dim; the more, the tighter its bound")
-    likelihood_images: int = option(1000, "real images for bits_per_dim")
-    seed: int = option(0, "seed of the first image; each following one has the next")
-    seeds: int = option(1, "how often to repeat it with other images, for a mean and a deviation")
-    batch_size: int = option(64, "images at once per process")
-    cpu_threads: int | None = option(None, "threads per process on a CPU (default: cores / processes)")
     overwrite_report: bool = option(False, "replace the report that is there", once=True)
     update_card: bool = option(False, "write the results into the card in the checkpoint's folder", once=True)
 
@@ -64,7 +50,6 @@ class MeasureOptions(Options):
         super().validate()
         if not self.metrics:
             raise UserError("`metrics` has no names: give some, or leave it out.")
-        require_least(self, 1, "seeds", "batch_size", "cpu_threads", "likelihood_samples", "likelihood_images")
 
 
 def read_sampling(kinds: Sequence[type], argv: Sequence[str], **kwargs: Any) -> tuple[list[Any], dict[str, Any]]:

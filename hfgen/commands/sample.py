@@ -13,27 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfgen.commands.options import ModelOptions, read_sampling, require_least
+from hfgen.commands.options import ModelOptions, read_sampling
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import option, require_seed
+from hfgen.runtime.options import option
+from hfgen.sampling.config import ImageSet
 
 
 @dataclass(frozen=True)
-class SampleConfig(ModelOptions):
+class SampleConfig(ImageSet, ModelOptions):
     """Images: how many, and where they go."""
 
-    num_images: int = option(16, "number of images")
-    seed: int = option(0, "seed of the set: another one makes other images")
-    batch_size: int | None = option(None, "images at once per process (default: as many as fit, at most 64)")
     output_dir: str | None = option(
         None, "folder for the images (default: <model>/images, or images-<model> for a Hub id)"
     )
     overwrite_output_dir: bool = option(False, "replace the images that `output_dir` holds")
-
-    def validate(self) -> None:
-        super().validate()
-        require_least(self, 1, "num_images", "batch_size")
-        require_seed(self.seed)
 
 
 def read_options(argv: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
@@ -47,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     default = folder / "images" if folder.is_dir() else Path(f"images-{folder.name}")
     output = Path(config.output_dir or default)
 
-    from hfgen.sampling.folder import existing_images, write_images
+    from hfgen.sampling.folder import AT_ONCE, existing_images, write_images
 
     old = existing_images(output)
     if old and not config.overwrite_output_dir:
@@ -59,6 +52,7 @@ def main(argv: Sequence[str]) -> None:
 
     accelerator = make_accelerator()
     sampler = load_sampler(config.model, given, accelerator.device, config.revision, config.hub_token)
+    sampler.check_memory(config.num_images, config.batch_size or AT_ONCE)
     origin = None
     if common.provenance:
         settings = {**sampler.settings, "precision": sampler.precision}

@@ -10,32 +10,31 @@ from pathlib import Path
 from typing import Any
 
 from hfgen.commands.cli import parse
-from hfgen.commands.options import ModelOptions, require_least
+from hfgen.commands.options import ModelOptions
 from hfgen.data.config import ImagesConfig
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import option, require_positive, require_seed
+from hfgen.runtime.options import option
+from hfgen.runtime.seeds import SEEDS
 
 
 @dataclass(frozen=True)
 class ShowConfig(ModelOptions):
     """Grids: their images, and the damage that is restored."""
 
-    num_images: int = option(10, "images per grid, drawn with the seed; two at least")
-    seed: int = option(0, "seed of the images, of the noise, and of what is drawn")
+    num_images: int = option(10, "images per grid, drawn with the seed; two at least", least=2, most=10_000)
+    seed: int = option(0, "seed of the images, of the noise, and of what is drawn", least=0, most=SEEDS - 1)
     noise_level: float = option(
-        0.3, "standard deviation of the noise to remove, pixels being in [0, 1] (a model for a task knows its own)"
+        0.3,
+        "standard deviation of the noise to remove, pixels being in [0, 1] (a model for a task knows its own)",
+        above=0,
+        most=100,
     )
-    factor: int = option(2, "how many times smaller the images to enlarge are (a model for a task knows its own)")
-    steps: int = option(200, "steps of the search, where the model was not trained for the task")
+    factor: int = option(
+        2, "how many times smaller the images to enlarge are (a model for a task knows its own)", least=2, most=4096
+    )
+    steps: int = option(200, "steps of the search, where the model was not trained for the task", least=1, most=10**6)
     output_dir: str | None = option(None, "folder for the grids (default: <model>/shown, or shown-<model>)")
     provenance: bool = option(True, "write into PNG files which model made them")
-
-    def validate(self) -> None:
-        super().validate()
-        require_least(self, 2, "num_images", "factor")
-        require_least(self, 1, "steps")
-        require_positive(self, "noise_level")
-        require_seed(self.seed)
 
 
 def read_options(argv: Sequence[str]) -> list[Any]:

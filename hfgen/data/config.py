@@ -1,13 +1,14 @@
 """The options of the data; no torch here, so that `--help` answers at once."""
 
+import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import Options, nearest, option
 
 IMAGE_MODES = {"L": 1, "RGB": 3, "RGBA": 4}  # PIL mode -> channels
 FULL_RANGE = (0.0, 65535.0)  # of 16-bit images: how they were read before `value_range` was an option
+MOST_PIXELS = 4096  # of an image's side
 BACKGROUNDS = ("white", "black", "gray", "none")
 
 MOST_GROUPS, IMAGES_PER_GROUP = 100, 16  # where `num_clusters` is left open
@@ -56,6 +57,9 @@ class DataConfig(Options):
         None,
         "height and width in pixels; left out: that of the images if they share one of at most 64, else 64",
         resolved=True,
+        least=4,
+        most=MOST_PIXELS,
+        weighs=True,
     )
     center_crop: bool = option(
         False, "crop oblong images in the centre; otherwise at a random place, anew each time an image is seen"
@@ -63,13 +67,17 @@ class DataConfig(Options):
     image_mode: str | None = option(
         None, "L (gray), RGB or RGBA; left out: what the images have", choices=tuple(IMAGE_MODES), resolved=True
     )
-    value_range: tuple[float, ...] | None = option(None, VALUE_RANGE, resolved=True, before=FULL_RANGE)
+    value_range: tuple[float, ...] | None = option(
+        None, VALUE_RANGE, resolved=True, before=FULL_RANGE, least=-1e30, most=1e30
+    )
     background: str = option("white", BACKGROUND, choices=BACKGROUNDS, before="none")
     num_clusters: int | None = option(
         0,
         "without `class_conditional`: find this many groups of similar images and train on these; 0 for none; where a "
         f"preset leaves it open, one for each {IMAGES_PER_GROUP} images, {MOST_GROUPS} at most",
         resolved=True,
+        least=0,
+        most=2**20,
     )
     cluster_features: str | None = option(None, CLUSTERED, resolved=True, before="pixels")
     balance_classes: bool = option(False, "show every class equally often, whatever its share of the data")
@@ -84,13 +92,19 @@ class DataConfig(Options):
     streaming: bool = option(
         False, "read the data while training, for data that fits no disk; needs `max_train_steps`"
     )
-    shuffle_buffer_size: int = option(1000, "images shuffled together when streaming")
-    dataloader_num_workers: int = option(0, "processes that read and decode per training process, when streaming")
+    shuffle_buffer_size: int = option(1000, "images shuffled together when streaming", least=1, most=2**30)
+    dataloader_num_workers: int = option(
+        0, "processes that read and decode per training process, when streaming", least=0, most=256
+    )
     random_flip: bool = option(False, "augmentation: mirror half of the images, left to right")
-    random_rotation: float = option(0.0, "augmentation: rotate by up to this many degrees either way")
-    random_scale: float = option(0.0, "augmentation: zoom by a factor of up to 1 + this, in or out")
-    random_crop: int = option(0, "augmentation: shift by up to this many pixels each way")
-    color_jitter: float = option(0.0, "augmentation: change brightness, contrast and saturation by up to this share")
+    random_rotation: float = option(
+        0.0, "augmentation: rotate by up to this many degrees either way", least=0, most=360
+    )
+    random_scale: float = option(0.0, "augmentation: zoom by a factor of up to 1 + this, in or out", least=0, most=10)
+    random_crop: int = option(0, "augmentation: shift by up to this many pixels each way", least=0, most=MOST_PIXELS)
+    color_jitter: float = option(
+        0.0, "augmentation: change brightness, contrast and saturation by up to this share", least=0, below=1
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.validation_split, float):  # as Python may give it
@@ -118,11 +132,6 @@ class DataConfig(Options):
         return self.cluster_features or ("pixels" if mode == "L" else "patches")
 
     def validate(self) -> None:
-        """Checks what can be checked without looking at the data.
-
-        Raises:
-            UserError: For values that are out of range or contradict each other.
-        """
         if self.dataset_name and self.train_data_dir:
             raise UserError(
                 f"`dataset_name` {self.dataset_name} and `train_data_dir` {self.train_data_dir} exclude each other: "
@@ -134,36 +143,20 @@ class DataConfig(Options):
                 f"`value_range` {' '.join(map(str, span))} is no range: give two numbers, the value that becomes "
                 "black and a greater one that becomes white."
             )
-        if self.resolution is not None and self.resolution < 4:
-            raise UserError(f"`resolution` {self.resolution} is too small: use at least 4 pixels.")
-        for name in (
-            "random_rotation",
-            "random_scale",
-            "random_crop",
-            "color_jitter",
-            "dataloader_num_workers",
-            "num_clusters",
-        ):
-            if (getattr(self, name) or 0) < 0:
-                raise UserError(f"`{name}` {getattr(self, name)} is negative: use 0 to turn it off, or more.")
         if self.num_clusters == 1:
             raise UserError("`num_clusters` 1 would put all images into one group: use 0 for none, or 2 and more.")
         features = self.cluster_features
-        known = features is None or features in CLUSTER_FEATURES or "/" in features or Path(features).is_dir()
+        known = features is None or features in CLUSTER_FEATURES or "/" in features or os.path.isdir(features)
         if not known:
             raise UserError(
                 f"`cluster_features` {features} is unknown: use {', '.join(CLUSTER_FEATURES)}, or the Hub id or "
                 f"folder of an image model.{nearest(str(features), CLUSTER_FEATURES)}"
             )
-        if self.color_jitter >= 1:
-            raise UserError(f"`color_jitter` {self.color_jitter} would make images black: use less than 1.")
         if self.validation_split is not None and self.validation_split == self.dataset_split:
             raise UserError(f"`validation_split` {self.validation_split} is what is trained on: give a share, as 0.1.")
         share = check_share("validation_split", self.validation_split)
         if share is not None and self.streaming:
             raise UserError(f"`validation_split` {share:g} needs all images at hand: with `streaming`, name a split.")
-        if self.shuffle_buffer_size < 1:
-            raise UserError(f"`shuffle_buffer_size` {self.shuffle_buffer_size} holds no image: use 1 or more.")
         if self.dataloader_num_workers and not self.streaming:
             raise UserError(
                 f"`dataloader_num_workers` {self.dataloader_num_workers} has nothing to do: images are decoded once "
@@ -203,7 +196,7 @@ class ImagesConfig(Options):
     )
     image_column: str | None = option(None, IMAGE_COLUMN)
     label_column: str | None = option(None, LABEL_COLUMN)
-    value_range: tuple[float, ...] | None = option(None, VALUE_RANGE)
+    value_range: tuple[float, ...] | None = option(None, VALUE_RANGE, least=-1e30, most=1e30)
     background: str | None = option(
         None, BACKGROUND + " (default: as in the model's training, if known, else white)", choices=BACKGROUNDS
     )

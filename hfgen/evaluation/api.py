@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from hfgen.evaluation.config import METRICS, ReferenceConfig
+from hfgen.evaluation.config import METRICS, Amounts, ReferenceConfig
 from hfgen.evaluation.features import extractor_for
 from hfgen.evaluation.report import describe_model
 from hfgen.evaluation.runner import evaluate as measure
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.launch import make_accelerator
-from hfgen.runtime.options import make, nearest, require_seed, require_whole
+from hfgen.runtime.options import make, nearest
 from hfgen.sampling.config import all_sampling_options, names_of
 from hfgen.sampling.sampler import load_sampler
 
@@ -73,9 +73,7 @@ def evaluate(
         UserError: For a model or data that cannot be read, or metrics and options that do not fit them.
     """
     metrics = check_metrics(metrics)
-    require_whole(num_images=num_images, seeds=seeds, batch_size=batch_size, likelihood_samples=likelihood_samples)
-    require_whole(likelihood_images=likelihood_images)
-    require_seed(seed, seeds)
+    Amounts(num_images, seed, seeds, batch_size, likelihood_samples, likelihood_images, cpu_threads)  # checks them
     reference = make((ReferenceConfig, *all_sampling_options()), options)[0]
     sampling = {name: value for name, value in options.items() if name not in names_of(ReferenceConfig)}
     accelerator = make_accelerator(cpu_threads=cpu_threads)

@@ -27,6 +27,7 @@ from hfgen.evaluation.labels import conditional_accuracy
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.files import write_json
 from hfgen.runtime.launch import cores, on_cpu
+from hfgen.runtime.machine import Machine, weight_bytes
 from hfgen.runtime.options import as_dict
 from hfgen.runtime.provenance import record
 from hfgen.runtime.seeds import seed_from
@@ -140,6 +141,24 @@ def build_model(info: DataInfo, config: ClassifierConfig) -> Any:
             label2id={name: number for number, name in enumerate(names)},
             problem_type="single_label_classification",
         )
+    )
+
+
+def check_memory(info: DataInfo, config: ClassifierConfig) -> None:
+    """Makes sure that a batch, and the network with what training adds to it, would fit into an empty memory.
+
+    Raises:
+        UserError: If they do not, with the options that decide it.
+    """
+    machine, shape = Machine.here(), (COLOURS, info.resolution, info.resolution)
+    machine.require_images(config.train_batch_size, shape, f"`train_batch_size` {config.train_batch_size}")
+    with torch.device("meta"):  # which has shapes, and no memory
+        network = build_model(info, config)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    machine.require(
+        weight_bytes(network),
+        f"`base_channels` {config.base_channels} `depth` {config.depth}: {count / 1e6:,.0f} M weights, "
+        "with all that training adds,",
     )
 
 
@@ -261,6 +280,7 @@ def train_classifier(
         torch.set_num_threads(cores())  # accelerate launch leaves torch one
     threads = torch.get_num_threads()
     machine = f"CPU, {threads} thread{'s' * (threads > 1)}" if on_cpu() else torch.cuda.get_device_name()
+    check_memory(info, config)
     torch.manual_seed(seed_from(config.seed, "weights"))
     model = build_model(info, config)
     say(f"Data:     {info}; {len(train_part.rows)} to train on, {len(test_part.rows)} to measure on")

@@ -218,6 +218,8 @@ def compare_models(
     """
     if accelerator.num_processes > 1:
         raise UserError("speeds are compared in one process: start this without a launcher.")
+    for sampler in samplers:
+        sampler.check_batch(batch_size)  # in which speeds are measured
     reasons = {metric: [lacking(metric, sampler) for sampler in samplers] for metric in metrics}
     for metric, obstacles in reasons.items():
         if all(obstacles):

@@ -7,9 +7,12 @@ from typing import Any
 
 from hfgen.data.config import DataConfig, ImagesConfig, check_share
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import Options, option, require_positive
+from hfgen.runtime.options import Options, option
+from hfgen.runtime.seeds import SEEDS
 
 GOOD_ACCURACY = 0.9  # a weaker classifier says little about images
+MOST_IMAGES = 10**7  # of a measurement: their features are kept
+MOST_THREADS = 512
 METRICS = (
     "fd",
     "kd",
@@ -33,6 +36,32 @@ ONE_NUMBER = ("fd", "kd", "is", "cmmd", "vendi", "confidence", "conditional_accu
 
 
 @dataclass(frozen=True)
+class Amounts(Options):
+    """Measuring: how much of what."""
+
+    num_images: int = option(10_000, "images to generate, per seed", least=2, most=MOST_IMAGES)
+    seed: int = option(0, "seed of the first image; each following one has the next", least=0, most=SEEDS - 1)
+    seeds: int = option(
+        1, "how often to repeat it with other images, for a mean and a deviation", least=1, most=10_000
+    )
+    batch_size: int = option(64, "images at once per process", least=1, most=2**20)
+    likelihood_samples: int = option(
+        100, "latents per image for bits_per_dim; the more, the tighter its bound", least=1, most=10**6
+    )
+    likelihood_images: int = option(1000, "real images for bits_per_dim", least=1, most=MOST_IMAGES)
+    cpu_threads: int | None = option(
+        None, "threads per process on a CPU (default: cores / processes)", least=1, most=MOST_THREADS
+    )
+
+    def validate(self) -> None:
+        super().validate()
+        if self.seed + self.seeds > SEEDS:
+            raise UserError(
+                f"`seed` {self.seed} is out of range: use 2**64 - {self.seeds} or less, for all of `seeds`."
+            )
+
+
+@dataclass(frozen=True)
 class ReferenceConfig(ImagesConfig):
     """Reference: the real images to compare with."""
 
@@ -45,40 +74,40 @@ class ReferenceConfig(ImagesConfig):
     center_crop: bool | None = option(
         None, "crop oblong images in the centre (default: as in the model's training, if known, else in the centre)"
     )
-    num_real_images: int | None = option(None, "real images, drawn at random (default: as many as are generated)")
+    num_real_images: int | None = option(
+        None, "real images, drawn at random (default: as many as are generated)", least=2, most=MOST_IMAGES
+    )
 
     def validate(self) -> None:
-        """Checks what can be checked without the data.
-
-        Raises:
-            UserError: For values that are out of range.
-        """
         check_share("held_out_split", self.held_out_split)
-        if self.num_real_images is not None and self.num_real_images < 2:
-            raise UserError(f"`num_real_images` {self.num_real_images} is out of range: use 2 or more.")
 
 
 @dataclass(frozen=True)
 class ClassifierConfig(Options):
     """Classifier: its size, its training, and where it goes."""
 
-    base_channels: int = option(32, "channels at the highest resolution, doubled whenever the image is halved")
-    depth: int = option(1, "residual blocks per resolution")
-    num_epochs: int = option(6, "passes over the images")
-    train_batch_size: int = option(128, "images per step")
-    learning_rate: float = option(3e-3, "of AdamW at its peak; it warms up and then falls as a cosine")
-    seed: int = option(0, "seed of the weights, the order, the augmentation and of what is held out")
+    base_channels: int = option(
+        32,
+        "channels at the highest resolution, doubled whenever the image is halved",
+        least=1,
+        most=2**16,
+        weighs=True,
+    )
+    depth: int = option(1, "residual blocks per resolution", least=1, most=64, weighs=True)
+    num_epochs: int = option(6, "passes over the images", least=1, most=10**6)
+    train_batch_size: int = option(128, "images per step", least=1, most=2**20)
+    learning_rate: float = option(
+        3e-3, "of AdamW at its peak; it warms up and then falls as a cosine", above=0, most=100
+    )
+    seed: int = option(
+        0, "seed of the weights, the order, the augmentation and of what is held out", least=0, most=2**32 - 1
+    )
     test_split: str | None = option(
         None,
         "split to measure on (default: `validation_split`, if there is one, else test of a `dataset_name`; of the "
         "digits, a folder of images, and where it is that of `dataset_split`, a fifth is held out)",
     )
     output_dir: str | None = option(None, "folder of the classifier (default: out/classifier-<name of the data>)")
-
-    def validate(self) -> None:
-        require_positive(self, "base_channels", "depth", "num_epochs", "train_batch_size", "learning_rate")
-        if not 0 <= self.seed < 2**32:  # transformers takes no others
-            raise UserError(f"`seed` {self.seed} is out of range: use 0 to 2**32 - 1.")
 
     def resolved(self, data: DataConfig) -> "ClassifierConfig":
         """Returns the options with a split and a folder in place of what was left out."""

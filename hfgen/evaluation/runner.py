@@ -37,6 +37,7 @@ from hfgen.evaluation.reference import (
 )
 from hfgen.runtime.distributed import Table, map_over_processes
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.machine import Machine
 from hfgen.sampling.capabilities import Adapter, Generates, HasDensity, HasStyles
 from hfgen.sampling.sampler import Sampler
 
@@ -188,6 +189,10 @@ class Evaluator:
             self.class_shares, notes = shares_of(reference.real, sampler.adapter.classes)
             self.notes += notes
         self.features = any(metric not in WITHOUT_FEATURES for metric in self.metrics)
+        if self.features:
+            sampler.check_batch(min(num_images, batch_size))
+            kept = num_images * sum(value.nbytes for value in probe.values())
+            Machine.host().require(kept, f"`num_images` {num_images}: the features of so many images, which are kept,")
         if self.features and info.channels < extractor.preprocessing["channels"]:
             wanted = extractor.preprocessing["channels"]
             self.notes.append(f"gray images were repeated to the {wanted} channels that {extractor.id} takes")

@@ -33,7 +33,8 @@ def build_unet(
         num_class_embeds (`int`, *optional*): Number of classes, "no class" included.
 
     Raises:
-        ValueError: If the size cannot be halved often enough, or attention is asked for at a size that does not occur.
+        ValueError: If the size cannot be halved often enough, or attention is asked for at a size that does not occur,
+            or with heads that are wider than its level.
     """
     levels = len(block_out_channels)
     sizes = level_sizes(sample_size, levels)
@@ -41,6 +42,10 @@ def build_unet(
     missing = [size for size in attention if size not in sizes]
     if missing:
         raise ValueError(f"attention_resolutions has {missing[0]}, but the feature maps are {sizes} pixels high.")
+    attended = [width for width, size in zip(block_out_channels, sizes, strict=True) if size in attention]
+    narrowest = min([*attended, block_out_channels[-1]])  # the last is that of the middle block
+    if narrowest < attention_head_dim:
+        raise ValueError(f"attention_head_dim is {attention_head_dim}, but a level with attention has {narrowest}.")
     down = tuple("AttnDownBlock2D" if size in attention else "DownBlock2D" for size in sizes)
     up = tuple("AttnUpBlock2D" if size in attention else "UpBlock2D" for size in reversed(sizes))
     unet = UNet2DModel(

@@ -22,7 +22,7 @@ def one_line(error: BaseException | str) -> str:
 class UserError(ValueError):
     """Something that the user can fix: the message names the option or argument, its value, the reason and the remedy.
 
-    A message names options in backticks: "`resolution` 3 is too small: use at least 4 pixels." In Python it reads like
+    A message names options in backticks: "`resolution` 3 is out of range: use 4 to 4096." In Python it reads like
     that; the command line writes `--resolution` in their place, prints one line and ends with exit code 2. So nothing
     but `hfgen.commands` knows how a flag is spelt.
     """

@@ -6,9 +6,9 @@ from accelerate import PartialState
 from PIL import Image
 
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import nearest, require_seed, require_whole
+from hfgen.runtime.options import nearest
 from hfgen.runtime.png import to_pil
-from hfgen.sampling.config import all_sampling_options, names_of
+from hfgen.sampling.config import ImageSet, all_sampling_options, names_of
 from hfgen.sampling.sampler import load_sampler
 
 AT_ONCE = 64  # images
@@ -45,8 +45,8 @@ def sample(
             raise UserError(
                 f"`{name}` is no option here.{nearest(name, [*known, 'num_images', 'seed', 'batch_size'])}"
             )
-    require_whole(num_images=num_images, batch_size=batch_size)
-    require_seed(seed)
+    ImageSet(num_images, seed, batch_size)  # checks them
     sampler = load_sampler(model, options, PartialState().device, revision, token)
+    sampler.check_memory(num_images, batch_size)
     batches = [range(start, min(start + batch_size, num_images)) for start in range(0, num_images, batch_size)]
     return [to_pil(image) for batch in batches for image in sampler(batch, seed).permute(0, 2, 3, 1).cpu().numpy()]

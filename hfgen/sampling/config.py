@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from hfgen.registry import families, load
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import Options, make, nearest, option, require_not_negative
+from hfgen.runtime.options import Options, make, nearest, option
+from hfgen.runtime.seeds import SEEDS
 
 if TYPE_CHECKING:
     from hfgen.sampling.capabilities import Adapter
@@ -28,10 +30,26 @@ class SamplingConfig(Options):
 
     def __post_init__(self) -> None:
         labels = self.class_labels
+        labels = labels if isinstance(labels, list | tuple) or labels is None else (labels,)
         if labels is not None:  # Python gives numbers, too, or a single class
-            labels = (labels,) if isinstance(labels, (int, str)) else labels
-            object.__setattr__(self, "class_labels", tuple(map(str, labels)))
+            texts = (str(label) if _is_number(label) else label for label in labels)
+            object.__setattr__(self, "class_labels", tuple(texts))
         super().__post_init__()
+
+
+def _is_number(label: Any) -> bool:
+    return isinstance(label, numbers.Integral) and not isinstance(label, bool) and 0 <= int(label) < 2**63
+
+
+@dataclass(frozen=True)
+class ImageSet(Options):
+    """Images: how many, of which seed."""
+
+    num_images: int = option(16, "number of images", least=1, most=10**7)
+    seed: int = option(0, "seed of the set: another one makes other images", least=0, most=SEEDS - 1)
+    batch_size: int | None = option(
+        None, "images at once per process (default: as many as fit, at most 64)", least=1, most=2**20
+    )
 
 
 @dataclass(frozen=True)
@@ -43,14 +61,18 @@ class NoOptions(Options):
 class GANSamplingConfig(Options):
     """Sampling of GANs."""
 
-    truncation: float = option(1.0, "truncation of a StyleGAN2: 1 changes nothing, 0 gives the mean image")
+    truncation: float = option(
+        1.0, "truncation of a StyleGAN2: 1 changes nothing, 0 gives the mean image", least=0, most=10
+    )
 
 
 @dataclass(frozen=True)
 class VAESamplingConfig(Options):
     """Sampling of VAEs."""
 
-    temperature: float = option(1.0, "scale of a VAE's latents: below 1 for more typical images, 0 for the mean one")
+    temperature: float = option(
+        1.0, "scale of a VAE's latents: below 1 for more typical images, 0 for the mean one", least=0, most=100
+    )
     prior: str | None = option(
         None,
         "what a VAE's latents are drawn from (default: the mixture, if one was fitted)",
@@ -62,18 +84,17 @@ class VAESamplingConfig(Options):
 class DDPMSamplingConfig(Options):
     """Sampling of DDPMs."""
 
-    guidance_scale: float | None = option(None, "classifier-free guidance; 1 turns it off (default: the model's own)")
+    guidance_scale: float | None = option(
+        None, "classifier-free guidance; 1 turns it off (default: the model's own)", least=0, most=1000
+    )
     sampler: str | None = option(
         None,
         "how to sample a DDPM (default: sde-dpmsolver++, of fewer than 10 steps dpmsolver++)",
         choices=("sde-dpmsolver++", "dpmsolver++", "ddim", "ddpm"),
     )
-    num_inference_steps: int | None = option(None, "sampling steps (default: 20; with `sampler` ddim 50, ddpm all)")
-
-    def validate(self) -> None:
-        if self.num_inference_steps is not None and self.num_inference_steps < 1:
-            raise UserError(f"`num_inference_steps` {self.num_inference_steps} is out of range: use 1 or more.")
-        require_not_negative(self, "guidance_scale")
+    num_inference_steps: int | None = option(
+        None, "sampling steps (default: 20; with `sampler` ddim 50, ddpm all)", least=1, most=100_000
+    )
 
 
 def names_of(kind: type) -> list[str]:

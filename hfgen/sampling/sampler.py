@@ -1,6 +1,7 @@
 """Images from any pipeline that can make some, each from a seed of its own."""
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,11 +11,13 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from hfgen.pipelines.classes import draw_classes
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.machine import GENERATOR, Machine
 from hfgen.runtime.seeds import image_seed
 from hfgen.sampling.capabilities import Adapter, Generates, adapter_class, adapter_of
 from hfgen.sampling.config import SamplingConfig, choose_options, names_of
 from hfgen.sampling.loading import entry_of, load_pipeline
 
+OVERHEAD = 1000  # bytes that Python needs for an image, its name and its seed
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -114,6 +117,24 @@ class Sampler:
         sampler = copy.copy(self)
         sampler.options = self.adapter.fastest(self.options)
         return sampler
+
+    def check_batch(self, size: int) -> None:
+        """Makes sure that so many images that are made at once would fit into an empty memory.
+
+        Raises:
+            UserError: If they do not.
+        """
+        Machine.here().require_images(size, self.image_shape, f"`batch_size` {size}", GENERATOR)
+
+    def check_memory(self, num_images: int, batch_size: int) -> None:
+        """Makes sure that a set that is kept, and the images that are made at once, would fit into an empty memory.
+
+        Raises:
+            UserError: If they do not, with the option that decides it.
+        """
+        self.check_batch(min(num_images, batch_size))
+        kept = num_images * (math.prod(self.image_shape) + OVERHEAD)
+        Machine.host().require(kept, f"`num_images` {num_images}: so many images, kept until all of them are made,")
 
     def __call__(self, indices: Sequence[int], seed: int) -> torch.Tensor:
         """Makes images of the set of `seed`, all at once if they fit into memory, else cut in halves.

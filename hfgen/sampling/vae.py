@@ -26,6 +26,12 @@ class VAEAdapter(Generates, HasDensity, HasLatents, Restores):
 
     # Generates
 
+    def check(self, options: VAESamplingConfig) -> None:
+        if options.prior == "mixture" and self.pipe.prior is None:
+            raise UserError("`prior` mixture: none was fitted to this model. Leave it out.")
+        if options.prior == "normal" and self.pipe.quantises:
+            raise UserError("`prior` normal: this model quantises latents, which are not normal. Leave it out.")
+
     def generate(
         self, generators: Sequence[torch.Generator], labels: torch.Tensor | None, options: VAESamplingConfig
     ) -> torch.Tensor:

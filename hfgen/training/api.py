@@ -1,6 +1,7 @@
 """Training from Python."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -17,14 +18,14 @@ from hfgen.registry import Family
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.launch import make_accelerator
 from hfgen.runtime.lock import FolderLock
-from hfgen.runtime.machine import Machine
+from hfgen.runtime.machine import Machine, weight_bytes
 from hfgen.runtime.notes import notes_to
 from hfgen.runtime.notes import say as print_line
 from hfgen.runtime.seeds import seed_from
 from hfgen.training.engine import digest
 from hfgen.training.folder import RunFolder
 from hfgen.training.options import RunOptions, collect
-from hfgen.training.recipe import FROZEN, Recipe
+from hfgen.training.recipe import FROZEN, TRAINED, Recipe
 from hfgen.training.run import Run
 
 FIRST = 256  # rows that a recipe checks beforehand
@@ -132,6 +133,51 @@ def _image_model(device: Any, name: str) -> ImageModel:
     return ImageModel(extractor.fingerprint, lambda images: extractor(images)["features"])
 
 
+def check_memory(options: RunOptions, info: Any, machine: Machine) -> None:
+    """Makes sure that the images of a step, and the networks with what training adds to them, would fit into an empty
+    memory, before any of it is asked for.
+
+    Raises:
+        UserError: If they do not, with the options that decide it.
+    """
+    training = options.training
+    shape = (info.channels, info.resolution, info.resolution)
+    step = training.train_batch_size * training.gradient_accumulation_steps
+    parts = ["train_batch_size"] + ["gradient_accumulation_steps"] * (training.gradient_accumulation_steps > 1)
+    machine.require_images(step, shape, " ".join(f"`{name}` {getattr(training, name)}" for name in parts))
+    machine.require_images(training.eval_batch_size, shape, f"`eval_batch_size` {training.eval_batch_size}")
+    if options.data.streaming:
+        buffer = options.data.shuffle_buffer_size
+        Machine.host().require(buffer * math.prod(shape), f"`shuffle_buffer_size` {buffer}: so many images in memory")
+    try:
+        with torch.device("meta"):  # which has shapes, and no memory
+            networks = recipe_of(options.family)(options.own, info).networks
+    except UserError:
+        raise
+    except Exception:  # a family may make networks in ways that need memory: then they are made without an estimate
+        return
+    needed = sum(
+        weight_bytes(network.module, network.role == TRAINED, network.averaged and training.use_ema)
+        for network in networks.values()
+    )
+    count = sum(parameter.numel() for network in networks.values() for parameter in network.module.parameters())
+    machine.require(needed, f"{weighty(options)}: {count / 1e6:,.0f} M weights, with all that training adds,")
+
+
+def weighty(options: RunOptions) -> str:
+    """Names the options that decide how large the networks are, with their values: those that were given or are in a
+    preset; without any, all of them."""
+    values, chosen = {}, set()
+    for part in options.parts:
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            if field.metadata.get("weighs") and value is not None:
+                values[field.name] = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                if field.name in options.given or field.default not in (None, value):
+                    chosen.add(field.name)
+    return " ".join(f"`{name}` {value}" for name, value in values.items() if name in chosen or not chosen)
+
+
 def open_recipe(options: RunOptions, accelerator: Any) -> tuple[Recipe, Stream, RunOptions, bool]:
     """Opens the data and makes the networks.
 
@@ -152,7 +198,9 @@ def open_recipe(options: RunOptions, accelerator: Any) -> tuple[Recipe, Stream, 
     classes = RunFolder(options).recorded_classes if goes_on else None
     load = partial(_image_model, accelerator.device)
     stream = open_stream(sources, options.data, training.seed, training.hub_token, groups, classes, load)
-    options = options.resolve(stream.info, Machine.here(), accelerator.mixed_precision)
+    machine = Machine.here()
+    options = options.resolve(stream.info, machine, accelerator.mixed_precision)
+    check_memory(options, stream.info, machine)
     torch.manual_seed(seed_from(training.seed, "weights"))
     recipe = recipe_of(options.family)(options.own, stream.info)
     if isinstance(stream, StreamedStream):  # its images come once

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
-from hfgen.evaluation.config import METRICS, ONE_NUMBER
+from hfgen.evaluation.config import METRICS, MOST_IMAGES, MOST_THREADS, ONE_NUMBER
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import Options, option, require_positive, require_seed
+from hfgen.runtime.options import Options, option
+from hfgen.runtime.seeds import SEEDS
 
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+LONG = 2**40  # updates: what no run will reach
 HUB_STRATEGIES = ("end", "every_save")
 LOGGERS = ("none", "tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab")
 
@@ -36,21 +38,29 @@ class TrainingConfig(Options):
         None, "a checkpoint folder, or `latest`: the newest that is whole; starts from zero where there is none",
         resumable=True, once=True,
     )  # fmt: skip
-    seed: int = option(0, "seed of everything: weights, order of the data, noise, augmentation, sample grids")
-    train_batch_size: int = option(64, "images per process and micro-batch", resumable=True)
-    gradient_accumulation_steps: int = option(1, "micro-batches per update", resumable=True)
-    num_epochs: float = option(100.0, "length in passes over the data", resumable=True)
-    max_train_steps: int | None = option(None, "length in updates; wins over `num_epochs`", resumable=True)
+    seed: int = option(
+        0, "seed of everything: weights, order of the data, noise, augmentation, sample grids", least=0, most=SEEDS - 1
+    )
+    train_batch_size: int = option(64, "images per process and micro-batch", resumable=True, least=1, most=2**20)
+    gradient_accumulation_steps: int = option(1, "micro-batches per update", resumable=True, least=1, most=2**16)
+    num_epochs: float = option(100.0, "length in passes over the data", resumable=True, above=0, most=1e9)
+    max_train_steps: int | None = option(
+        None, "length in updates; wins over `num_epochs`", resumable=True, least=1, most=LONG
+    )
     lr_scheduler: str = option("cosine", "how the learning rate falls to 0", choices=LR_SCHEDULERS)
     lr_warmup_steps: int | None = option(
         None,
         "updates over which the learning rate rises to its peak (default: 500, or a tenth of a run that is short)",
         before=500,
+        least=0,
+        most=LONG,
     )
-    max_grad_norm: float = option(1.0, "clip the gradient of a phase at this norm; 0 turns it off")
+    max_grad_norm: float = option(1.0, "clip the gradient of a phase at this norm; 0 turns it off", least=0, most=1e9)
     use_ema: bool = option(True, "sample and publish the moving average of the weights")
-    ema_half_life: float = option(500_000.0, "half-life of the moving average in images")
-    ema_ramp: float = option(0.05, "cap of the half-life as a share of the images seen so far; 0 turns the cap off")
+    ema_half_life: float = option(500_000.0, "half-life of the moving average in images", above=0, most=1e15)
+    ema_ramp: float = option(
+        0.05, "cap of the half-life as a share of the images seen so far; 0 turns the cap off", least=0, most=1000
+    )
     mixed_precision: str = option(
         "auto",
         "auto is bf16 where the hardware has it, else no",
@@ -60,20 +70,30 @@ class TrainingConfig(Options):
     compile: bool = option(False, "compile the networks (worth it on a GPU)")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass to save memory")
     channels_last: bool = option(False, "keep images channels-last in memory (worth it on a GPU)")
-    cpu_threads: int | None = option(None, "threads per process on a CPU (default: cores / processes)", resumable=True)
-    logging_steps: int = option(50, "updates between two lines of metrics")
+    cpu_threads: int | None = option(
+        None, "threads per process on a CPU (default: cores / processes)", resumable=True, least=1, most=MOST_THREADS
+    )
+    logging_steps: int = option(50, "updates between two lines of metrics", least=1, most=LONG)
     logger: str = option("none", "tracker, besides logs/metrics.jsonl", choices=LOGGERS, resumable=True)
     logging_dir: str = option("logs", "folder of the metrics within `output_dir`", resumable=True)
-    checkpointing_steps: int = option(500, "updates between two checkpoints", resumable=True)
-    checkpoints_total_limit: int | None = option(2, "checkpoints to keep, `none` for all", resumable=True)
-    save_images_epochs: float = option(
-        10.0, "epochs between two sample grids; 0 for none but the last", resumable=True
+    checkpointing_steps: int = option(500, "updates between two checkpoints", resumable=True, least=1, most=LONG)
+    checkpoints_total_limit: int | None = option(
+        2, "checkpoints to keep, `none` for all", resumable=True, least=1, most=LONG
     )
-    save_images_steps: int | None = option(None, "updates between two sample grids; wins over epochs", resumable=True)
-    eval_batch_size: int = option(64, "images in a sample grid", resumable=True)
+    save_images_epochs: float = option(
+        10.0, "epochs between two sample grids; 0 for none but the last", resumable=True, least=0, most=1e9
+    )
+    save_images_steps: int | None = option(
+        None, "updates between two sample grids; wins over epochs", resumable=True, least=1, most=LONG
+    )
+    eval_batch_size: int = option(64, "images in a sample grid", resumable=True, least=1, most=2**20)
     provenance: bool = option(True, "write into PNG files which model made them, and how", resumable=True)
     eval_every: int | None = option(
-        None, "updates between two evaluations of what is published; there is one after the last, too", resumable=True
+        None,
+        "updates between two evaluations of what is published; there is one after the last, too",
+        resumable=True,
+        least=1,
+        most=LONG,
     )
     eval_metrics: tuple[str, ...] = option(("fd",), "what to measure then", choices=METRICS, resumable=True)
     eval_extractor: str = option(
@@ -82,13 +102,15 @@ class TrainingConfig(Options):
     eval_extractor_weights: str | None = option(
         None, "of inception: a file, a Hub id, or `download` (default: what was downloaded before)", resumable=True
     )
-    eval_num_images: int = option(1000, "images to generate, and real ones, for each evaluation", resumable=True)
+    eval_num_images: int = option(
+        1000, "images to generate, and real ones, for each evaluation", resumable=True, least=2, most=MOST_IMAGES
+    )
     metric_for_best_model: str | None = option(
         None, "one of `eval_metrics`: the pipeline with the best value so far is kept in <output_dir>/best",
         choices=ONE_NUMBER, resumable=True,
     )  # fmt: skip
     save_model_epochs: float = option(
-        0.0, "epochs between two savings of the pipeline; 0 for only the last", resumable=True
+        0.0, "epochs between two savings of the pipeline; 0 for only the last", resumable=True, least=0, most=1e9
     )
     push_to_hub: bool = option(False, "push the finished pipeline to the Hub", resumable=True, once=True)
     hub_strategy: str = option(
@@ -107,17 +129,6 @@ class TrainingConfig(Options):
     )
 
     def validate(self) -> None:
-        """Checks the values that can be checked on their own.
-
-        Raises:
-            UserError: For a value out of range.
-        """
-        require_positive(self, "train_batch_size", "gradient_accumulation_steps", "num_epochs", "eval_batch_size")
-        require_positive(self, "logging_steps", "checkpointing_steps", "ema_half_life")
-        require_seed(self.seed)
-        for name in ("max_train_steps", "cpu_threads", "checkpoints_total_limit", "save_images_steps", "eval_every"):
-            if getattr(self, name) is not None:
-                require_positive(self, name)
         best = self.metric_for_best_model
         if best is not None and (self.eval_every is None or best not in self.eval_metrics):
             lacking = "`eval_every`" if self.eval_every is None else f"{best} among `eval_metrics`"
@@ -127,8 +138,7 @@ class TrainingConfig(Options):
                 "`hub_strategy` every_save pushes what is saved during training, and nothing is saved: give "
                 "`save_model_epochs` or `metric_for_best_model`, too."
             )
-        if self.eval_every is not None and (self.eval_num_images < 2 or not self.eval_metrics):
-            raise UserError("`eval_num_images` is below 2, or `eval_metrics` is empty: there is nothing to measure.")
-        for name in ("lr_warmup_steps", "max_grad_norm", "ema_ramp", "save_images_epochs", "save_model_epochs"):
-            if (getattr(self, name) or 0) < 0:
-                raise UserError(f"`{name}` {getattr(self, name)} is negative: use 0 or more.")
+        if self.eval_every is not None and not self.eval_metrics:
+            raise UserError(
+                "`eval_metrics` is empty: there is nothing to measure. Give some, or leave `eval_every` out."
+            )

@@ -122,8 +122,6 @@ def collect(family: str | Family, preset: str | None = None, command: str = "", 
     family = family if isinstance(family, Family) else find_family(family)
     if fault := family.fault():
         raise UserError(f"the family {family.name!r} of {family.origin} cannot be used: {fault}")
-    if given.get("output_dir") == "":
-        raise UserError("`output_dir` is empty: give a folder, or leave it out.")
     no_data = given.get("dataset_name") in (None, DIGITS) and given.get("train_data_dir") is None
     presets = family.load("presets") or {}
     asked, preset = preset, preset or (DIGITS if no_data and DIGITS in presets else family.default_preset)

@@ -151,7 +151,7 @@ def test_pairs_of_settings():
         ("--no_compile", "--no_compile does not go with this benchmark: it is compared."),
         ("--mixed_precision=bf16", "--mixed_precision does not go with this benchmark: it is compared."),
         ("--r1_gamma 1", "unknown flag --r1_gamma"),
-        ("--networks vae --beta -1", "--beta -1.0 is negative"),
+        ("--networks vae --beta -1", "--beta -1.0 is out of range"),
         ("--gradient_accumulation_steps 2", "--gradient_accumulation_steps 2: the loops are compared"),
     ],
 )

@@ -157,11 +157,11 @@ def test_flags_are_told_apart():
     ("arguments", "message"),
     [
         ("--rounds 0", "--rounds 0 is out of range"),
-        ("--start_ups -1", "--start_ups -1 is negative"),
+        ("--start_ups -1", "--start_ups -1 is out of range"),
         ("--family", "--family is empty"),
         ("--family dit", "invalid choice: 'dit'"),
         ("--r1_gamma 1", "unknown flag --r1_gamma"),
-        ("--family gan --r1_gamma -1", "--r1_gamma -1.0 is negative"),
+        ("--family gan --r1_gamma -1", "--r1_gamma -1.0 is out of range"),
         ("--gradient_accumulation_steps 2", "--gradient_accumulation_steps 2: the loops are compared"),
         ("--mixed_precision fp16", "--mixed_precision fp16: the bare loop cannot do that"),
     ],

@@ -182,7 +182,7 @@ def test_parts(script, tmp_path):
         ("--seed -1", "--seed -1 is out of range"),
         ("--dataset_name x --streaming", "--streaming is not for classifiers"),
         ("--balance_classes", "--balance_classes is not for classifiers"),
-        ("--resolution 2", "--resolution 2 is too small"),
+        ("--resolution 2", "--resolution 2 is out of range"),
         ("--epochs 3", "unknown flag --epochs. Did you mean --num_epochs"),
         ("--output_dir {full}", "is not empty"),
         ("--output_dir {full}/file", "is not empty"),

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, run
+from helpers import ROOT, python, run
 
 from hfgen import registry
 from hfgen.commands.main import VERBS, main
@@ -126,7 +126,7 @@ def test_a_broken_plugin_that_is_asked_for_says_so(plugin, capsys):
         (["train", "--seed", "1"], "needs the name of a family first"),
         (["train", "gna"], "there is no family 'gna': the families are ddpm, gan, vae. Did you mean gan?"),
         (["train", "gan", "--resolutin", "8"], "unknown flag --resolutin. Did you mean --resolution?"),
-        (["train", "gan", "--resolution", "2"], "--resolution 2 is too small"),
+        (["train", "gan", "--resolution", "2"], "--resolution 2 is out of range: use 4 to 4096"),
         (["list", "gan"], "hfgen list takes no arguments"),
         (["sample"], "--model is missing"),
     ],
@@ -213,3 +213,22 @@ def test_doors_are_three_lines():
             'if __name__ == "__main__":',
         ]
         assert len([line for line in code if line]) == 3
+
+
+def test_memory_that_runs_out_is_one_line(tmp_path):
+    code = """
+import contextlib, io, resource, sys, torch
+from pathlib import Path
+from hfgen.commands.main import main
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**29,) * 2)
+with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as written:
+    with contextlib.suppress(SystemExit):
+        main(["train", "gan", "--num_clusters", "0", "--train_batch_size", "8192", "--base_channels", "256",
+              "--max_train_steps", "1", "--cpu_threads", "1", "--output_dir", sys.argv[1]])
+print(written.getvalue().splitlines()[-1])
+"""
+    line = python(code, tmp_path / "run", env={"HF_HOME": str(tmp_path)})
+    assert line.startswith("error: memory ran out: ") and line.endswith(
+        "Use smaller batches, images or networks, or a larger machine."
+    )

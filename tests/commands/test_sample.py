@@ -95,7 +95,7 @@ def test_too_few_steps_are_told_by_flags(models, tmp_path, capsys, recwarn):
         ("absent", "", "holds no pipeline"),
         ("plain", "--num_images 0", "--num_images 0 is out of range"),
         ("plain", "--num_inference_steps 1001", "--num_inference_steps 1001 is out of .* 1000 timesteps. Use 1000 or"),
-        ("labelled", "--guidance_scale -1", "--guidance_scale -1.0 is negative"),
+        ("labelled", "--guidance_scale -1", "--guidance_scale -1.0 is out of range"),
         ("plain", "--seed -1", "--seed -1 is out of range"),
         ("plain", "--mixed_precision fp16", "fp16 does not exist on a CPU"),
         ("plain", "--sampler euler", "invalid choice: 'euler'"),

@@ -92,7 +92,7 @@ def test_a_model_for_a_task_shows_its_task(show, tmp_path):
     ("arguments", "message"),
     [
         ("", "--model is missing"),
-        ("--model x --num_images 1", "--num_images 1 is out of range: use 2 or more"),
+        ("--model x --num_images 1", "--num_images 1 is out of range: use 2 to 10000"),
         ("--model x --noise_level 0", "--noise_level 0.0 is out of range"),
         ("--model {} --factor 3 --steps 1", "--factor 3 does not divide the 8 pixels"),
     ],

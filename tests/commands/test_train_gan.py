@@ -170,7 +170,7 @@ def test_a_grid_of_few_classes_is_about_square(tmp_path, script):
             "--balance_classes is about labels, and --num_clusters 100 puts groups in their place",
         ),
         ("--cluster_features patchs", "--cluster_features patchs is unknown: use pixels, patches, or the Hub id"),
-        ("--augmentations blur", "--augmentations blur is unknown: choose from flip"),
+        ("--augmentations blur", "--augmentations: invalid choice: 'blur'"),
         ("--train_batch_size 1", "--train_batch_size 1: batch normalisation needs several images"),
         ("--architecture stylegan2 --train_batch_size 37", "--train_batch_size 37: minibatch statistics need groups"),
         ("--objective hinge --label_smoothing 0.1", "--objective hinge has no target to lower"),

@@ -147,7 +147,7 @@ def test_an_alarm_reaches_the_user(script, tmp_path, capsys, monkeypatch):
         ("--resolution 300", "does not fit the images"),
         ("--likelihood bernoulli", "--likelihood bernoulli is for black and white images"),
         ("--likelihood poisson", "invalid choice: 'poisson'"),
-        ("--beta -1", "--beta -1.0 is negative"),
+        ("--beta -1", "--beta -1.0 is out of range"),
         ("--task super_resolve --task_level 3", "--task_level 3 does not divide the 8 pixels"),
         ("--betta 2", "unknown flag --betta. Did you mean --beta?"),
     ],

@@ -27,6 +27,7 @@ from hfgen.evaluation.runner import evaluate, following, nearest_pairs
 from hfgen.pipelines.classes import draw_classes
 from hfgen.runtime.distributed import map_over_processes
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.machine import Machine
 from hfgen.runtime.seeds import image_seed
 from hfgen.sampling.capabilities import Generates
 from hfgen.sampling.loading import load_pipeline
@@ -68,6 +69,17 @@ def values(report):
 
 
 # Numbers
+
+
+def test_features_and_batches_that_no_memory_could_hold(samplers, config, extractor, monkeypatch):
+    for name in ("here", "host"):
+        monkeypatch.setattr(Machine, name, classmethod(lambda cls: cls("cpu", 10**6)))
+    for num_images, batch_size, message in (
+        (1000, 1000, "^`batch_size` 1000: 1000 images of 1x8x8 at once need 5.312 MB, and this machine has 1 MB"),
+        (100_000, 8, "^`num_images` 100000: the features of so many images, which are kept, need"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(samplers["gan"], config, extractor, "fd", num_images=num_images, batch_size=batch_size)
 
 
 def test_numbers_are_those_of_the_functions(samplers, config, extractor, place):

@@ -113,6 +113,7 @@ def test_channels_follow_the_data():
         ({"rescale_betas_zero_snr": True, "prediction_type": "epsilon"}, {}, "`rescale_betas_zero_snr` does not go"),
         ({"block_out_channels": (8, 8, 8, 8, 8)}, {}, "`resolution` does not fit `resolution` 8"),
         ({"attention_resolutions": (5,)}, {}, "`attention_resolutions` does not fit"),
+        ({"attention_head_dim": 16}, {}, "`attention_head_dim` does not fit .*a level with attention has 8"),
         ({"block_out_channels": (8, 6)}, {}, "`block_out_channels` 6 is no multiple of `norm_num_groups` 4"),
         ({"block_out_channels": (8, 12)}, {}, "no multiple of `attention_head_dim` 8"),
         ({"class_conditional": True}, {"class_names": None}, "`class_conditional` needs labels"),

@@ -53,6 +53,14 @@ def trained(config, steps=150, info=INFO, conditional=False):
     return recipe, logs
 
 
+def test_few_images_have_a_prior_of_few_gaussians():
+    """More than there are latents would fail, and only after all of the training."""
+    recipe = VAERecipe(dataclasses.replace(TINY, prior_components=100), data_info(num_images=5, class_names=None))
+    batches = (batch_of(squares(8, seed), seed) for seed in itertools.count())
+    with torch.no_grad():
+        assert recipe.fit(modules_of(recipe), batches).config.num_components == 24
+
+
 @pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize(
     "architecture",
@@ -176,8 +184,8 @@ def test_the_alarm_of_a_codebook():
 @pytest.mark.parametrize(
     ("changes", "info", "message"),
     [
-        ({"beta": -1.0}, {}, "`beta` -1.0 is negative"),
-        ({"kl_warmup": 1.0}, {}, "`kl_warmup` 1.0 is not in"),
+        ({"beta": -1.0}, {}, "`beta` -1.0 is out of range"),
+        ({"kl_warmup": 1.0}, {}, "`kl_warmup` 1.0 is out of range"),
         ({"variance": 0.0}, {}, "`variance` 0.0 is out of range"),
         ({"variance": 1.0, "likelihood": "logistic"}, {}, "`variance` 1.0: logistic has none"),
         ({"spatial_latent": True, "architecture": "conv"}, {}, "`spatial_latent` is for residual"),

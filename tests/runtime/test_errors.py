@@ -11,7 +11,7 @@ from hfgen.runtime.errors import UserError, one_line
 @pytest.mark.parametrize(
     ("message", "field"),
     [
-        ("`resolution` 3 is too small: use at least 4 pixels.", "resolution"),
+        ("`resolution` 3 is out of range: use 4 to 4096.", "resolution"),
         ("`r1_gamma` and `r2_gamma` exclude each other.", "r1_gamma"),
         ("give `latest` or a folder", "latest"),
         ("the data set has no rows", None),

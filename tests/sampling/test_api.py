@@ -9,10 +9,10 @@ from hfgen.runtime.errors import UserError
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_images": "4"}, "`num_images` '4' is out of range: use a whole number from 1 on."),
-        ({"num_images": 2.5}, "`num_images` 2.5 is out of range"),
+        ({"num_images": "4"}, "`num_images` is '4', but must be int."),
+        ({"num_images": 2.5}, "`num_images` is 2.5, but must be int"),
         ({"batch_size": 0}, "`batch_size` 0 is out of range"),
-        ({"seed": "a"}, "`seed` 'a' is out of range"),
+        ({"seed": "a"}, "`seed` is 'a', but must be int"),
         ({"seed": -1}, "`seed` -1 is out of range"),
         ({"num_image": 2}, "`num_image` is no option here. Did you mean num_images"),
         ({}, "/no/such/folder holds no pipeline: there is no such folder"),

@@ -7,15 +7,20 @@ from evaluation.tiny import save_model
 import hfgen
 from hfgen.models.conv_vae import ConvVAE
 from hfgen.models.dcgan import DCGANGenerator
+from hfgen.models.gaussian_mixture import GaussianMixturePrior
+from hfgen.models.hierarchical_vae import HierarchicalVAE
+from hfgen.models.vq_vae import VQVAE
 from hfgen.pipelines.ddpm_sampling import denoise, sampling_scheduler
 from hfgen.pipelines.gan import GANPipeline
 from hfgen.pipelines.vae import VAEPipeline
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.machine import Machine
 from hfgen.sampling.capabilities import Generates
-from hfgen.sampling.config import DDPMSamplingConfig, GANSamplingConfig
+from hfgen.sampling.config import DDPMSamplingConfig, GANSamplingConfig, VAESamplingConfig
 from hfgen.sampling.loading import load_pipeline
 from hfgen.sampling.sampler import Sampler, image_generators, load_sampler
 
+SMALL = {"sample_size": 8, "in_channels": 1, "latent_channels": 4, "block_out_channels": (8, 8)}
 KINDS = ("gan", "stylegan2", "vae", "ddpm")
 
 
@@ -120,8 +125,8 @@ def test_options_that_do_not_fit_name_the_model(folder):
         load_sampler(str(folder / "vae"), {"temperatur": 1})
     with pytest.raises(UserError, match="ddpm: `guidance_scale` 2.0: this model knows no classes"):
         load_sampler(str(folder / "ddpm"), {"guidance_scale": 2.0})
-    with pytest.raises(UserError, match="vae: prior is 'mixture', but this pipeline has none"):
-        load_sampler(str(folder / "vae"), {"prior": "mixture"})([0], 0)
+    with pytest.raises(UserError, match="vae: `prior` mixture: none was fitted to this model"):
+        load_sampler(str(folder / "vae"), {"prior": "mixture"})
     with pytest.raises(UserError, match="fp16 does not exist on a CPU"):
         load_sampler(str(folder / "vae"), {"mixed_precision": "fp16"})
     assert load_sampler(str(folder / "stylegan2"), {"truncation": 0.5}).options == GANSamplingConfig(truncation=0.5)
@@ -151,6 +156,40 @@ def test_from_python(folder):
     assert (found - expected.flatten(1).int()).abs().max() <= 1
     with pytest.raises(UserError, match="`num_images` 0 is out of range"):
         hfgen.sample(str(folder / "gan"), num_images=0)
+
+
+def test_memory_for_the_images_is_estimated_beforehand(folder, monkeypatch):
+    for name in ("here", "host"):
+        monkeypatch.setattr(Machine, name, classmethod(lambda cls: cls("cpu", 10**9)))
+    gan = str(folder / "gan")
+    load_sampler(gan).check_memory(num_images=1000, batch_size=2**20)  # there is no larger batch than all of them
+    with pytest.raises(UserError, match="^`batch_size` 1000000: 1000000 images of 1x8x8 at once need 5.312 GB, and"):
+        hfgen.sample(gan, num_images=10**6, batch_size=10**6)
+    with pytest.raises(UserError, match="^`num_images` 1000000: so many images, kept until all .* need 1.064 GB, and"):
+        hfgen.sample(gan, num_images=10**6, batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("pipe", "prior", "message"),
+    [
+        (
+            lambda: VAEPipeline(ConvVAE(**SMALL)),
+            "mixture",
+            "it: `prior` mixture: none was fitted to this model. Leave",
+        ),
+        (lambda: VAEPipeline(HierarchicalVAE(**SMALL | {"block_out_channels": (8, 8)})), "mixture", "`prior` mixture"),
+        (lambda: quantised(), "normal", "it: `prior` normal: this model quantises latents, which are not normal"),
+    ],
+)
+def test_a_prior_that_there_is_not(pipe, prior, message):
+    with pytest.raises(UserError, match=message):
+        Sampler(pipe(), VAESamplingConfig(prior=prior), name="it")
+    assert Sampler(pipe(), name="it").options.prior is None
+
+
+def quantised():
+    vae = VQVAE(**SMALL)
+    return VAEPipeline(vae, GaussianMixturePrior(vae.latent_shape))
 
 
 def test_an_adapter_may_speak_for_its_pipeline_itself(folder):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import hfgen
+from hfgen.evaluation.config import Amounts
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import require_seed
 from hfgen.runtime.seeds import image_seed, seed_from
 from hfgen.sampling.sampler import image_generators
 
@@ -35,7 +35,8 @@ def test_streams_have_64_bits_and_keep_those_of_version_01_on_a_cpu():
     assert torch.equal(*draws)
 
 
-@pytest.mark.parametrize("seed", [-1, 2**64, 1.5, True, "3"])
-def test_mistakes(seed):
-    with pytest.raises(UserError, match="`seed` .* is out of range: use a whole number from 0 to 2"):
-        require_seed(seed)
+@pytest.mark.parametrize(("seed", "seeds"), [(-1, 1), (2**64, 1), (1.5, 1), (True, 1), ("3", 1), (2**64 - 2, 3)])
+def test_mistakes(seed, seeds):
+    with pytest.raises(UserError, match="`seed` (is )?.*( is out of range: use 0 to 2|, but must be int|for all of)"):
+        Amounts(seed=seed, seeds=seeds)
+    assert Amounts(seed=2**64 - 2, seeds=2)

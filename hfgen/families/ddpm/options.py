@@ -5,61 +5,67 @@ from typing import Any
 
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.machine import Machine
-from hfgen.runtime.options import Options, option, require_positive
+from hfgen.runtime.options import Options, option
 
 
 @dataclass(frozen=True)
 class DDPMConfig(Options):
     """DDPM: network, noise schedule, objective and optimiser."""
 
-    block_out_channels: tuple[int, ...] = option((32, 64, 64), "channels of each level of the UNet")
-    layers_per_block: int = option(1, "residual blocks per level")
-    attention_resolutions: tuple[int, ...] | None = option(
-        None, "heights of the feature maps that get attention (default: the lowest level)", resolved=True
+    block_out_channels: tuple[int, ...] = option(
+        (32, 64, 64), "channels of each level of the UNet", least=1, most=2**16, weighs=True
     )
-    attention_head_dim: int = option(32, "channels per attention head")
-    norm_num_groups: int = option(8, "groups of the group normalisation")
-    dropout: float = option(0.0, "dropout in the residual blocks")
+    layers_per_block: int = option(1, "residual blocks per level", least=1, most=64, weighs=True)
+    attention_resolutions: tuple[int, ...] | None = option(
+        None,
+        "heights of the feature maps that get attention (default: the lowest level)",
+        resolved=True,
+        least=1,
+        most=4096,
+    )
+    attention_head_dim: int = option(32, "channels per attention head", least=1, most=2**16)
+    norm_num_groups: int = option(8, "groups of the group normalisation", least=1, most=2**16)
+    dropout: float = option(0.0, "dropout in the residual blocks", least=0, below=1)
     model_config_name_or_path: str | None = option(
         None,
         "Hub id or folder with the config.json of a UNet2DModel to train from scratch, instead of the flags above",
+        weighs=True,
     )
     class_conditional: bool = option(False, "train on the labels, for sampling by class")
-    label_dropout: float = option(0.1, "share of labels replaced by 'no class', for guidance; 0 turns guidance off")
+    label_dropout: float = option(
+        0.1, "share of labels replaced by 'no class', for guidance; 0 turns guidance off", least=0, below=1
+    )
     prediction_type: str = option(
         "v_prediction", "what the network predicts", choices=("epsilon", "v_prediction", "sample")
     )
-    ddpm_num_steps: int = option(1000, "timesteps of the noise schedule")
+    ddpm_num_steps: int = option(1000, "timesteps of the noise schedule", least=1, most=100_000)
     ddpm_beta_schedule: str = option(
         "squaredcos_cap_v2",
         "noise schedule; squaredcos_cap_v2 is the cosine schedule",
         choices=("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"),
     )
     rescale_betas_zero_snr: bool = option(False, "let the schedule end in pure noise (zero terminal SNR)")
-    snr_gamma: float | None = option(None, "min-SNR weighting of the loss with this gamma (5 in its paper)")
-    ddpm_num_inference_steps: int = option(20, "sampling steps of the sample grids", resumable=True)
+    snr_gamma: float | None = option(
+        None, "min-SNR weighting of the loss with this gamma (5 in its paper)", above=0, most=1e6
+    )
+    ddpm_num_inference_steps: int = option(
+        20, "sampling steps of the sample grids", resumable=True, least=1, most=100_000
+    )
     guidance_scale: float = option(
         1.5, "guidance of the sample grids and, unless told otherwise, of the pipeline, with classes or groups",
-        resumable=True,
+        resumable=True, least=0, most=1000,
     )  # fmt: skip
-    learning_rate: float = option(1e-3, "peak learning rate of AdamW")
-    adam_beta1: float = option(0.9, "AdamW beta 1")
-    adam_beta2: float = option(0.999, "AdamW beta 2")
-    adam_weight_decay: float = option(0.0, "AdamW weight decay")
-    adam_epsilon: float = option(1e-8, "AdamW epsilon")
+    learning_rate: float = option(1e-3, "peak learning rate of AdamW", above=0, most=100)
+    adam_beta1: float = option(0.9, "AdamW beta 1", least=0, below=1)
+    adam_beta2: float = option(0.999, "AdamW beta 2", least=0, below=1)
+    adam_weight_decay: float = option(0.0, "AdamW weight decay", least=0, most=100)
+    adam_epsilon: float = option(1e-8, "AdamW epsilon", least=1e-30, most=1)
 
     def validate(self) -> None:
-        """Checks the values that can be checked on their own.
-
-        Raises:
-            UserError: For values out of range, or that do not go together.
-        """
-        require_positive(self, "layers_per_block", "attention_head_dim", "norm_num_groups", "ddpm_num_steps")
-        require_positive(self, "learning_rate", "adam_epsilon", "ddpm_num_inference_steps")
         if not self.block_out_channels:
             raise UserError("`block_out_channels` is empty: give the channels of each level, for example 32 64 64.")
         for channels in self.block_out_channels:
-            if channels < 1 or channels % self.norm_num_groups:
+            if channels % self.norm_num_groups:
                 raise UserError(
                     f"`block_out_channels` {channels} is no multiple of `norm_num_groups` {self.norm_num_groups}: "
                     "change one of them."
@@ -69,13 +75,6 @@ class DDPMConfig(Options):
                     f"`block_out_channels` {channels} is no multiple of `attention_head_dim` "
                     f"{self.attention_head_dim}: change one of them."
                 )
-        for name in ("dropout", "label_dropout", "adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"`{name}` {getattr(self, name)} is not in [0, 1): use a share.")
-        if self.adam_weight_decay < 0:
-            raise UserError(f"`adam_weight_decay` {self.adam_weight_decay} is negative: use 0 or more.")
-        if self.snr_gamma is not None:
-            require_positive(self, "snr_gamma")
         if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
             raise UserError(
                 "`rescale_betas_zero_snr` does not go with `prediction_type` epsilon: from pure noise nothing can be "

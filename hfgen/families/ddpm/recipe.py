@@ -98,7 +98,8 @@ class DDPMRecipe(Recipe):
                 )
             except ValueError as error:
                 channels = " ".join(map(str, config.block_out_channels))
-                name = "attention_resolutions" if "attention" in str(error) else "resolution"
+                options = ("attention_head_dim", "attention_resolutions")
+                name = next((name for name in options if name in str(error)), "resolution")
                 raise UserError(
                     f"`{name}` does not fit `resolution` {info.resolution} and `block_out_channels` {channels}: "
                     f"{error}"

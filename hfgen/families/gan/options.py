@@ -6,7 +6,7 @@ from typing import Any
 
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.machine import Machine
-from hfgen.runtime.options import Options, option, require_positive
+from hfgen.runtime.options import Options, option
 
 AUGMENTATIONS = (  # those of objectives.adaptive_augmentation, which imports torch
     *("flip", "rotate90", "translate_integer", "scale", "rotate", "anisotropic", "translate"),
@@ -25,15 +25,17 @@ class GANConfig(Options):
     """GAN: networks, objective, regularisation and optimisers."""
 
     architecture: str = option("dcgan", "the pair of networks", choices=("mlp", "dcgan", "residual", "stylegan2"))
-    latent_dim: int = option(64, "length of the latents")
+    latent_dim: int = option(64, "length of the latents", least=1, most=2**16, weighs=True)
     base_channels: int = option(
         32, "width: of the first layer (mlp), at the full size (dcgan), of all stages (residual), 1/32 of the "
-        "channels times the pixels per side (stylegan2)",
+        "channels times the pixels per side (stylegan2)", least=1, most=2**16, weighs=True,
     )  # fmt: skip
     group_width: int | None = option(
         None,
         "channels per group of the convolutions of residual; 0 for plain ones (default: 16 on a GPU, 0 on a CPU)",
         resolved=True,
+        least=0,
+        most=2**16,
     )
     discriminator_norm: str = option(
         "group", "normalisation in the discriminator of dcgan", choices=("group", "batch", "none")
@@ -45,10 +47,10 @@ class GANConfig(Options):
         choices=("tanh", "none"),
         before=lambda record: "none" if record.get("architecture") in ("residual", "stylegan2") else "tanh",
     )
-    max_channels: int = option(256, "most channels of a layer (stylegan2)")
-    mapping_layers: int = option(2, "layers from latents to styles (stylegan2)")
+    max_channels: int = option(256, "most channels of a layer (stylegan2)", least=1, most=2**16, weighs=True)
+    mapping_layers: int = option(2, "layers from latents to styles (stylegan2)", least=1, most=64, weighs=True)
     minibatch_std_group: int = option(
-        32, "images whose deviation the discriminator sees, at most; 0 turns it off (stylegan2)"
+        32, "images whose deviation the discriminator sees, at most; 0 turns it off (stylegan2)", least=0, most=2**20
     )
     residual_discriminator: bool = option(False, "residual blocks in the discriminator (stylegan2)")
     class_conditional: bool = option(False, "train on the labels, for sampling by class")
@@ -57,36 +59,52 @@ class GANConfig(Options):
         "what the two networks minimise",
         choices=("relativistic", "nonsaturating", "saturating", "least_squares", "hinge", "wasserstein"),
     )
-    label_smoothing: float = option(0.0, "lowers the target of real images from 1 by this much")
-    r1_gamma: float = option(0.05, "weight of R1, the squared gradient at real images; 0 turns it off")
-    r2_gamma: float = option(0.05, "weight of R2, the squared gradient at generated images; 0 turns it off")
-    penalty_interval: int = option(4, "steps between two uses of R1 and R2, which then weigh as many times more")
-    lipschitz_weight: float = option(0.0, "weight of WGAN-GP's penalty, 10 in its paper; 0 turns it off")
+    label_smoothing: float = option(0.0, "lowers the target of real images from 1 by this much", least=0, most=0.5)
+    r1_gamma: float = option(
+        0.05, "weight of R1, the squared gradient at real images; 0 turns it off", least=0, most=1e6
+    )
+    r2_gamma: float = option(
+        0.05, "weight of R2, the squared gradient at generated images; 0 turns it off", least=0, most=1e6
+    )
+    penalty_interval: int = option(
+        4, "steps between two uses of R1 and R2, which then weigh as many times more", least=1, most=2**20
+    )
+    lipschitz_weight: float = option(
+        0.0, "weight of WGAN-GP's penalty, 10 in its paper; 0 turns it off", least=0, most=1e6
+    )
     path_length_weight: float = option(
-        0.0, "weight of path length regularisation, 2 in its paper; 0 turns it off (stylegan2)"
+        0.0, "weight of path length regularisation, 2 in its paper; 0 turns it off (stylegan2)", least=0, most=1e6
     )
     path_length_interval: int = option(
-        4, "steps of the generator between two uses of it, which then weigh as many times more"
+        4, "steps of the generator between two uses of it, which then weigh as many times more", least=1, most=2**20
     )
     style_mixing: float = option(
         0.0, "probability that an image has two styles, one for its coarse and one for its fine layers, 0.9 in its "
-        "paper (stylegan2)",
+        "paper (stylegan2)", least=0, most=1,
     )  # fmt: skip
-    discriminator_steps: int = option(1, "steps of the discriminator per step of the generator")
+    discriminator_steps: int = option(1, "steps of the discriminator per step of the generator", least=1, most=10_000)
     ada_target: float | None = option(
-        None, "adaptive augmentation: keeps the mean sign of the real logits at this, 0.6 in its paper"
+        None,
+        "adaptive augmentation: keeps the mean sign of the real logits at this, 0.6 in its paper",
+        least=0,
+        most=1,
     )
-    augment_probability: float = option(0.0, "probability of each differentiable augmentation (initial, if adaptive)")
+    augment_probability: float = option(
+        0.0, "probability of each differentiable augmentation (initial, if adaptive)", least=0, most=1
+    )
     augmentations: tuple[str, ...] = option(
         ("translate_integer", "scale", "rotate", "anisotropic", "translate", "brightness", "contrast", "cutout"),
         "the differentiable augmentations; also: flip rotate90 luma_flip hue saturation",
+        choices=AUGMENTATIONS,
     )
-    truncation: float = option(1.0, "truncation of the sample grids (stylegan2)", resumable=True)
-    learning_rate: float = option(1e-3, "peak learning rate of Adam")
-    discriminator_learning_rate: float | None = option(None, "that of the discriminator, if it differs", resolved=True)
-    adam_beta1: float = option(0.0, "Adam beta 1")
-    adam_beta2: float = option(0.99, "Adam beta 2")
-    adam_epsilon: float = option(1e-8, "Adam epsilon")
+    truncation: float = option(1.0, "truncation of the sample grids (stylegan2)", resumable=True, least=0, most=10)
+    learning_rate: float = option(1e-3, "peak learning rate of Adam", above=0, most=100)
+    discriminator_learning_rate: float | None = option(
+        None, "that of the discriminator, if it differs", resolved=True, above=0, most=100
+    )
+    adam_beta1: float = option(0.0, "Adam beta 1", least=0, below=1)
+    adam_beta2: float = option(0.99, "Adam beta 2", least=0, below=1)
+    adam_epsilon: float = option(1e-8, "Adam epsilon", least=1e-30, most=1)
 
     @property
     def penalised(self) -> bool:
@@ -94,25 +112,6 @@ class GANConfig(Options):
         return bool(self.r1_gamma or self.r2_gamma or self.lipschitz_weight)
 
     def validate(self) -> None:
-        """Checks the values that can be checked on their own.
-
-        Raises:
-            UserError: For values out of range, or that do not go together.
-        """
-        require_positive(self, "latent_dim", "base_channels", "penalty_interval", "discriminator_steps")
-        require_positive(self, "learning_rate", "adam_epsilon", "max_channels", "path_length_interval")
-        if self.discriminator_learning_rate is not None:
-            require_positive(self, "discriminator_learning_rate")
-        for name in ("r1_gamma", "r2_gamma", "lipschitz_weight", "path_length_weight"):
-            if getattr(self, name) < 0:
-                raise UserError(f"`{name}` {getattr(self, name)} is negative: use 0 or more.")
-        for name in ("adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"`{name}` {getattr(self, name)} is not in [0, 1): use a share.")
-        shares = (("label_smoothing", 0.5), ("augment_probability", 1), ("ada_target", 1), ("style_mixing", 1))
-        for name, most in shares:
-            if not 0 <= (getattr(self, name) or 0) <= most:
-                raise UserError(f"`{name}` {getattr(self, name)} is not in [0, {most}]: use a share.")
         if self.label_smoothing and self.objective not in ("nonsaturating", "saturating", "least_squares"):
             raise UserError(
                 f"`label_smoothing` {self.label_smoothing}: `objective` {self.objective} has no target to lower. "
@@ -132,9 +131,12 @@ class GANConfig(Options):
             raise UserError(
                 f"`group_width` {self.group_width} does not divide 2 * `base_channels` {self.base_channels}."
             )
-        unknown = [name for name in self.augmentations if name not in AUGMENTATIONS]
-        if unknown:
-            raise UserError(f"`augmentations` {unknown[0]} is unknown: choose from {' '.join(AUGMENTATIONS)}.")
+        if not self.augmentations and (self.ada_target is not None or self.augment_probability):
+            name = "augment_probability" if self.ada_target is None else "ada_target"
+            raise UserError(
+                f"`{name}` {getattr(self, name)}: `augmentations` is empty, so that there is nothing to augment with. "
+                "Give some, or leave both out."
+            )
         if self.discriminator_norm != "group" and self.architecture != "dcgan":
             raise UserError(
                 f"`discriminator_norm` {self.discriminator_norm}: {self.architecture} has none. Leave it out."
@@ -149,7 +151,7 @@ class GANConfig(Options):
                 f"`output_activation` none: {self.architecture} always ends in tanh. Leave it out, or use residual or "
                 "stylegan2."
             )
-        if self.minibatch_std_group < 0 or self.minibatch_std_group == 1:
+        if self.minibatch_std_group == 1:
             raise UserError(
                 f"`minibatch_std_group` {self.minibatch_std_group}: a deviation needs two images. Use 2 or more, or 0 "
                 "to turn it off."
@@ -177,7 +179,7 @@ class GANConfig(Options):
         if size == 1 and self.architecture in ("mlp", "dcgan"):
             raise UserError("`train_batch_size` 1: batch normalisation needs several images. Use 2 or more.")
         most = self.minibatch_std_group
-        if self.architecture == "stylegan2" and most and all(size % group for group in range(2, most + 1)):
+        if self.architecture == "stylegan2" and most and all(size % group for group in range(2, min(most, size) + 1)):
             raise UserError(
                 f"`train_batch_size` {size}: minibatch statistics need groups of 2 to {most} images of equal size. "
                 "Use a number with such a divisor, or `minibatch_std_group` 0."

@@ -5,7 +5,7 @@ from typing import Any
 
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.machine import Machine
-from hfgen.runtime.options import Options, option, require_positive
+from hfgen.runtime.options import Options, option
 
 
 @dataclass(frozen=True)
@@ -17,28 +17,44 @@ class VAEConfig(Options):
         None,
         "latents: all of conv and residual, per position of the others (default: 32; hierarchical 8, vq 16)",
         resolved=True,
+        least=1,
+        most=2**16,
+        weighs=True,
     )
     block_out_channels: tuple[int, ...] | None = option(
-        None, "channels of each level, from the full size down (default: those of the architecture)", resolved=True
+        None,
+        "channels of each level, from the full size down (default: those of the architecture)",
+        resolved=True,
+        least=1,
+        most=2**16,
+        weighs=True,
     )
     spatial_latent: bool = option(False, "latents for each position of the smallest feature map (residual)")
-    num_vq_embeddings: int = option(256, "size of the codebook (vq)")
+    num_vq_embeddings: int = option(256, "size of the codebook (vq)", least=2, most=2**18, weighs=True)
     class_conditional: bool = option(False, "train on the labels, for sampling by class")
     likelihood: str = option(
         "gaussian",
         "how the decoder's output stands for pixels; bernoulli is for black and white only",
         choices=("gaussian", "bernoulli", "logistic", "logistic_mixture"),
     )
-    num_mixtures: int = option(5, "components of logistic_mixture")
+    num_mixtures: int = option(5, "components of logistic_mixture", least=1, most=1024, weighs=True)
     variance: float | None = option(
-        None, "variance of the gaussian, pixels being in [-1, 1] (default: the optimal one, followed while training)"
+        None,
+        "variance of the gaussian, pixels being in [-1, 1] (default: the optimal one, followed while training)",
+        least=1e-10,
+        most=1e6,
     )
     beta: float = option(
-        1.0, "weight of the KL divergence, summed over latents, beside the likelihood summed over pixels"
+        1.0,
+        "weight of the KL divergence, summed over latents, beside the likelihood summed over pixels",
+        least=0,
+        most=1e6,
     )
-    kl_warmup: float = option(0.0, "share of the run over which that weight rises from 0")
-    free_bits: float = option(0.0, "nats per latent (or group of latents) that cost nothing")
-    commitment_weight: float = option(0.25, "weight of the distance of latents from their codes (vq)")
+    kl_warmup: float = option(0.0, "share of the run over which that weight rises from 0", least=0, below=1)
+    free_bits: float = option(0.0, "nats per latent (or group of latents) that cost nothing", least=0, most=1e6)
+    commitment_weight: float = option(
+        0.25, "weight of the distance of latents from their codes (vq)", least=0, most=1e6
+    )
     task: str | None = option(
         None,
         "train on degraded images to give the clean ones: `denoise` or `super_resolve`",
@@ -48,17 +64,21 @@ class VAEConfig(Options):
         None,
         "standard deviation of the noise, pixels being in [0, 1] (default 0.3), or the factor (default 2)",
         resolved=True,
+        above=0,
+        most=4096,
     )
     prior_components: int = option(
         100,
         "Gaussians that the prior for sampling is fitted from after training, of all classes together; 0 for none, "
-        "which leaves N(0, I)",
+        "which leaves N(0, I); no more than four for each image",
+        least=0,
+        most=2000,
     )
-    learning_rate: float = option(1e-3, "peak learning rate of AdamW")
-    adam_beta1: float = option(0.9, "AdamW beta 1")
-    adam_beta2: float = option(0.99, "AdamW beta 2")
-    adam_weight_decay: float = option(1e-4, "AdamW weight decay")
-    adam_epsilon: float = option(1e-8, "AdamW epsilon")
+    learning_rate: float = option(1e-3, "peak learning rate of AdamW", above=0, most=100)
+    adam_beta1: float = option(0.9, "AdamW beta 1", least=0, below=1)
+    adam_beta2: float = option(0.99, "AdamW beta 2", least=0, below=1)
+    adam_weight_decay: float = option(1e-4, "AdamW weight decay", least=0, most=100)
+    adam_epsilon: float = option(1e-8, "AdamW epsilon", least=1e-30, most=1)
 
     @property
     def level(self) -> float | None:
@@ -66,25 +86,8 @@ class VAEConfig(Options):
         return self.task_level or {None: None, "denoise": 0.3, "super_resolve": 2.0}[self.task]
 
     def validate(self) -> None:
-        """Checks the values that can be checked on their own.
-
-        Raises:
-            UserError: For values out of range, or that do not go together.
-        """
-        require_positive(self, "num_mixtures", "learning_rate", "adam_epsilon")
-        for name in ("latent_channels", "variance", "task_level"):
-            if getattr(self, name) is not None:
-                require_positive(self, name)
-        if self.block_out_channels is not None and (not self.block_out_channels or min(self.block_out_channels) < 1):
+        if self.block_out_channels is not None and not self.block_out_channels:
             raise UserError("`block_out_channels` needs the channels of each level, for example 32 64 128.")
-        for name in ("beta", "free_bits", "commitment_weight", "prior_components", "adam_weight_decay"):
-            if getattr(self, name) < 0:
-                raise UserError(f"`{name}` {getattr(self, name)} is negative: use 0 or more.")
-        for name in ("kl_warmup", "adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"`{name}` {getattr(self, name)} is not in [0, 1): use a share.")
-        if self.num_vq_embeddings < 2:
-            raise UserError(f"`num_vq_embeddings` {self.num_vq_embeddings} is out of range: use 2 or more.")
         if self.variance is not None and self.likelihood != "gaussian":
             raise UserError(f"`variance` {self.variance}: {self.likelihood} has none. Leave it out, or use gaussian.")
         if self.spatial_latent and self.architecture != "residual":

@@ -202,7 +202,7 @@ class VAERecipe(Recipe):
         return fit_mixture(
             torch.cat(latents),
             torch.cat(labels) if labels else None,
-            self.config.prior_components,
+            min(self.config.prior_components, sum(map(len, latents))),  # of few images
             len(self.class_names) if self.class_names else None,
         ).to(next(vae.parameters()).device)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hfgen.registry import Family, PipelineEntry
-from hfgen.runtime.options import Options, option, require_positive
+from hfgen.runtime.options import Options, option
 from hfgen.sampling.capabilities import Density, Generates, HasDensity
 from hfgen.training.recipe import AdamW, Batch, Network, Phase, Recipe
 
@@ -13,11 +13,8 @@ from hfgen.training.recipe import AdamW, Batch, Network, Phase, Recipe
 class ToyARConfig(Options):
     """Autoregressive toy: width and learning rate."""
 
-    width: int = option(8, "channels of the hidden layers")
-    learning_rate: float = option(1e-2, "peak learning rate of AdamW")
-
-    def validate(self) -> None:
-        require_positive(self, "width", "learning_rate")
+    width: int = option(8, "channels of the hidden layers", least=1, most=1024, weighs=True)
+    learning_rate: float = option(1e-2, "peak learning rate of AdamW", above=0, most=100)
 
 
 def tiny() -> dict[str, Any]:
