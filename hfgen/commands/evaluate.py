@@ -112,12 +112,13 @@ def main(argv: Sequence[str]) -> None:
     from hfgen.runtime.files import write_json
     from hfgen.runtime.launch import describe, make_accelerator
     from hfgen.runtime.png import make_grid, save_png
-    from hfgen.sampling.sampler import Sampler, load_sampler
+    from hfgen.sampling.api import ready_sampler
+    from hfgen.sampling.sampler import Sampler
 
     accelerator = make_accelerator(cpu_threads=config.cpu_threads)
 
     def load(model: str) -> Sampler:
-        return load_sampler(model, given, accelerator.device, config.revision, config.hub_token)
+        return ready_sampler(model, given, accelerator.device, config.revision, config.hub_token)
 
     ready = [load(config.model[0])]  # a mistake in a model should cost neither the download of other weights
     for model in config.model[1:]:

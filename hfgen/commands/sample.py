@@ -55,10 +55,10 @@ def main(argv: Sequence[str]) -> None:
 
     from hfgen.evaluation.report import origin_of
     from hfgen.runtime.launch import make_accelerator
-    from hfgen.sampling.sampler import load_sampler
+    from hfgen.sampling.api import ready_sampler
 
     accelerator = make_accelerator()
-    sampler = load_sampler(config.model, given, accelerator.device, config.revision, config.hub_token)
+    sampler = ready_sampler(config.model, given, accelerator.device, config.revision, config.hub_token)
     origin = None
     if common.provenance:
         settings = {**sampler.settings, "precision": sampler.precision}

@@ -4,6 +4,7 @@ hfgen show --model out/vae-digits
 hfgen show --model out/vae-mnist --dataset_name ylecun/mnist --num_images 16
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     from hfgen.evaluation.show import show_grids
     from hfgen.runtime.png import make_grid, save_png, to_uint8
     from hfgen.sampling.capabilities import adapter_of
-    from hfgen.sampling.loading import load_pipeline
+    from hfgen.sampling.loading import in_use, load_pipeline
 
     folder = Path(config.model)
     pipe: Any = load_pipeline(config.model, revision=config.revision, token=config.hub_token)
@@ -82,7 +83,9 @@ def main(argv: Sequence[str]) -> None:
         config.steps,
         config.seed,
     )
-    for name, description, rows in grids:
+    with in_use(config.model):
+        first = next(grids)
+    for name, description, rows in itertools.chain([first], grids):
         path = output / f"{name}.png"
         grid = make_grid(list(to_uint8(torch.cat([row.cpu() for row in rows]))), columns=len(rows[0]))
         save_png(grid, path, origin, composite=True)

@@ -21,8 +21,9 @@ from hfgen.evaluation.report import describe_model, remarks
 from hfgen.evaluation.runner import evaluate, following, lacking
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.png import make_grid
+from hfgen.sampling.api import ready_sampler
 from hfgen.sampling.config import share_options
-from hfgen.sampling.sampler import Sampler, load_sampler
+from hfgen.sampling.sampler import Sampler
 
 NUM_IMAGES = 5000  # of each model, at most, unless told otherwise
 TURNS, TURN_SECONDS = 5, 0.5  # of timing
@@ -36,7 +37,7 @@ def load_samplers(models: Sequence[str], given: Mapping[str, Any], device: Any) 
         UserError: If one cannot be loaded, an option fits none of them, or their images differ in size.
     """
     loading = {name: value for name, value in given.items() if name == "mixed_precision"}
-    adapters = {model: load_sampler(model, loading, device).adapter for model in models}
+    adapters = {model: ready_sampler(model, loading, device).adapter for model in models}
     options = share_options(adapters, given)
     shapes = {model: "x".join(map(str, adapter.image_shape)) for model, adapter in adapters.items()}
     if len(set(shapes.values())) > 1:
