@@ -13,6 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hfgen.runtime.errors import UserError, one_line
 from hfgen.runtime.files import new_folder_at_once
+from hfgen.runtime.places import require_folder
 
 NEEDED = "torch diffusers accelerate huggingface_hub safetensors numpy pillow tqdm".split()  # by the demo
 
@@ -92,8 +93,7 @@ def write_space(
     """
     from hfgen.hub.contents import library, pipeline_contents, write_contents
 
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"`space_dir` {folder} is not empty: give another.")
+    require_folder(folder, "space_dir", beside=True)
     source = Path(model)
     more: dict[str, Any] = {}
     contents: dict[str, Any] = {}

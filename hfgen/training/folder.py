@@ -10,6 +10,7 @@ from typing import Any
 from hfgen.hub.push import BESIDE_COMPONENTS, pipeline_files
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import upgrade
+from hfgen.runtime.places import require_folder
 from hfgen.runtime.provenance import record
 from hfgen.training import checkpoint
 from hfgen.training.options import RunOptions
@@ -61,8 +62,7 @@ class RunFolder:
         """Decides whether to start or to go on, and from which checkpoint; changes nothing."""
         training = self.options.training
         resumed = training.resume_from_checkpoint
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"`output_dir` {self.path} is a file: give a folder.")
+        require_folder(self.path, "output_dir")
         if self.path.resolve() not in self.logs.resolve().parents:
             raise UserError(f"`logging_dir` {training.logging_dir} is outside of `output_dir`: give a folder name.")
         names = (*BESIDE_COMPONENTS, "samples", "best", training.logging_dir)
