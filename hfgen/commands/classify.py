@@ -15,7 +15,6 @@ from pathlib import Path
 from hfgen.commands.cli import command_line, read, spell
 from hfgen.data.config import DataConfig
 from hfgen.evaluation.config import CLASSIFIER_PRESETS, GOOD_ACCURACY, ClassifierConfig
-from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import make
 
 KINDS = (DataConfig, ClassifierConfig)
@@ -39,12 +38,10 @@ def say(text: str) -> None:
 def main(argv: Sequence[str]) -> None:
     data, config = read_options(argv)
     folder = Path(str(config.output_dir))
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"`output_dir` {folder} is not empty: give a new folder.")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"`output_dir` {folder} cannot be made: {error}. Give another folder.") from None
+
+    from hfgen.runtime.places import require_folder
+
+    require_folder(folder, "output_dir", beside=True)
 
     from hfgen.evaluation.classifier import train_classifier
     from hfgen.hub.card import write_classifier_card

@@ -3,26 +3,34 @@
 import argparse
 import contextlib
 import dataclasses
-import json
 import os
+import re
 import shlex
 import sys
 import time
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfgen.runtime.errors import OPTION, UserError
-from hfgen.runtime.options import checked, hints, make, nearest, upgrade
+from hfgen.commands.configfile import read_file
+from hfgen.runtime.errors import OPTION, UserError, one_line
+from hfgen.runtime.options import checked, hints, make, nearest
 
 PATIENCE = 5.0  # seconds that processes wait for the one that speaks for them
 FLAGS = {"config", "preset"}  # of the command lines that were parsed in this process
 
 
+SECRETS: set[str] = set()  # of the command line that was parsed last
+TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")  # as the Hub makes them
+
+
 def spell(text: str) -> str:
-    """Writes `--resolution` where a message of the library names the option in backticks."""
+    """Writes `--resolution` where a message of the library names the option in backticks, and stars for tokens."""
+    for secret in SECRETS:
+        text = text.replace(secret, "***")
+    text = TOKEN.sub("***", text)
     return OPTION.sub(lambda match: f"--{match[1]}" if match[1] in FLAGS else match[0], text)
 
 
@@ -47,7 +55,7 @@ def one_line_errors() -> Iterator[None]:
             with contextlib.suppress(KeyboardInterrupt):
                 time.sleep(PATIENCE)
         if first_of_node or not early:
-            text = spell(str(error))
+            text = spell("\\n".join(str(error).splitlines()))
             write_line(f"error: {text}" if rank == "0" else f"[rank {rank}] error: {text}")
         raise SystemExit(2) from None
 
@@ -105,7 +113,10 @@ def read(
                 fields[field.name] = kind, field
                 _add_flag(group, kind, field)
     FLAGS.update(fields)
-    known, unknown = parser.parse_known_args(sys.argv[1:] if argv is None else list(argv))
+    argv = sys.argv[1:] if argv is None else list(argv)
+    SECRETS.clear()
+    SECRETS.update(secrets(kinds, argv))
+    known, unknown = parser.parse_known_args(argv)
     if unknown:
         raise UserError(_unknown_flag(unknown[0], fields, moved or {}))
     values: dict[str, Any] = {}  # only what was given: the parser has no defaults of its own
@@ -129,35 +140,6 @@ def parse(kinds: Sequence[type], argv: Sequence[str] | None = None, **kwargs: An
     return make(kinds, read(kinds, argv, **kwargs).values)
 
 
-def read_file(path: str, kinds: Iterable[type] = ()) -> tuple[dict[str, Any], bool]:
-    """Returns the values that a config file holds, and whether it is the record of an earlier run, such as `run.json`
-    or `evaluation.json`.
-
-    Args:
-        path (`str`): The file.
-        kinds (*optional*): Dataclasses of options, which say what a record of an older version means.
-
-    Raises:
-        UserError: If it cannot be read, or holds no mapping.
-    """
-    import yaml
-
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        values = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} cannot be read: {error}. Give a YAML or JSON file.") from None
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"--config {path} is neither valid YAML nor JSON: {reason}. Fix the file.") from None
-    is_record = isinstance(values, dict) and isinstance(values.get("config"), dict)
-    if is_record:
-        values = upgrade(kinds, values["config"])  # where a record has the options
-    if not isinstance(values, dict):
-        raise UserError(f"--config {path} must hold a mapping from flag to value, but holds {type(values).__name__}.")
-    return {str(key): value for key, value in values.items()}, is_record
-
-
 def _of_file(path: str, values: Mapping[str, Any], fields: Mapping[str, tuple[type, dataclasses.Field]]) -> dict:
     """Checks the values of a config file."""
     checked_values = {}
@@ -170,10 +152,17 @@ def _of_file(path: str, values: Mapping[str, Any], fields: Mapping[str, tuple[ty
             value = None
         if one_kind is float:  # which a file may write as 1, and YAML does not see in 1e-3
             value = [_number(one) for one in value] if many and isinstance(value, list) else _number(value)
+        if field.metadata.get("secret") and not isinstance(value, str | None):
+            raise UserError(f"--config {path}: `{key}` must be text.")  # without the value
         try:
             checked_values[key] = checked(kind, field, value)
         except UserError as error:
-            raise UserError(f"--config {path}: {error}") from None
+            raise UserError(f"--config {path}: {one_line(error)}.") from None
+        for one in checked_values[key] if many and checked_values[key] is not None else ():
+            if isinstance(one, str) and one.startswith("--"):  # a command line would take it for one
+                raise UserError(
+                    f"--config {path}: `{key}` has the entry {one!r}, which looks like a flag: leave it out."
+                )
     return checked_values
 
 
@@ -197,6 +186,17 @@ def flags(values: Mapping[str, Any]) -> list[str]:
         else:
             words.append(f"--{name}={'none' if value is None else value}")
     return words
+
+
+def secrets(kinds: Sequence[type], argv: Sequence[str]) -> set[str]:
+    """Returns what stands behind secret flags, with words that do not belong there: a token may be there twice."""
+    names = {f"--{f.name}" for kind in kinds for f in dataclasses.fields(kind) if f.metadata.get("secret")}
+    found, behind = set(), False
+    for argument in argv:
+        flag, _, value = argument.partition("=")
+        behind = flag in names or (behind and not argument.startswith("--"))
+        found.add(value if flag in names else argument if behind else "")
+    return {word for word in found if len(word) > 3}  # no part of other words
 
 
 def without_secrets(kinds: Sequence[type], argv: Sequence[str]) -> list[str]:

@@ -169,12 +169,14 @@ def check_output(folder: Path, config: CompareConfig) -> Path:
     for model in (config.model or ()) if config.update_card else ():
         if not (Path(model) / "README.md").is_file():
             raise UserError(f"`update_card`: {model} is no folder with a README.md: leave it out, or give one.")
+    from hfgen.runtime.places import require_folder, require_ours
+
+    require_folder(folder, "output_dir")
     path = folder / "compare.json"
     if path.exists() and not config.overwrite_report:
         raise UserError(f"{path} is another report: add `overwrite_report` or give another `output_dir`.")
-    parent = next(parent for parent in path.absolute().parents if parent.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"`output_dir` {folder} cannot be written to, as {parent} is no such folder: give another.")
+    if not config.overwrite_report:
+        require_ours([path.with_suffix(".png")], "output_dir", "give another folder, or add `overwrite_report`")
     return path
 
 

@@ -13,7 +13,7 @@ images get. It is written after each checkpoint.
         --dataset_name uoft-cs/cifar10 --metrics fd kd --num_images 50000 --extractor_weights download
 """
 
-import os
+import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,17 +72,18 @@ def report_path(config: EvaluateConfig) -> Path:
     for model in config.model if config.update_card else ():
         if not (Path(model) / "README.md").is_file():
             raise UserError(f"`update_card`: {model} is no folder with a README.md: leave it out, or give one.")
+    from hfgen.runtime.places import require_file, require_ours
+
     folder = Path(config.model[0])
     path = Path(
         config.output or (folder if folder.is_dir() and len(config.model) == 1 else Path()) / "evaluation.json"
     )
-    if path.is_dir():
-        raise UserError(f"`output` {path} is a folder: give a file.")
+    require_file(path, "output")
     if path.exists() and not config.overwrite_report:
         raise UserError(f"`output` {path} is another report: add `overwrite_report` or give another file.")
-    parent = next(parent for parent in path.absolute().parents if parent.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"`output` {path} cannot be written, as {parent} is no folder to write to: give another file.")
+    if not config.overwrite_report:
+        pictures = [path.with_suffix(".png"), *path.parent.glob(f"{glob.escape(path.stem)}-nearest*.png")]
+        require_ours(pictures, "output", "give another file, or add `overwrite_report`")
     return path
 
 
@@ -108,12 +109,13 @@ def main(argv: Sequence[str]) -> None:
     from hfgen.runtime.files import write_json
     from hfgen.runtime.launch import describe, make_accelerator
     from hfgen.runtime.png import make_grid, save_png
-    from hfgen.sampling.sampler import Sampler, load_sampler
+    from hfgen.sampling.api import ready_sampler
+    from hfgen.sampling.sampler import Sampler
 
     accelerator = make_accelerator(cpu_threads=config.cpu_threads)
 
     def load(model: str) -> Sampler:
-        return load_sampler(model, given, accelerator.device, config.revision, config.hub_token)
+        return ready_sampler(model, given, accelerator.device, config.revision, config.hub_token)
 
     ready = [load(config.model[0])]  # a mistake in a model should cost neither the download of other weights
     for model in config.model[1:]:

@@ -1,6 +1,7 @@
 """The command `hfgen`: one verb for each job."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -24,6 +25,28 @@ def load(verb: str):
     return importlib.import_module(f"hfgen.commands.{verb}")
 
 
+def check_environment() -> None:
+    """Checks what a launcher says of the processes.
+
+    Raises:
+        UserError: For numbers that are none, and for a process outside of their number.
+    """
+    numbers = {}
+    for name, least in (("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)):
+        value = os.environ.get(name)
+        if value is not None and not (value.isdecimal() and int(value) >= least):
+            raise UserError(
+                f"{name} is {value!r} in the environment, but must be a whole number from {least} on: unset it, or "
+                "start this with torchrun."
+            )
+        numbers[name] = int(value or least)
+    if numbers["RANK"] >= numbers["WORLD_SIZE"]:
+        raise UserError(
+            f"RANK is {numbers['RANK']} in the environment, of {numbers['WORLD_SIZE']} processes (WORLD_SIZE), which "
+            "are counted from 0: unset both, or start this with torchrun."
+        )
+
+
 def dispatch(argv: Sequence[str]) -> None:
     """Runs a verb with its arguments; without a verb, lists the verbs.
 
@@ -36,6 +59,7 @@ def dispatch(argv: Sequence[str]) -> None:
         print(*(f"  {verb:<9} {line}" for verb, line in lines.items()), sep="\n")
         print("\n`hfgen VERB --help` shows the flags of each, `hfgen list` what `hfgen train` can train.")
         return
+    check_environment()
     with notes_to(lambda text: say(spell(text))):
         try:
             load(argv[0]).main(list(argv[1:]))

@@ -40,18 +40,23 @@ def main(argv: Sequence[str]) -> None:
     default = folder / "images" if folder.is_dir() else Path(f"images-{folder.name}")
     output = Path(config.output_dir or default)
 
-    from hfgen.sampling.folder import AT_ONCE, existing_images, write_images
+    from hfgen.runtime.places import require_folder
+    from hfgen.sampling.folder import AT_ONCE, existing_files, write_images
 
-    old = existing_images(output)
+    require_folder(output, "output_dir")
+    old = existing_files(output)
     if old and not config.overwrite_output_dir:
-        raise UserError(f"`output_dir` {output} holds {len(old)} images: add `overwrite_output_dir` or give another.")
+        more = f" and {len(old) - 1} others" if len(old) > 1 else ""
+        raise UserError(
+            f"`output_dir` {output} holds {old[0].name}{more}: add `overwrite_output_dir` or give another."
+        )
 
     from hfgen.evaluation.report import origin_of
     from hfgen.runtime.launch import make_accelerator
-    from hfgen.sampling.sampler import load_sampler
+    from hfgen.sampling.api import ready_sampler
 
     accelerator = make_accelerator()
-    sampler = load_sampler(config.model, given, accelerator.device, config.revision, config.hub_token)
+    sampler = ready_sampler(config.model, given, accelerator.device, config.revision, config.hub_token)
     sampler.check_memory(config.num_images, config.batch_size or AT_ONCE)
     origin = None
     if common.provenance:

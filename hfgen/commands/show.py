@@ -4,6 +4,7 @@ hfgen show --model out/vae-digits
 hfgen show --model out/vae-mnist --dataset_name ylecun/mnist --num_images 16
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,12 +51,17 @@ def main(argv: Sequence[str]) -> None:
     from hfgen.evaluation.reference import pick_images
     from hfgen.evaluation.report import origin_of
     from hfgen.evaluation.runner import following
-    from hfgen.evaluation.show import show_grids
+    from hfgen.evaluation.show import GRIDS, show_grids
+    from hfgen.runtime.places import require_folder, require_ours
     from hfgen.runtime.png import make_grid, save_png, to_uint8
     from hfgen.sampling.capabilities import adapter_of
-    from hfgen.sampling.loading import load_pipeline
+    from hfgen.sampling.loading import in_use, load_pipeline
 
     folder = Path(config.model)
+    output = Path(config.output_dir or (folder / "shown" if folder.is_dir() else f"shown-{folder.name}"))
+    require_folder(output, "output_dir")
+    if config.output_dir:
+        require_ours([output / f"{name}.png" for name in GRIDS], "output_dir", "give another folder, or delete it")
     pipe: Any = load_pipeline(config.model, revision=config.revision, token=config.hub_token)
     pipe.to(PartialState().device).set_progress_bar_config(disable=True)
     adapter = adapter_of(pipe)
@@ -66,7 +72,6 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"{info.name} has no classes, which {config.model} needs: name `label_column`.")
     images = torch.from_numpy(arrays).float() / 255
     labels = None if numbers is None else torch.from_numpy(numbers)
-    output = Path(config.output_dir or (folder / "shown" if folder.is_dir() else f"shown-{folder.name}"))
     origin = None
     if config.provenance:
         origin = origin_of(config.model, config.revision, config.hub_token, seed=config.seed)
@@ -81,7 +86,9 @@ def main(argv: Sequence[str]) -> None:
         config.steps,
         config.seed,
     )
-    for name, description, rows in grids:
+    with in_use(config.model):
+        first = next(grids)
+    for name, description, rows in itertools.chain([first], grids):
         path = output / f"{name}.png"
         grid = make_grid(list(to_uint8(torch.cat([row.cpu() for row in rows]))), columns=len(rows[0]))
         save_png(grid, path, origin, composite=True)

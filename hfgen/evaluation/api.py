@@ -10,8 +10,8 @@ from hfgen.evaluation.runner import evaluate as measure
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.launch import make_accelerator
 from hfgen.runtime.options import make, nearest
+from hfgen.sampling.api import ready_sampler
 from hfgen.sampling.config import all_sampling_options, names_of
-from hfgen.sampling.sampler import load_sampler
 
 
 def check_metrics(metrics: str | Sequence[str]) -> tuple[str, ...]:
@@ -77,7 +77,7 @@ def evaluate(
     reference = make((ReferenceConfig, *all_sampling_options()), options)[0]
     sampling = {name: value for name, value in options.items() if name not in names_of(ReferenceConfig)}
     accelerator = make_accelerator(cpu_threads=cpu_threads)
-    sampler = load_sampler(model, sampling, accelerator.device, revision, token)  # before any weights are asked for
+    sampler = ready_sampler(model, sampling, accelerator.device, revision, token)  # before any weights are asked for
     features = extractor_for(metrics, extractor, extractor_weights, accelerator.device)
     report = measure(
         sampler, reference, features, accelerator, metrics, num_images, seed, seeds, batch_size, likelihood_samples,

@@ -18,11 +18,12 @@ from hfgen.evaluation.config import ReferenceConfig
 from hfgen.evaluation.features import Extractor, metric_prefix
 from hfgen.evaluation.reference import open_reference
 from hfgen.evaluation.report import describe_model, remarks
-from hfgen.evaluation.runner import evaluate, following, lacking
-from hfgen.runtime.errors import UserError
+from hfgen.evaluation.runner import evaluate, following, lacking, read_record
+from hfgen.runtime.errors import UserError, one_line
 from hfgen.runtime.png import make_grid
+from hfgen.sampling.api import ready_sampler
 from hfgen.sampling.config import share_options
-from hfgen.sampling.sampler import Sampler, load_sampler
+from hfgen.sampling.sampler import Sampler
 
 NUM_IMAGES = 5000  # of each model, at most, unless told otherwise
 TURNS, TURN_SECONDS = 5, 0.5  # of timing
@@ -36,7 +37,7 @@ def load_samplers(models: Sequence[str], given: Mapping[str, Any], device: Any) 
         UserError: If one cannot be loaded, an option fits none of them, or their images differ in size.
     """
     loading = {name: value for name, value in given.items() if name == "mixed_precision"}
-    adapters = {model: load_sampler(model, loading, device).adapter for model in models}
+    adapters = {model: ready_sampler(model, loading, device).adapter for model in models}
     options = share_options(adapters, given)
     shapes = {model: "x".join(map(str, adapter.image_shape)) for model, adapter in adapters.items()}
     if len(set(shapes.values())) > 1:
@@ -87,18 +88,31 @@ def costs(sampler: Sampler, speeds: list[float], quality_key: str) -> dict[str, 
         "training_quality": [
             {"images_seen": line["images_seen"], "seconds": line["training_seconds"], "value": line[quality_key]}
             for line in lines
-            if line.get(quality_key) is not None
+            if line.get(quality_key) is not None and "training_seconds" in line
         ],
     }
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Reads the record of a run and its lines of metrics; both are empty for a checkpoint that came without."""
-    record_file = folder / "run.json"
-    record = json.loads(record_file.read_text(encoding="utf-8")) if record_file.exists() else {}
-    log = folder / record.get("config", {}).get("logging_dir", "logs") / "metrics.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
-    return record, [json.loads(line) for line in lines if line.endswith("\n")]  # one may be cut short
+    """Reads the record of a run and its lines of metrics; both are empty for a checkpoint that came without.
+
+    Raises:
+        UserError: If one of them is broken.
+    """
+    record = read_record(str(folder))
+    log = folder / str(record.get("config", {}).get("logging_dir", "logs")) / "metrics.jsonl"
+    try:
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
+        values = [json.loads(line) for line in lines if line.endswith("\n")]  # one may be cut short
+        for number, line in enumerate(values, start=1):
+            if not isinstance(line, dict) or not isinstance(line.get("images_seen"), int):
+                raise ValueError(f"line {number} is not what hfgen writes")
+            for key, value in line.items():
+                if key.startswith(("eval_", "images_per_", "training_")) and not isinstance(value, int | float):
+                    raise ValueError(f"line {number} has {value!r} as {key}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{log} is broken: {one_line(error)}. Restore it, or take it away.") from None
+    return record, values
 
 
 def time_to_quality(all_costs: Sequence[dict[str, Any]], given: float | None) -> float | None:

@@ -5,7 +5,6 @@ changes nothing.
 """
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from hfgen.data.config import ImagesConfig, share_of
+from hfgen.data.config import DataConfig, ImagesConfig, share_of
 from hfgen.evaluation.config import GOOD_ACCURACY, METRICS, WITHOUT_FEATURES, ReferenceConfig
 from hfgen.evaluation.features import Extractor, Preparation
 from hfgen.evaluation.likelihood import measure_likelihood
@@ -36,8 +35,10 @@ from hfgen.evaluation.reference import (
     transform,
 )
 from hfgen.runtime.distributed import Table, map_over_processes
-from hfgen.runtime.errors import UserError
+from hfgen.runtime.errors import UserError, one_line
 from hfgen.runtime.machine import Machine
+from hfgen.runtime.options import checked
+from hfgen.runtime.provenance import read_run
 from hfgen.sampling.capabilities import Adapter, Generates, HasDensity, HasStyles
 from hfgen.sampling.sampler import Sampler
 
@@ -429,21 +430,26 @@ def training_notes(name: str, config: ReferenceConfig, train: Part, memorisation
 
 
 def read_record(name: str) -> dict[str, Any]:
-    """Reads the `run.json` of a folder; empty for a model that hfgen did not train, or that came without."""
+    """Reads the `run.json` of a folder; empty for a model that hfgen did not train, or that came without.
+
+    Raises:
+        UserError: If it is broken.
+    """
+    record, file = read_run(Path(name)), Path(name) / "run.json"
     try:
-        record = json.loads((Path(name) / "run.json").read_text(encoding="utf-8"))
-        return record if isinstance(record.get("config"), dict) else {}
-    except (OSError, ValueError, AttributeError):
-        return {}
+        for field in dataclasses.fields(DataConfig):
+            if field.name in record.get("config", {}):
+                checked(DataConfig, field, record["config"][field.name])
+    except UserError as error:
+        raise UserError(f"{file} is broken: {one_line(error)}. Restore it, or take it away.") from None
+    return record
 
 
 def training_data(name: str) -> dict[str, Any] | None:
     """Reads what a folder was trained on, if hfgen did it."""
-    try:
-        data = read_record(name)["data"]
-        return {key: data[key] for key in ("name", "split", "num_images", "fingerprint")}
-    except (KeyError, TypeError):
-        return None
+    data = read_record(name).get("data", {})
+    keys = ("name", "split", "num_images", "fingerprint")
+    return {key: data[key] for key in keys} if data.keys() >= set(keys) else None
 
 
 def following(config: Config, name: str) -> Config:

@@ -10,6 +10,7 @@ from hfgen.runtime.errors import UserError
 from hfgen.sampling import latents
 from hfgen.sampling.capabilities import HasLatents, Restores
 
+GRIDS = ("reconstructions", "interpolations", "traversals", "edits", "inpainting", "denoising", "super_resolution")
 FRAMES = 10  # of a walk, a traversal and an edit
 DRAWN = 3  # fillings of a hole
 

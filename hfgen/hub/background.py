@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from hfgen.hub.push import hide, pushed_files, upload
+from hfgen.hub.push import hide, published, upload
 from hfgen.runtime.errors import UserError
 
 
@@ -37,16 +37,16 @@ class BackgroundPush:
         """Takes what a pipeline folder holds now, and pushes it as soon as no other push is under way."""
         try:
             shutil.rmtree(self._waiting, ignore_errors=True)
-            for file in pushed_files(pipeline):
-                target = self._waiting / file
+            for name, content in published(pipeline).items():
+                target = self._waiting / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 try:
-                    os.link(pipeline / file, target)  # files of a pipeline are replaced, never changed
+                    os.link(pipeline / name, target)  # files of a pipeline are replaced, never changed
                 except OSError:  # not every file system has links
-                    shutil.copy(pipeline / file, target)
+                    target.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
             self._next = title
             self.poll()
-        except OSError as error:
+        except (OSError, UserError) as error:
             self._failed(title, str(error))
 
     def poll(self) -> None:

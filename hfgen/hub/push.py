@@ -26,7 +26,6 @@ BESIDE_COMPONENTS = ("model_index.json", "README.md", "samples.png", "reconstruc
 IMPORT = re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
 COMPONENT_FILES = (".json", ".safetensors", ".py")
 RECORD = "run.json"  # which the card cites
-SPACE_FILES, SPACE_FOLDERS = ("app.py", "demo.py", "requirements.txt", "README.md"), ("hfgen", "model")
 MESSAGE = "Upload pipeline"
 WAITS: tuple[float, ...] = (1, 5, 20)  # seconds before each further attempt
 LONGEST_WAIT = 300.0  # seconds; a Hub that asks for more is not waited for
@@ -109,7 +108,7 @@ def push_folder(
     Raises:
         UserError: If the Hub cannot take it: says how to push later. The folder is untouched.
     """
-    pushed_files(folder, repo_type)
+    published(folder, repo_type)  # a mistake in the folder is told before the Hub is asked
     if create_pr and revision:
         raise UserError(f"`create_pr` and `revision` {revision} exclude each other: a pull request goes into main.")
     try:
@@ -130,26 +129,21 @@ def push_folder(
         ) from None
 
 
-def pushed_files(folder: Path, repo_type: str = "model") -> list[Path]:
-    """Lists the files that are uploaded, relative to the folder: those of the pipeline and the record of its training,
-    or all of a Space.
+def published(folder: Path, repo_type: str = "model", kind: type | None = None) -> dict[str, Any]:
+    """Returns what is uploaded of a folder, files or their bytes by their names in the repository: what hfgen knows
+    and has looked at, and its own code.
 
     Raises:
-        UserError: If the folder holds no such thing.
+        UserError: If the folder holds no such thing, or one that is not whole.
     """
-    if repo_type == "model":
-        return [*pipeline_files(folder), *([Path(RECORD)] if (folder / RECORD).is_file() else [])]
-    if not (folder / "app.py").is_file():
-        raise UserError(f"{folder} holds no Space: give the folder that `hfgen demo` wrote with `space_dir`.")
-    paths = [folder / name for name in SPACE_FILES]
-    for name in SPACE_FOLDERS:
-        paths += sorted((folder / name).rglob("*"))
-    return _without_caches(folder, paths)
+    from hfgen.hub.contents import pipeline_contents, space_contents
+
+    return pipeline_contents(folder, kind) if repo_type == "model" else space_contents(folder)
 
 
 def pipeline_files(folder: Path) -> list[Path]:
-    """Lists the files of a pipeline, relative to its folder: neither checkpoints, logs, caches nor other pipelines in
-    it.
+    """Lists the files of a pipeline, relative to its folder, with the code that it carries: neither checkpoints, logs,
+    caches nor other pipelines in it.
 
     Raises:
         UserError: If there is no pipeline.
@@ -220,6 +214,7 @@ def upload(
     token: str | None,
     repo_type: str = "model",
     variant: str | None = None,
+    kind: type | None = None,
 ) -> str:
     """Uploads what a folder holds into a repository and revision that exist, in one commit; returns the address.
 
@@ -230,13 +225,13 @@ def upload(
     """
     from hfgen.hub.card import public_record, with_location
 
-    contents: dict[str, Any] = {file.as_posix(): folder / file for file in pushed_files(folder, repo_type)}
+    contents = published(folder, repo_type, kind)
     if repo_type == "model" and "README.md" in contents:
         branch = None if revision is None or revision == "main" or revision.startswith("refs/") else revision
-        card = contents["README.md"].read_text(encoding="utf-8")
+        card = contents["README.md"].decode()
         contents["README.md"] = with_location(card, model_id, revision=branch, variant=variant).encode()
     if repo_type == "model" and RECORD in contents:
-        record = json.loads(contents[RECORD].read_text(encoding="utf-8"))
+        record = json.loads(contents[RECORD])
         contents[RECORD] = (json.dumps(public_record(record), indent=2) + "\n").encode()
 
     def call() -> Any:
@@ -282,7 +277,7 @@ def push_pipeline(pipeline: Any, model_id: str, revision: str | None, create_pr:
         if not there and not _ask(lambda: huggingface_hub.file_exists(model_id, "README.md", token=token), token):
             write_short_card(folder, pipeline, model_id)
         revision = open_revision(model_id, revision, create_pr, title, token)
-        return upload(folder, model_id, revision, title, token, variant=more["variant"])
+        return upload(folder, model_id, revision, title, token, variant=more["variant"], kind=type(pipeline))
 
 
 def alike(first: Path, second: Path) -> bool:

@@ -1,6 +1,6 @@
 """Folders that can be pushed as a Gradio Space."""
 
-import shutil
+import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -11,9 +11,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard import metadata_load
 from huggingface_hub.utils import validate_repo_id
 
-from hfgen.hub.push import pipeline_files
-from hfgen.runtime.errors import UserError
+from hfgen.runtime.errors import UserError, one_line
 from hfgen.runtime.files import new_folder_at_once
+from hfgen.runtime.places import require_folder
 
 NEEDED = "torch diffusers accelerate huggingface_hub safetensors numpy pillow tqdm".split()  # by the demo
 
@@ -25,6 +25,47 @@ from hfgen.demo import serve
 
 serve({model}, name={name!r}, revision={revision!r}, max_images={max_images}, provenance={provenance})
 '''
+
+
+# A number, a text, True, False or None, as Python writes it.
+LITERAL = r"""(?:\d+|True|False|None|'(?:[^'\\\n]|\\[^\n])*'|"(?:[^"\\\n]|\\[^\n])*")"""
+MODEL_HERE = 'str(Path(__file__).parent / "model")'
+
+
+def app_of(file: Path) -> str:
+    """Reads the app of a Space.
+
+    Raises:
+        UserError: If it is not, to the letter, what [`write_space`] writes.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}.") from None
+    literals = {"model": MODEL_HERE, "name!r": None, "revision!r": None, "max_images": None, "provenance": None}
+    pattern = re.escape(APP)
+    for field, other in literals.items():
+        one = rf"(?:{re.escape(other)}|{LITERAL})" if other else LITERAL
+        pattern = pattern.replace(re.escape(f"{{{field}}}"), one)
+    if not re.fullmatch(pattern, text):
+        raise UserError(
+            f"{file} is not what this version of hfgen writes, and other code is not published: write the Space "
+            "again, with `hfgen demo` and `space_dir`."
+        )
+    return text
+
+
+def license_of(card: Path) -> str | None:
+    """Returns the license that a card names, if there is a card and it names one.
+
+    Raises:
+        UserError: If the head of the card cannot be read.
+    """
+    try:
+        found = (metadata_load(card) or {}).get("license") if card.is_file() else None
+    except (AttributeError, OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"the head of {card} cannot be read: {one_line(error)}. Fix it, or take it out.") from None
+    return found if isinstance(found, str) else None
 
 
 def write_space(
@@ -50,18 +91,18 @@ def write_space(
     Raises:
         UserError: If the folder is not empty, or `model` is neither a pipeline's folder nor a Hub id.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"`space_dir` {folder} is not empty: give another.")
+    from hfgen.hub.contents import library, pipeline_contents, write_contents
+
+    require_folder(folder, "space_dir", beside=True)
     source = Path(model)
-    name, model_code = source.resolve().name, 'str(Path(__file__).parent / "model")'
     more: dict[str, Any] = {}
-    files: list[Path] = []
+    contents: dict[str, Any] = {}
     if source.is_dir():
         if revision:
             raise UserError(f"`revision` {revision} is for the Hub, but `model` {model} is a folder: leave it out.")
-        files = pipeline_files(source)
-        card = source / "README.md"
-        license = (metadata_load(card) or {}).get("license") if card.is_file() else None
+        name, model_code = source.resolve().name, MODEL_HERE
+        contents = {f"model/{file}": content for file, content in pipeline_contents(source).items()}
+        license = license_of(source / "README.md")
         more = {"license": license} if license else {}
     else:
         try:
@@ -82,11 +123,7 @@ def write_space(
     front = yaml.safe_dump(head | more, sort_keys=False)
     text = f"Images from {name}: choose a seed and see. Made with hfgen."
     with new_folder_at_once(folder) as temporary:
-        for file in files:
-            (temporary / "model" / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source / file, temporary / "model" / file)
-        library = Path(__file__).parents[1]
-        shutil.copytree(library, temporary / "hfgen", ignore=shutil.ignore_patterns("__pycache__"))
+        write_contents(contents | library(), temporary)
         (temporary / "app.py").write_text(app)
         (temporary / "requirements.txt").write_text("\n".join(lines) + "\n")
         (temporary / "README.md").write_text(f"---\n{front}---\n\n# {name}\n\n{text}\n")

@@ -20,7 +20,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,31 +43,10 @@ class SelfContained(DiffusionPipeline):
 
     def to_json_file(self, json_file_path: str | os.PathLike) -> None:
         """Writes `model_index.json`, which [`DiffusionPipeline.save_pretrained`] does last, and the code it names."""
-        folder = Path(json_file_path).parent
         index = json.loads(self.to_json_string())
         index.pop("_name_or_path", None)  # where this pipeline came from is of no use elsewhere
-        entries = {name: value for name, value in index.items() if isinstance(value, list) and value[0]}
-        codes = {name: self.code_of(module) for name, (module, _) in entries.items()}
-        files = {name: text for code in codes.values() for name, text in code.items()}
-        auto_map = {"AutoModel": f"{AUTO}.{MODEL}"} if files else None  # one line for all components
-        for name, (module, kind) in entries.items():
-            code, place = codes[name], folder / name
-            finish_config(place / "config.json", auto_map if code else None)
-            if code:
-                index[name] = [write_component_entry(place, list(code)[-1], kind), kind]
-            if auto_map and isinstance(getattr(self, name), torch.nn.Module):
-                write_auto_entry(place, code, module, kind)
-            remove_unused_code(place, {*code, *([index[name][0]] if code else []), *([AUTO] if auto_map else [])})
-        code = self.code_of(type(self).__module__)
-        if code:
-            files |= code
-            kind = type(self).__name__
-            index["_class_name"] = [write_pipeline_entry(folder, sorted(files), list(code)[-1], kind), kind]
-        if auto_map:
-            index["auto_map"] = auto_map
-        write_files(folder, files)
-        Path(json_file_path).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        remove_unused_code(folder, {*files, *([index["_class_name"][0]] if code else [])})
+        networks = {name for name, part in self.components.items() if isinstance(part, torch.nn.Module)}
+        write_index(Path(json_file_path), index, type(self), networks, self.code_of)
 
     @staticmethod
     def code_of(module: str) -> dict[str, str]:
@@ -87,6 +66,43 @@ class SelfContained(DiffusionPipeline):
         components = {name: value for name, value in config_dict.items() if name != "auto_map"}
         name_modules(cls.__module__.rpartition(".")[0], components)
         return super().extract_init_dict(components, **kwargs)
+
+
+def write_index(
+    file: Path, index: dict[str, Any], pipeline: type, networks: Collection[str], code_of: Callable[[str], dict]
+) -> None:
+    """Writes `model_index.json`, and the code that it names.
+
+    Args:
+        file (`Path`): In the folder of the checkpoint, which has those of its components.
+        index (`dict`): What the file is to hold, with the modules where the classes of the components are.
+        pipeline (`type`): The class of the pipeline.
+        networks (`Collection[str]`): The components that are networks.
+        code_of (`Callable`): Reads the files of a module: texts by name, its own last.
+    """
+    folder = file.parent
+    entries = {name: value for name, value in index.items() if isinstance(value, list) and value[0]}
+    codes = {name: code_of(module) for name, (module, _) in entries.items()}
+    files = {name: text for code in codes.values() for name, text in code.items()}
+    auto_map = {"AutoModel": f"{AUTO}.{MODEL}"} if files else None  # one line for all components
+    for name, (module, kind) in entries.items():
+        code, place = codes[name], folder / name
+        finish_config(place / "config.json", auto_map if code else None)
+        if code:
+            index[name] = [write_component_entry(place, list(code)[-1], kind), kind]
+        if auto_map and name in networks:
+            write_auto_entry(place, code, module, kind)
+        remove_unused_code(place, {*code, *([index[name][0]] if code else []), *([AUTO] if auto_map else [])})
+    code = code_of(pipeline.__module__)
+    if code:
+        files |= code
+        entry = write_pipeline_entry(folder, sorted(files), list(code)[-1], pipeline.__name__)
+        index["_class_name"] = [entry, pipeline.__name__]
+    if auto_map:
+        index["auto_map"] = auto_map
+    write_files(folder, files)
+    file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    remove_unused_code(folder, {*files, *([index["_class_name"][0]] if code else [])})
 
 
 def name_modules(package: str, index: dict[str, Any]) -> None:

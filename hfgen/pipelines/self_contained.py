@@ -9,6 +9,7 @@ declare a family.
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 from diffusers import ModelMixin, SchedulerMixin
+from safetensors import SafetensorError, safe_open
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
     register_module_module_registration_hook,
@@ -28,7 +30,7 @@ from torch.nn.modules.module import (
 
 from hfgen.pipelines import export, portable
 from hfgen.registry import load
-from hfgen.runtime.errors import UserError
+from hfgen.runtime.errors import UserError, one_line
 
 # A component's module: as diffusers calls code of a checkpoint that it ran, or as a folder does.
 CODE = re.compile(r"(?:diffusers_modules\.(?:\S+\.)?)?(?:modeling|pipeline)_([A-Za-z0-9_]+?)(?:__[0-9a-f]{12})?")
@@ -40,6 +42,10 @@ MOST_PIXELS = 4096  # height or width; networks of convolutions alone have weigh
 MOST_LEVELS = 100  # entries of a list, one for each size of feature maps
 MOST_MODULES = 20_000  # of a network, with or without weights
 MOST_JSON = 10_000_000  # bytes of a file
+# As diffusers calls files of weights and their indexes, with the name of a variant.
+WEIGHTS = re.compile(r"diffusion_pytorch_model(?:\.((?:(?!-\d+-of-)[^.])+))?\.safetensors")
+SHARDS = re.compile(r"diffusion_pytorch_model(?:\.([^.]+))?\.safetensors\.index(?:\.([^.]+))?\.json")
+FLOATS = re.compile("B?F[0-9]")  # as safetensors calls the types of numbers with a point
 # By which a configuration of transformers may bring code from elsewhere.
 FOREIGN = ("auto_map", "attn_implementation", "_attn_implementation", "quantization_config", "custom_generate")
 
@@ -127,14 +133,10 @@ class SelfContained(portable.SelfContained):
         Raises:
             UserError: For a component that is no network or scheduler, or that does not fit the files in its folder.
         """
-        check_json(Path(pretrained_model_name_or_path))
         loaded = super().load_config(pretrained_model_name_or_path, **kwargs)
         index = loaded[0] if isinstance(loaded, tuple) else loaded
         index["_class_name"] = cls.__name__
-        for name, value in index.items():
-            if isinstance(value, list) and value != [None, None]:
-                index[name], kind = installed(name, value)
-                check_files(kind, Path(pretrained_model_name_or_path) / name)
+        check_components(cls, index, Path(pretrained_model_name_or_path))
         return loaded
 
     @classmethod
@@ -151,6 +153,38 @@ class SelfContained(portable.SelfContained):
 
 
 # Loading
+
+
+def check_components(pipeline: type, index: dict[str, Any], folder: Path) -> dict[str, type]:
+    """Looks at all components that `model_index.json` names, and reads no weights; puts the modules of the classes
+    that are installed into the index.
+
+    Args:
+        pipeline (`type`): The class of the pipeline.
+        index (`dict`): What the file holds.
+        folder (`Path`): Where it is.
+
+    Returns:
+        `dict[str, type]`: The classes of the components.
+
+    Raises:
+        UserError: For a component that the pipeline does not have, that is no network or scheduler, or that does not
+            fit the files in its folder.
+    """
+    check_json(folder)
+    parameters = inspect.signature(pipeline.__init__).parameters  # type: ignore[misc]
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    kinds = {}
+    for name, value in index.items():
+        if isinstance(value, list) and not name.startswith("_") and value != [None, None]:
+            index[name], kinds[name] = installed(name, value)
+            if name not in parameters and not open_ended:
+                raise UserError(
+                    f"model_index.json says that there is a component {name}, which a {pipeline.__name__} does not "
+                    "have: the checkpoint is broken."
+                )
+            check_files(kinds[name], folder / name)
+    return kinds
 
 
 def installed(name: str, value: list) -> tuple[list[str], type]:
@@ -306,7 +340,58 @@ def check_files(kind: Any, folder: Path) -> None:
                 )
     ours = kind.__module__.partition(".")[0] in {"diffusers", *export.packages()}
     if not scheduler and ours:  # others may make networks that cannot be tried like this
-        check_size(file, lambda: kind.from_config(config))
+        network = check_size(file, lambda: kind.from_config(config))
+        for files in weight_files(folder) if network is not None else ():
+            check_weights(network, files)
+
+
+def weight_files(folder: Path) -> list[list[Path]]:
+    """Finds the weights of a component: the files of each variant, of which diffusers loads one."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        if match := WEIGHTS.fullmatch(file.name):
+            found[match[1] or ""] = [file]
+    for index in sorted(folder.glob("*.json")):  # which diffusers prefers
+        if match := SHARDS.fullmatch(index.name):
+            shards = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()
+            found[match[1] or match[2] or ""] = [folder / shard for shard in sorted(set(shards))]
+    return list(found.values())
+
+
+def check_weights(network: Any, files: list[Path]) -> None:
+    """Compares names, shapes and types of weights with what a network needs. Of the files, only the heads are read.
+
+    Types of numbers may have any width, as half of one is as good.
+
+    Raises:
+        UserError: If they differ.
+    """
+    found: dict[str, tuple[str, list[int]]] = {}
+    try:
+        for file in files:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+                    part = opened.get_slice(name)
+                    found[name] = str(part.get_dtype()), list(part.get_shape())
+    except (OSError, SafetensorError):
+        return  # diffusers says so
+    network._fix_state_dict_keys_on_load(found)  # early checkpoints of diffusers have other names
+    needed = network.state_dict()
+    ignored = type(network)._keys_to_ignore_on_load_unexpected or ()
+    more = [name for name in found.keys() - needed.keys() if not any(re.search(one, name) for one in ignored)]
+    wrong = {"lacks": needed.keys() - found.keys(), "has, beside it,": more}
+    fault = next((f"{how} {len(names)}, such as {min(names)}" for how, names in wrong.items() if names), None)
+    for name, tensor in needed.items() if fault is None else ():
+        kind, shape = found[name]
+        if shape != list(tensor.shape):
+            fault = f"has {name} of shape {tuple(shape)} in place of {tuple(tensor.shape)}"
+        elif FLOATS.match(kind) is None if tensor.is_floating_point() else FLOATS.match(kind) is not None:
+            fault = f"has {name} of type {kind} in place of {str(tensor.dtype).removeprefix('torch.')}"
+    if fault is not None:
+        raise UserError(
+            f"{files[0]} does not hold the weights of the {type(network).__name__} in config.json: of the tensors it "
+            f"{fault}. The checkpoint is broken."
+        )
 
 
 def check_foreign(kind: Any, folder: Path) -> None:
@@ -343,22 +428,25 @@ def foreign_key(value: Any) -> str | None:
     return None
 
 
-def check_size(file: Path, make: Callable[[], Any]) -> None:
+def check_size(file: Path, make: Callable[[], Any]) -> Any:
     """Makes a network without its weights, to see whether its configuration asks for more than its files hold.
+
+    Returns:
+        The network, on the device `meta`; `None` if there are no files.
 
     Raises:
         UserError: If it does, or if it describes no network.
     """
     size = sum(file.stat().st_size for file in file.parent.glob("*.safetensors"))
     if not size:
-        return  # diffusers says that there are no weights
+        return None  # diffusers says that there are no weights
     try:
         with limited(str(file), size), torch.device("meta"):  # no memory is touched
-            make()
+            return make()
     except UserError:
         raise
     except Exception as error:  # of many kinds, as the values may be anything
-        raise UserError(f"{file} describes no network: {error}") from None
+        raise UserError(f"{file} describes no network: {one_line(error)}.") from None
 
 
 @contextlib.contextmanager

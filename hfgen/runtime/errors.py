@@ -6,17 +6,19 @@ from collections.abc import Mapping
 OPTION = re.compile(r"`([a-z_][a-z0-9_]*)`")  # how messages name an option
 
 WORD = 256  # characters: a file's name has no more
+LINE = 2000  # characters
 
 
 def one_line(error: BaseException | str) -> str:
     """Returns all that an error says, in one line and without the full stop at its end, for a message that goes on.
 
-    Only words are shortened, in their middle: names from a repository may have any length.
+    Words are shortened in their middle, as names from a repository may have any length, and so is a line of very many.
     """
     words = (
         word if len(word) <= WORD else f"{word[: WORD // 2]}...{word[-WORD // 2 :]}" for word in str(error).split()
     )
-    return " ".join(words).rstrip(".") or type(error).__name__
+    line = " ".join(words).rstrip(".") or type(error).__name__
+    return line if len(line) <= LINE else f"{line[: LINE // 2]} ... {line[-LINE // 2 :]}"
 
 
 class UserError(ValueError):

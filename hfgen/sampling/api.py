@@ -1,5 +1,6 @@
 """Sampling from Python, without a command line or a launcher."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from accelerate import PartialState
@@ -9,9 +10,28 @@ from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import nearest
 from hfgen.runtime.png import to_pil
 from hfgen.sampling.config import ImageSet, all_sampling_options, names_of
-from hfgen.sampling.sampler import load_sampler
+from hfgen.sampling.loading import in_use
+from hfgen.sampling.sampler import Sampler, load_sampler
 
 AT_ONCE = 64  # images
+
+
+def ready_sampler(
+    model: str,
+    given: Mapping[str, Any],
+    device: Any,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Sampler:
+    """Loads a checkpoint, as [`load_sampler`] does, and tries it: makes an image in the fewest steps.
+
+    Raises:
+        UserError: If there is no such checkpoint, the options do not fit it, or it makes no images.
+    """
+    with in_use(model):
+        sampler = load_sampler(model, given, device, revision, token)
+        sampler.fastest()([0], 0)
+    return sampler
 
 
 def sample(
@@ -46,7 +66,7 @@ def sample(
                 f"`{name}` is no option here.{nearest(name, [*known, 'num_images', 'seed', 'batch_size'])}"
             )
     ImageSet(num_images, seed, batch_size)  # checks them
-    sampler = load_sampler(model, options, PartialState().device, revision, token)
+    sampler = ready_sampler(model, options, PartialState().device, revision, token)
     sampler.check_memory(num_images, batch_size)
     batches = [range(start, min(start + batch_size, num_images)) for start in range(0, num_images, batch_size)]
     return [to_pil(image) for batch in batches for image in sampler(batch, seed).permute(0, 2, 3, 1).cpu().numpy()]

@@ -13,13 +13,15 @@ from hfgen.runtime.png import make_grid, save_png, to_pil
 from hfgen.runtime.seeds import image_seed
 from hfgen.sampling.sampler import Sampler
 
+RECORD = "samples.json"
 IN_GRID = 100  # images, at most
 AT_ONCE = 64  # images, unless told otherwise
 
 
-def existing_images(folder: Path) -> list[Path]:
-    """Returns the files that [`write_images`] wrote into a folder."""
-    return [path for path in folder.glob("*.png") if path.stem.isdigit() or path.name == "grid.png"]
+def existing_files(folder: Path) -> list[Path]:
+    """Returns the files that [`write_images`] wrote into a folder, or would replace."""
+    images = [path for path in folder.glob("*.png") if path.stem.isdecimal() or path.name == "grid.png"]
+    return [*sorted(images), *folder.glob(RECORD)]
 
 
 def write_images(
@@ -59,7 +61,7 @@ def write_images(
     }
     names = {index: f"{index:06d}.png" for index in own}
     if accelerator.is_main_process:
-        for path in existing_images(folder):
+        for path in existing_files(folder):
             path.unlink()
     accelerator.wait_for_everyone()
     for index, image in images.items():
@@ -70,7 +72,7 @@ def write_images(
         save_png(grid, folder / "grid.png", origin and origin | {"seed": seed, "num_images": len(shown)})
         rows = [{"file": names[index], **own[index]} for index in own]
         write_json(
-            folder / "samples.json",
+            folder / RECORD,
             {**(record or {}), "seed": seed, **sampler.settings, "precision": sampler.precision, "images": rows},
         )
     return len(shown)

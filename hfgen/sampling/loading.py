@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 from diffusers.utils import logging
 
-from hfgen.pipelines.self_contained import SelfContained, index_folder
+from hfgen.pipelines.self_contained import SelfContained, check_components, index_folder, weight_files
 from hfgen.registry import PipelineEntry, load, pipeline_entries
 from hfgen.runtime.errors import UserError, one_line
 
@@ -63,11 +64,63 @@ def load_pipeline(path: str, **kwargs: Any) -> diffusers.DiffusionPipeline:
     try:
         if not issubclass(kind, SelfContained):  # which looks at the files before it makes networks of them
             path = path if Path(path).is_dir() else SelfContained.download(path, **kwargs)
-            SelfContained.load_config(path)
+            check_components(kind, dict(kind.load_config(path)), Path(path))
         with _quietly():
             return kind.from_pretrained(path, **kwargs | {"use_safetensors": True, "trust_remote_code": False})
     except Exception as error:
         raise UserError(f"{path} cannot be loaded: {one_line(error)}.") from None
+
+
+def check_checkpoint(folder: Path, kind: Any = None) -> tuple[dict[str, Any], type, dict[str, type]]:
+    """Looks at a checkpoint as [`load_pipeline`] does, but reads no weights.
+
+    Args:
+        folder (`Path`): Where it is.
+        kind (`type`, *optional*): The class of the pipeline; by default the one that `model_index.json` names.
+
+    Returns:
+        What `model_index.json` holds, with the modules of the classes that are installed; the class of the pipeline,
+        and those of its components.
+
+    Raises:
+        UserError: If it could not be loaded, or a network has no weights.
+    """
+    if kind is None:
+        entry = entry_of(str(folder))
+        kind = load(entry.pipeline, f"the pipeline {entry.class_name}")
+    try:
+        index = dict(diffusers.DiffusionPipeline.load_config(folder))
+        kinds = check_components(kind, index, folder)
+    except Exception as error:
+        raise UserError(f"{folder} cannot be loaded: {one_line(error)}.") from None
+    for name, component in kinds.items():
+        file = getattr(component, "config_name", None)  # tokenizers and the like have none
+        if not (folder / name / (file or "")).exists():
+            raise UserError(f"{folder} is not complete: there is no {name}/{file or ''}.")
+        ours = not component.__module__.startswith("transformers.")
+        weights = weight_files(folder / name) if ours else list((folder / name).glob("model*.safetensors"))
+        if issubclass(component, torch.nn.Module) and not weights:
+            raise UserError(f"{folder} is not complete: there are no weights of {name}, as safetensors.")
+    return index, kind, kinds
+
+
+@contextlib.contextmanager
+def in_use(name: str) -> Iterator[None]:
+    """Turns whatever goes wrong inside, where a checkpoint from elsewhere is used for the first time, into one line:
+    its configurations may hold anything, and what that does shows when its networks run.
+
+    Args:
+        name (`str`): What to call the checkpoint.
+
+    Raises:
+        UserError: See above.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{name} cannot be used: {one_line(error)}. Give another checkpoint.") from error
 
 
 @contextlib.contextmanager

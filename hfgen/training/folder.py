@@ -1,7 +1,6 @@
 """The folder of a run: what it may be used for, and `run.json`, which says how it came about."""
 
 import contextlib
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 from hfgen.hub.push import BESIDE_COMPONENTS, pipeline_files
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import upgrade
-from hfgen.runtime.provenance import record
+from hfgen.runtime.places import require_folder
+from hfgen.runtime.provenance import read_run, record
 from hfgen.training import checkpoint
 from hfgen.training.options import RunOptions
 
@@ -66,8 +66,7 @@ class RunFolder:
         """Decides whether to start or to go on, and from which checkpoint; changes nothing."""
         training = self.options.training
         resumed = training.resume_from_checkpoint
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"`output_dir` {self.path} is a file: give a folder.")
+        require_folder(self.path, "output_dir")
         if self.path.resolve() not in self.logs.resolve().parents:
             raise UserError(f"`logging_dir` {training.logging_dir} is outside of `output_dir`: give a folder name.")
         names = (*BESIDE_COMPONENTS, "samples", "best", training.logging_dir)
@@ -116,18 +115,11 @@ class RunFolder:
         """Returns the classes of the run that goes on, by number; `None` if it has none, or starts anew."""
         if self.checkpoint is None:
             return None
-        try:
-            record = json.loads((self.checkpoint.parent / "run.json").read_text(encoding="utf-8"))
-            return tuple(record["data"]["class_names"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        return tuple(_read(self.checkpoint.parent).get("data", {}).get("class_names") or ()) or None
 
     def _difference(self) -> str:
-        try:
-            before = json.loads(self.file.read_text(encoding="utf-8"))["config"]
-        except (OSError, ValueError, KeyError):
-            return ""
-        return self.difference(before)
+        before = _read(self.path).get("config")
+        return self.difference(before) if before else ""
 
     def difference(self, before: dict[str, Any]) -> str:
         """Names the options that must not change and are not what they were; empty if all are."""
@@ -160,3 +152,11 @@ class RunFolder:
     def record(self, **progress: Any) -> dict[str, Any]:
         """Returns the content of `run.json`."""
         return record(self.options.command, family=self.options.family.name, config=self.options.values, **progress)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """Reads the record of a run; a broken one as none, since each checkpoint says by itself what it belongs to."""
+    try:
+        return read_run(folder)
+    except UserError:
+        return {}

@@ -185,7 +185,7 @@ def test_parts(script, tmp_path):
         ("--resolution 2", "--resolution 2 is out of range"),
         ("--epochs 3", "unknown flag --epochs. Did you mean --num_epochs"),
         ("--output_dir {full}", "is not empty"),
-        ("--output_dir {full}/file", "is not empty"),
+        ("--output_dir {full}/file", "it is a file"),
         ("--dataset_name {data}/one --test_split train", "has only the class 'dark'"),
         (
             "--dataset_name {data}/other --label_column label",

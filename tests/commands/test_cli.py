@@ -38,6 +38,7 @@ class Tiny(Options):
     token: str | None = option(None, "a secret", secret=True)
     publish: bool = option(False, "publish", once=True)
     kind: str | None = option(None, "a kind", choices=("a", "b"))
+    labels: tuple[str, ...] = option((), "labels")
 
 
 def given(*argv, **kwargs):
@@ -196,7 +197,7 @@ def test_mistakes_are_one_line(argv, message):
     [
         ("widhts: [1]", "unknown key 'widhts'. Did you mean widths?"),
         ("- 1", "must hold a mapping"),
-        ("size: [", "neither valid YAML nor JSON"),
+        ("size: [", "is no valid YAML: line 1, column 8"),
         ("size: big", ": --size is 'big', but must be int."),
         ("size: 5", ": --size 5 is no choice: use 4, 8."),
         ("flip: 1", ": --flip is 1, but must be bool."),
@@ -211,6 +212,24 @@ def test_mistakes_in_the_file(tmp_path, text, message):
         parsed("--config", file)
     assert message in str(error.value) and f"--config {file}" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--token", "hf_Secret7", "hf_Secret7"],
+        ["--token", "hf_Secret7", "hf_Secret8"],
+        ["--token=hf_Secret7", "hf_Secret7"],
+        ["hf_Secret7", "--token", "hf_Secret7"],
+        ["--size", "hf_Secret7", "--token", "hf_Secret7"],
+        ["--size", "hf_" + "Secret7" * 5],
+        ["--tokn=hf_Secret7"],
+    ],
+)
+def test_secrets_are_in_no_error(argv):
+    with pytest.raises(UserError) as error:
+        given(*argv)
+    assert "Secret" not in str(error.value)
 
 
 def test_secrets_are_never_recorded():
@@ -313,7 +332,7 @@ DOCUMENTS = [
     *(ROOT / "scripts").glob("*.py"),
     *(ROOT / "hfgen" / "commands").glob("*.py"),
 ]
-WITHOUT = ("__init__.py", "cli.py", "list.py", "main.py", "options.py")  # examples
+WITHOUT = ("__init__.py", "cli.py", "configfile.py", "list.py", "main.py", "options.py")  # examples
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def test_a_signal_is_handed_on(place, tmp_path):
         ("--model {gan} --truncation 0.5", "has no mean latent"),
         ("--model {gan} --extractor {gan}/absent", "absent"),
         ("--model {gan} {gan}/model --update_card", "is no folder with a README.md"),
-        ("--model {gan} --output_dir {gan}/README.md", "cannot be written to"),
+        ("--model {gan} --output_dir {gan}/README.md", "README.md cannot be written: it is a file"),
         ("--extractor {gan}/absent", "absent"),
     ],
 )

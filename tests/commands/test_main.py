@@ -202,6 +202,28 @@ def test_what_is_said_of_the_data_names_flags(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == "See --resolution ['x'].\n" * 2
 
 
+@pytest.mark.parametrize(
+    "environment",
+    [{"WORLD_SIZE": "two"}, {"WORLD_SIZE": "0"}, {"RANK": "one"}, {"RANK": "-1", "WORLD_SIZE": "2"}, {"RANK": "2"}],
+)
+def test_numbers_of_processes_that_are_none(monkeypatch, capsys, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match="2"):
+        main(["list"])
+    assert f"error: {next(iter(environment))} is " in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_one_line(monkeypatch, capsys):
+    def refuse(argv):
+        raise PermissionError(13, "Permission denied", "/a\nb")
+
+    monkeypatch.setattr("hfgen.commands.train.main", refuse)
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "x"])
+    assert capsys.readouterr().err == "error: [Errno 13] Permission denied: '/a\\nb'.\n"
+
+
 def test_doors_are_three_lines():
     """An import, and a call of the verb that has the work."""
     doors = [path for path in (ROOT / "scripts").glob("*.py") if path.stem != "make_stacked_mnist"]

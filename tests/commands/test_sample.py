@@ -108,10 +108,18 @@ def test_mistakes(models, tmp_path, sample, model, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["samples.json", "grid.png", "7.png"])
+def test_files_of_others_are_not_replaced_unasked(models, tmp_path, sample, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"holds {name}: add --overwrite_output_dir or give another"):
+        sample(["--model", str(models / "plain"), "--output_dir", str(tmp_path)])
+    assert (tmp_path / name).read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
 def test_images_are_not_replaced_unasked(models, tmp_path, sample):
     base = ["--model", str(models / "plain"), "--num_inference_steps", "2", "--output_dir", str(tmp_path)]
     sample([*base, "--num_images", "3"])
-    with pytest.raises(UserError, match="holds 4 images: add --overwrite_output_dir"):
+    with pytest.raises(UserError, match="holds 000000.png and 4 others: add --overwrite_output_dir"):
         sample([*base, "--num_images", "1"])
     sample([*base, "--num_images", "1", "--overwrite_output_dir"])
     assert list(images(tmp_path)) == ["000000.png"]

@@ -16,7 +16,8 @@ from huggingface_hub import errors
 from huggingface_hub.utils import hf_raise_for_status
 
 from hfgen.hub.background import BackgroundPush
-from hfgen.hub.push import _asked_to_wait, _may_pass, _reason, pipeline_files
+from hfgen.hub.push import _asked_to_wait, _may_pass, _reason
+from hfgen.hub.space import write_space
 from hfgen.models.mlp_gan import MLPGenerator
 from hfgen.pipelines.gan import GANPipeline
 from hfgen.runtime.errors import UserError
@@ -96,27 +97,14 @@ def test_only_the_pipeline_goes_up(hub, finished):
     assert set(repo.files()) == set(files) and b"# best" in repo.files()["README.md"]
 
 
-def test_code_that_a_pipeline_carries_goes_up(tmp_path):
-    index = {"_class_name": ["pipeline_hfgen_ours", "Ours"], "model": ["modeling_ours", "Model"]}
-    index["../other"] = ["a", "B"]
-    code = "from .helper__0123456789ab import f\nfrom .absent import g\nfrom .....other.secret import h\n"
-    (tmp_path / "it" / "model").mkdir(parents=True)
-    (tmp_path / "it" / "model_index.json").write_text(json.dumps(index))
-    for name in ("it/pipeline_hfgen_ours.py", "it/model/modeling_ours.py", "it/notes.py", "other/secret.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("")
-    (tmp_path / "it" / "pipeline_hfgen_ours.py").write_text(code)
-    (tmp_path / "it" / "helper__0123456789ab.py").write_text("from .pipeline_hfgen_ours import Ours\n")
-    found = {file.as_posix() for file in pipeline_files(tmp_path / "it")}
-    code = {"pipeline_hfgen_ours.py", "helper__0123456789ab.py", "model/modeling_ours.py"}
-    assert found == {"model_index.json", *code}
-
-
-def test_a_space_goes_up_without_its_caches(hub, tmp_path):
-    kept = {"app.py", "README.md", "hfgen/errors.py", "model/unet/diffusion_pytorch_model.safetensors"}
-    for name in (*kept, "__pycache__/app.pyc", "hfgen/__pycache__/errors.pyc", ".gradio/certificate.pem"):
+def test_a_space_goes_up_without_its_caches(hub, finished, tmp_path):
+    write_space(tmp_path / "it", str(finished))
+    paths = [path for path in (tmp_path / "it").rglob("*") if path.is_file()]
+    kept = {path.relative_to(tmp_path / "it").as_posix(): path.read_bytes() for path in paths}
+    for name in ("__pycache__/app.pyc", "hfgen/__pycache__/errors.pyc", ".gradio/certificate.pem", "model/evil.py"):
         (tmp_path / "it" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "it" / name).write_text(name)
+    (tmp_path / "it" / "hfgen" / "registry.py").write_text("evil")  # the library that is installed goes up
     space = ["--repo_type", "space", "--private"]
     hub.fail("/commit/", status=500, times=99)
     result = push(hub, tmp_path / "it", *space)
@@ -125,11 +113,17 @@ def test_a_space_goes_up_without_its_caches(hub, tmp_path):
     result = push(hub, tmp_path / "it", *space)
     assert result.stdout == f"Pushed:   {hub.url}/spaces/ada/digits\n", result.stderr
     repo = hub.repos["spaces", "ada/digits"]
-    assert repo.private and set(repo.files()) == kept | {".gitattributes"} and not hub.count("/models/")
+    files = repo.files()
+    del files[".gitattributes"]
+    assert repo.private and files == kept and not hub.count("/models/")
     result = push(hub, tmp_path / "it", *space, "--create_pr")
     assert result.stdout == f"Pushed:   {hub.url}/spaces/ada/digits/discussions/1\n", result.stderr
     result = push(hub, tmp_path / "it" / "model", *space)
     assert result.returncode == 2 and "holds no Space" in result.stderr
+    with (tmp_path / "it" / "app.py").open("a") as file:
+        file.write("evil()\n")
+    result = push(hub, tmp_path / "it", *space)
+    assert result.returncode == 2 and "app.py is not what this version of hfgen writes" in result.stderr
     result = push(hub, tmp_path / "it")
     assert result.returncode == 2 and "holds no pipeline" in result.stderr
 

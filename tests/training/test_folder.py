@@ -71,7 +71,7 @@ def test_a_checkpoint_of_another_folder_is_refused_where_there_is_a_run(tmp_path
 
 def test_folders_of_others_are_refused(tmp_path):
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(UserError, match="`output_dir` .*run is a file"):
+    with pytest.raises(UserError, match="`output_dir` .*run cannot be written: it is a file"):
         RunFolder(options(tmp_path))
     (tmp_path / "run").unlink()
     (tmp_path / "run" / "logs").mkdir(parents=True)
