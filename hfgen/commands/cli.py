@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import errno
 import os
 import re
 import shlex
@@ -18,6 +19,8 @@ from hfgen.commands.configfile import read_file
 from hfgen.runtime.errors import OPTION, UserError, one_line
 from hfgen.runtime.options import checked, hints, make, nearest
 
+# What a system refuses anywhere, and nobody can foresee. That a file is not there is no such thing.
+REFUSALS = "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM EIO ENOMEM EMFILE ENFILE ENAMETOOLONG EXDEV ESTALE ETIMEDOUT ENOLCK"
 PATIENCE = 5.0  # seconds that processes wait for the one that speaks for them
 FLAGS = {"config", "preset"}  # of the command lines that were parsed in this process
 
@@ -36,8 +39,8 @@ def spell(text: str) -> str:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends the program with one line when a [`UserError`] is raised inside, with exit code 2, and for a Ctrl-C that
-    nothing inside takes as a request to stop, with 130."""
+    """Ends the program with one line when a [`UserError`] is raised inside, or the system refuses something, with exit
+    code 2, and for a Ctrl-C that nothing inside takes as a request to stop, with 130."""
     rank = os.environ.get("RANK", "0")
     first_of_node = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
@@ -46,7 +49,9 @@ def one_line_errors() -> Iterator[None]:
         if first_of_node:
             write_line("Stopped.")
         raise SystemExit(130) from None
-    except UserError as error:
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) not in REFUSALS.split():
+            raise
         # Before torch is imported nothing but the options was looked at, which are the same in all processes: one of
         # each node speaks. Later the first speaks, and another one only if it is still there some seconds later, as
         # it may be the only one that knows: whoever ends first takes the rest down.
@@ -55,7 +60,7 @@ def one_line_errors() -> Iterator[None]:
             with contextlib.suppress(KeyboardInterrupt):
                 time.sleep(PATIENCE)
         if first_of_node or not early:
-            text = spell("\\n".join(str(error).splitlines()))
+            text = spell("\\n".join(str(error).splitlines())) + "." * isinstance(error, OSError)
             write_line(f"error: {text}" if rank == "0" else f"[rank {rank}] error: {text}")
         raise SystemExit(2) from None
 

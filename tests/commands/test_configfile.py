@@ -37,8 +37,8 @@ SECRET = "hf_Secret7"
         ("it.yaml", f"token: *{SECRET}\n", "aliases are not read"),
         ("it.yaml", f"token: !{SECRET} x\n", "could not determine a constructor"),
         ("it.json", f'{{"token": "{SECRET}" x}}', "is no valid JSON: Expecting ',' delimiter"),
-        ("it.yaml", "widths: [" + "x, " * 3_000 + "x]", " ... "),
-        ("it.yaml", "labels: [--size, '8']", "--labels has the entry '--size', which is no value but a flag"),
+        ("it.yaml", "widths: [" + "x, " * 3_000 + "x]", "..."),
+        ("it.yaml", "labels: [--size, '8']", "--labels has the entry '--size', which looks like a flag: leave it out"),
     ],
 )
 def test_what_is_no_config_file(tmp_path, name, text, message):

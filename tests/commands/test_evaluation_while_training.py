@@ -159,7 +159,7 @@ def test_another_run_takes_the_folder(evaluated, tmp_path):
         ("--metric_for_best_model fd", "--metric_for_best_model fd is measured by evaluations: give --eval_every"),
         ("--eval_every 2 --metric_for_best_model kd", "give kd among --eval_metrics"),
         ("--eval_every 2 --eval_metrics fdd", "invalid choice: 'fdd'"),
-        ("--eval_every 2 --eval_num_images 1", "--eval_num_images is below 2"),
+        ("--eval_every 2 --eval_num_images 1", "--eval_num_images 1 is out of range: use 2 to"),
         ("--eval_every 2 --eval_extractor {classifier} --eval_metrics ppl", "--eval_metrics ppl"),
         ("--eval_every 2 --eval_extractor {classifier} --eval_metrics is --eval_num_images 5", "eval_num_images is 5"),
         ("--eval_every 2 --eval_extractor /absent/model", "/absent/model"),

@@ -262,7 +262,9 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path, script, argumen
 
     (tmp_path / "empty").mkdir()
     (tmp_path / "config.yaml").write_text("learning_rat: 1\n")
-    build_unet(8, 1, (8, 8), norm_num_groups=4, num_class_embeds=4).save_config(tmp_path / "unet")
+    build_unet(8, 1, (8, 8), norm_num_groups=4, attention_head_dim=8, num_class_embeds=4).save_config(
+        tmp_path / "unet"
+    )
     names = {"EMPTY": "empty", "CONFIG": "config.yaml", "UNET": "unet"}
     words = [str(tmp_path / names[word]) if word in names else word for word in arguments.split()]
     tiny = TINY[2:] if "dataset_name" in arguments or "train_data_dir" in arguments else TINY
