@@ -27,7 +27,12 @@ class UserError(ValueError):
     A message names options in backticks: "`resolution` 3 is out of range: use 4 to 4096." In Python it reads like
     that; the command line writes `--resolution` in their place, prints one line and ends with exit code 2. So nothing
     but `hfgen.commands` knows how a flag is spelt.
+
+    It is one line whatever is quoted in it: the end of a line in a name is shown as Python writes it.
     """
+
+    def __init__(self, message: str):
+        super().__init__("\\n".join(str(message).splitlines()))
 
     @property
     def field(self) -> str | None:

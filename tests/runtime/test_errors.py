@@ -29,6 +29,11 @@ def test_an_error_for_a_user_who_has_other_names():
     assert str(error).startswith("`metrics`")
 
 
+def test_it_is_one_line_whatever_it_quotes():
+    assert str(UserError("there is no a\nb.\n")) == "there is no a\\nb."
+    assert len(one_line("word " * 10_000)) < 2100
+
+
 def test_it_is_a_value_error():
     assert issubclass(UserError, ValueError)
 
