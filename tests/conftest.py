@@ -27,12 +27,11 @@ def pytest_xdist_auto_num_workers(config):
 @pytest.fixture(scope="session", autouse=True)
 def hf_home(tmp_path_factory):
     """A cache that no other run of the tests has touched; subprocesses inherit it."""
+    from helpers.forked import read_environment
+
     home = tmp_path_factory.mktemp("hf_home")
     os.environ["HF_HOME"] = str(home)
-    import datasets.config
-
-    datasets.config.HF_CACHE_HOME = str(home)
-    datasets.config.HF_DATASETS_CACHE = home / "datasets"
+    read_environment()
     return home
 
 

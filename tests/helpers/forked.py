@@ -39,9 +39,11 @@ def _kill_what_is_left() -> None:
 READERS = ("huggingface_hub.constants", "diffusers.utils.constants", "datasets.config")
 
 
-def _read_environment() -> None:
-    """Lets the libraries read their environment as if they were imported now."""
-    for reader in map(sys.modules.get, READERS):
+def read_environment() -> None:
+    """Lets the libraries that are imported read their environment as if they were imported now."""
+    # Where a process before this one kept code of checkpoints: it would be found before that of this one.
+    sys.path[:] = [path for path in sys.path if not (Path(path) / "diffusers_modules").is_dir()]
+    for reader in filter(None, map(sys.modules.get, READERS)):
         before = {name: value for name, value in vars(reader).items() if name.isupper()}
         importlib.reload(reader)
         changed = {name for name, value in before.items() if vars(reader)[name] != value}
@@ -49,8 +51,9 @@ def _read_environment() -> None:
             for name in changed & vars(module).keys():
                 if vars(module)[name] == before[name]:
                     setattr(module, name, vars(reader)[name])
-    client = sys.modules["huggingface_hub.hf_api"].api  # of which the functions of the module are the methods
-    client.endpoint = sys.modules["huggingface_hub.constants"].ENDPOINT
+    if "huggingface_hub.hf_api" in sys.modules:
+        client = sys.modules["huggingface_hub.hf_api"].api  # of which the functions of the module are the methods
+        client.endpoint = sys.modules["huggingface_hub.constants"].ENDPOINT
 
 
 def _program(argv: list[str], env: dict[str, str], cwd: str, out: str, err: str) -> None:
@@ -61,7 +64,7 @@ def _program(argv: list[str], env: dict[str, str], cwd: str, out: str, err: str)
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
-    _read_environment()
+    read_environment()
     path = list(filter(None, env.get("PYTHONPATH", "").split(os.pathsep)))
     for folder in path:
         if (Path(folder) / "sitecustomize.py").exists():
