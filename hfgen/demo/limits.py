@@ -7,5 +7,7 @@ MOST_SEED = 2**53 - 1  # the largest whole number that a page can tell from its 
 MOST_PIXELS = 20_000_000  # of an uploaded image
 MOST_OBLONG = 20  # its longer side, in shorter ones
 MOST_BYTES = "20mb"
+KEPT = 3600  # seconds that files of visitors are kept
+UNFINISHED = 300  # seconds that a part of an upload is kept which does not grow
 MOST_WAITING = 32  # clicks in the queue
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # of uploads
