@@ -47,7 +47,7 @@ def serve(
         from starlette.middleware import Middleware
 
         from hfgen.demo.guards import Refusals, limit_decoders
-        from hfgen.demo.limits import MOST_BYTES
+        from hfgen.demo.limits import MOST_BYTES, MOST_SESSIONS
         from hfgen.demo.page import CSS, build
 
         app = build(adapter_of(pipe), name or Path(model).name, max_images, origin if provenance else None)
@@ -60,6 +60,7 @@ def serve(
                 quiet=True,
                 prevent_thread_lock=True,
                 max_file_size=MOST_BYTES,
+                state_session_capacity=MOST_SESSIONS,
                 ssr_mode=False,
                 run_history=False,
                 footer_links=["api"],

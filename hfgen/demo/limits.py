@@ -9,5 +9,6 @@ MOST_OBLONG = 20  # its longer side, in shorter ones
 MOST_BYTES = "20mb"
 KEPT = 3600  # seconds that files of visitors are kept
 UNFINISHED = 300  # seconds that a part of an upload is kept which does not grow
+MOST_SESSIONS = 1000  # visitors that are remembered, at 80 kB each; Gradio would keep 10,000
 MOST_WAITING = 32  # clicks in the queue
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # of uploads
