@@ -20,8 +20,8 @@ class Places:
 
     Attributes:
         name (`str`): The option that names the data set, and its value, for messages.
-        folder (`str`, *optional*): The folder that the user named. Links and `..` in a path are followed before it is
-            compared.
+        folder (`str`, *optional*): The folder that the user named, without links. Those in a path, and `..`, are
+            followed before it is compared.
         downloads (`tuple[str, ...]`): Where its files are kept on this machine, by programs that take nothing but
             these, with links of their own.
         addresses (`tuple[str, ...]`): What its addresses begin with.
@@ -67,16 +67,14 @@ class Places:
                     self.check(path)
 
     def _has(self, path: str) -> bool:
-        *within, file = path.split("::")
+        *within, file = path.split("::") if "://" in path else (path,)
         if any(each.partition("://")[0] not in ARCHIVES for each in within):
             return False  # some of them are names of other files
         if "://" in file:
             return file.startswith(self.addresses) and ".." not in file.split("/")
         if file.startswith(self.downloads) and ".." not in file.split(os.sep):
             return True
-        return self.folder is not None and os.path.realpath(file).startswith(
-            f"{os.path.realpath(self.folder)}{os.sep}"
-        )
+        return self.folder is not None and os.path.realpath(file).startswith(f"{self.folder}{os.sep}")
 
 
 def places_of(builder: Any, name: str, source: str) -> Places:
@@ -92,7 +90,7 @@ def places_of(builder: Any, name: str, source: str) -> Places:
     from huggingface_hub.file_download import repo_folder_name
 
     if os.path.isdir(source):
-        return Places(name, source)
+        return Places(name, os.path.realpath(source))
     base = str(builder.base_path or "")
     if base.startswith("hf://buckets/"):  # kept under names that nobody else can choose
         return Places(name, None, (f"{config.DOWNLOADED_DATASETS_PATH}{os.sep}",), (f"{base.rstrip('/')}/",))

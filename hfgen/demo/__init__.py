@@ -47,7 +47,7 @@ def serve(
         from starlette.middleware import Middleware
 
         from hfgen.demo.guards import Refusals, limit_decoders
-        from hfgen.demo.limits import MOST_BYTES
+        from hfgen.demo.limits import MOST_BYTES, MOST_SESSIONS
         from hfgen.demo.page import CSS, build
 
         app = build(adapter_of(pipe), name or Path(model).name, max_images, origin if provenance else None)
@@ -60,6 +60,7 @@ def serve(
                 quiet=True,
                 prevent_thread_lock=True,
                 max_file_size=MOST_BYTES,
+                state_session_capacity=MOST_SESSIONS,
                 ssr_mode=False,
                 run_history=False,
                 footer_links=["api"],
@@ -77,6 +78,8 @@ def serve(
 def _files_of_visitors() -> Iterator[None]:
     """Keeps uploads and images in a folder of their own, which is gone at the end, also when a service manager stops
     the program; those of an hour ago go earlier (see `page.py`)."""
+    from hfgen.demo.guards import sweep
+
     variable = "GRADIO_TEMP_DIR"
     before = os.environ.get(variable)
     handles = threading.current_thread() is threading.main_thread()  # others may not
@@ -88,12 +91,21 @@ def _files_of_visitors() -> Iterator[None]:
             signal.signal(number, handler)
             os.kill(os.getpid(), number)  # ends as it would have
 
+        ended = threading.Event()
+
+        def keep_tidy() -> None:
+            while not ended.wait(60):
+                with contextlib.suppress(OSError):  # the folder is gone
+                    sweep(Path(folder))
+
+        threading.Thread(target=keep_tidy, daemon=True).start()
         os.environ[variable] = str(Path(folder).resolve())
         if handles:
             signal.signal(signal.SIGTERM, clear)
         try:
             yield
         finally:
+            ended.set()
             if before is None:
                 del os.environ[variable]
             else:

@@ -1,16 +1,19 @@
 """Guards against requests of programs that the page itself cannot send."""
 
+import contextlib
 import functools
 import io
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from hfgen.demo.limits import FORMATS, MOST_PIXELS
+from hfgen.demo.limits import FORMATS, KEPT, MOST_PIXELS, UNFINISHED
 from hfgen.runtime.errors import UserError, one_line
 
 REFUSAL = "This request cannot be answered: it is not what the page sends."
@@ -111,6 +114,20 @@ class Refusals:
                 headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
                 await send({"type": "http.response.start", "status": 400, "headers": headers})
                 await send({"type": "http.response.body", "body": content})
+
+
+def sweep(folder: Path) -> None:
+    """Deletes what Gradio leaves in the folder of visitors' files: parts of uploads that were refused or broken off,
+    and folders whose files it has deleted."""
+    now = time.time()
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):  # gone, or a folder that is not empty
+            idle = now - path.stat().st_mtime
+            if path.is_dir():
+                if idle > KEPT:
+                    path.rmdir()
+            elif idle > UNFINISHED:
+                path.unlink()
 
 
 def check_host(host: str | None, port: int | None) -> None:

@@ -25,7 +25,7 @@ from hfgen.demo.actions import (
     walks_any_class,
 )
 from hfgen.demo.guards import answer, guard, move_local
-from hfgen.demo.limits import MOST_FRAMES, MOST_SEARCH, MOST_SEED, MOST_WAITING
+from hfgen.demo.limits import KEPT, MOST_FRAMES, MOST_SEARCH, MOST_SEED, MOST_WAITING
 from hfgen.runtime.errors import UserError
 from hfgen.sampling.capabilities import Generates, HasLatents, Restores
 
@@ -177,7 +177,7 @@ def build(adapter: Any, name: str, max_images: int, origin: dict[str, Any] | Non
     if not tabs:
         raise UserError(f"`model` {name} neither makes images nor reconstructs any: there is nothing to show.")
     # With analytics, Gradio asks its makers' server for a newer version of itself.
-    with gr.Blocks(title=name, analytics_enabled=False, delete_cache=(3600, 3600)) as app:
+    with gr.Blocks(title=name, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as app:
         gr.Markdown(f"# {html.escape(name)}\n{heading}. The same seed makes the same image.")
         for title, tab in tabs.items():
             with gr.Tab(title):

@@ -5,6 +5,7 @@ import base64
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -38,7 +39,7 @@ from hfgen.sampling.loading import load_pipeline
 pytest.importorskip("gradio", minversion="6.31", reason='the demo needs gradio: pip install "gradio>=6.31"')
 
 from hfgen.demo import actions
-from hfgen.demo.guards import limit_decoders
+from hfgen.demo.guards import limit_decoders, sweep
 from hfgen.demo.page import build
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -305,6 +306,22 @@ def test_what_widgets_cannot_send_is_one_line(page, capsys, data):
     assert error.value.message and not error.value.print_exception
     log = capsys.readouterr().err
     assert log.count("\n") <= 1 and "\x1b" not in log
+
+
+def test_parts_of_uploads_do_not_stay(tmp_path):
+    ages = {"tmp1": 400, "tmp2": 100, "a/it.png": 4000, "b": 4000, "c": 100}
+    for name, age in ages.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"") if len(name) > 1 else path.mkdir()
+        os.utime(path, (time.time() - age,) * 2)
+    sweep(tmp_path)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        "a",
+        "a/it.png",
+        "c",
+        "tmp2",
+    ]
 
 
 def test_no_address_is_downloaded(demo, vae, tmp_path):

@@ -80,6 +80,7 @@ def test_all_forms_of_a_path(tmp_path, private, monkeypatch):
     for path in (
         f"{tmp_path}/set/1.png",
         f"{tmp_path}/set/cat/../1.png",
+        f"{tmp_path}/set/a::b.png",
         f"{tmp_path}/cache/datasets--ada--set/snapshots/1/a.png",
         f"zip://../../1.png::{tmp_path}/set/a.zip",
         "hf://datasets/ada/set@main/1.png",
