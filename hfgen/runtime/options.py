@@ -103,7 +103,7 @@ def checked(kind: type, field: dataclasses.Field, value: Any) -> Any:
         if isinstance(one, str):
             fault = None if one == field.default else _fault_of(one)
             if fault:
-                raise UserError(f"`{field.name}` {show(one)} {fault}")
+                raise UserError(f"`{field.name}` {f'{show(one)} ' if one else ''}{fault}")
         elif not inside(one, field.metadata):
             raise UserError(f"`{field.name}` {show(one)} is out of range: use {range_of(field.metadata)}.")
     return value

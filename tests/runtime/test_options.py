@@ -56,7 +56,7 @@ class Sound(Options):
         ({"sizes": [10**5000]}, "`sizes` a number of thousands of digits is out of range: use 1 to 65536."),
         ({"sizes": (8, 0)}, "`sizes` 0 is out of range: use 1 to 65536."),
         ({"sizes": (8, 65537)}, "`sizes` 65537 is out of range"),
-        ({"name": ""}, "`name` '' is empty: give a value, or leave it out."),
+        ({"name": ""}, "^`name` is empty: give a value, or leave it out."),
         ({"name": "a\nb"}, r"`name` 'a\\nb' has characters that no line of text can show: use others."),
         ({"name": "a\udce9"}, r"`name` 'a\\udce9' has characters that no line of text can show"),
     ],
