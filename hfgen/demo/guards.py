@@ -65,7 +65,7 @@ async def move_local(move: Callable[[Any], Any], path: Any) -> Any:
 def log(error: BaseException) -> None:
     """Writes one line of an error to the server's log: programs can send what fails as often as they like."""
     *_, frame = traceback.extract_tb(error.__traceback__)
-    text = f"{type(error).__name__}: {one_line(error)}"[:300]
+    text = f"{type(error).__name__}: {one_line(error)}"
     sys.stderr.write(f"Request refused: {text!r} ({frame.filename}:{frame.lineno})\n")  # quoted: it may hold anything
     sys.stderr.flush()
 

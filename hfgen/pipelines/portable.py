@@ -81,11 +81,7 @@ def write_index(
         code_of (`Callable`): Reads the files of a module: texts by name, its own last.
     """
     folder = file.parent
-    entries = {
-        name: value
-        for name, value in index.items()
-        if isinstance(value, list) and not name.startswith("_") and value[0]
-    }
+    entries = {name: value for name, value in index.items() if isinstance(value, list) and value[0]}
     codes = {name: code_of(module) for name, (module, _) in entries.items()}
     files = {name: text for code in codes.values() for name, text in code.items()}
     auto_map = {"AutoModel": f"{AUTO}.{MODEL}"} if files else None  # one line for all components

@@ -176,7 +176,7 @@ def check_components(pipeline: type, index: dict[str, Any], folder: Path) -> dic
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     kinds = {}
     for name, value in index.items():
-        if isinstance(value, list) and not name.startswith("_") and value != [None, None]:
+        if isinstance(value, list) and name != "_class_name" and value != [None, None]:
             index[name], kinds[name] = installed(name, value)
             if name not in parameters and not open_ended:
                 raise UserError(

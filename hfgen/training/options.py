@@ -164,7 +164,7 @@ def read_record(family: Family, values: Mapping[str, Any]) -> dict[str, Any]:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         config, before = dict(record["config"]), record["family"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     if before != family.name:
         raise UserError(f"`output_dir` {folder} holds a run of {before}, not of {family.name}: give another folder.")
