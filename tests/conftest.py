@@ -14,9 +14,14 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[name] = "1"
 
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-if hasattr(os, "sched_setaffinity"):  # each worker of pytest-xdist has a core, and all that it starts inherits it
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    os.sched_setaffinity(0, {CORES[worker % len(CORES)]})
+
+
+def pytest_configure(config):
+    """Gives each worker of pytest-xdist a core of its own, which all that it starts inherits; not so the process that
+    starts the workers, or they would inherit its one core."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if hasattr(os, "sched_setaffinity") and (worker or not config.getoption("numprocesses", None)):
+        os.sched_setaffinity(0, {CORES[int((worker or "gw0").removeprefix("gw")) % len(CORES)]})
 
 
 def pytest_xdist_auto_num_workers(config):

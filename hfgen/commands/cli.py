@@ -257,6 +257,11 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        # With an exponent as well, which is taken for a flag otherwise.
+        self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
+
     def error(self, message: str) -> typing.NoReturn:
         raise UserError(message)  # argparse would print the whole usage in front of it
 

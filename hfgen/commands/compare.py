@@ -42,7 +42,7 @@ NUM_IMAGES = 5000
 EVALUATIONS, EVALUATION_IMAGES = 10, 1000  # while training
 DATA = (  # options of the reference that are those of a training, too
     *("dataset_name", "dataset_config_name", "train_data_dir", "dataset_split", "image_column", "label_column"),
-    *("cache_dir", "value_range", "background", "skip_corrupt_images", "center_crop"),
+    *("cache_dir", "value_range", "background", "skip_corrupt_images", "center_crop", "allow_outside_files"),
 )
 
 

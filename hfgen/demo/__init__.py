@@ -36,11 +36,16 @@ def serve(
     check_host(host, port)
     from accelerate import PartialState  # what hfgen needs besides takes seconds to import
 
-    from hfgen.sampling.capabilities import adapter_of
-    from hfgen.sampling.loading import load_pipeline
+    from hfgen.sampling.capabilities import Generates, adapter_of
+    from hfgen.sampling.loading import in_use, load_pipeline
+    from hfgen.sampling.sampler import Sampler
 
-    pipe: Any = load_pipeline(model, revision=revision, token=token).to(PartialState().device)
-    pipe.set_progress_bar_config(disable=True)
+    with in_use(model):  # a model that cannot make an image is told of before the page is there
+        pipe: Any = load_pipeline(model, revision=revision, token=token).to(PartialState().device)
+        pipe.set_progress_bar_config(disable=True)
+        adapter = adapter_of(pipe)
+        if isinstance(adapter, Generates):
+            Sampler(adapter, name=model).fastest()([0], 0)
     origin = {"model": name or (Path(model).resolve().name if Path(model).is_dir() else model), "revision": revision}
     with _files_of_visitors():
         import gradio as gr  # which is no dependency of hfgen
@@ -50,7 +55,7 @@ def serve(
         from hfgen.demo.limits import MOST_BYTES, MOST_SESSIONS
         from hfgen.demo.page import CSS, build
 
-        app = build(adapter_of(pipe), name or Path(model).name, max_images, origin if provenance else None)
+        app = build(adapter, name or Path(model).name, max_images, origin if provenance else None)
         limit_decoders()
         try:
             _, address, public = app.launch(

@@ -28,7 +28,7 @@ FORMAT = 1
 PREFIX = "checkpoint-"
 # What `state.json` holds of a run, and what its engine adds, which earlier versions did not.
 STATE = {"config": dict, "data": str, "images_per_step": int, "total": int, "seconds": int | float, "streams": list}
-MORE = {"frozen": dict, "micro_batch": int, "num_processes": int, "scaler": dict | None}
+MORE = {"frozen": dict, "micro_batch": int, "num_processes": int, "scaler": dict | None, "metric_images": dict}
 
 
 def path_of(folder: Path, images_seen: int) -> Path:

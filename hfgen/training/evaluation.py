@@ -108,6 +108,6 @@ class Evaluation:
         """Reads the value of the best pipeline so far, if there is one that was measured in the same way."""
         try:
             evaluation = json.loads(self.best.read_text())["evaluation"]
-            return evaluation["value"] if measure.items() <= evaluation.items() else None
+            return float(evaluation["value"]) if measure.items() <= evaluation.items() else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None

@@ -118,7 +118,8 @@ class MetricsLog:
         self.accelerator, self.file = accelerator, file
         self._since = (time.perf_counter(), resumed_at)
         if accelerator.is_main_process:
-            lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+            text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+            lines = text.splitlines()
             kept = [line for line in lines if _images_seen(line) <= resumed_at - (has_sums and not _evaluates(line))]
             self._evaluated_at = max((_images_seen(line) for line in kept if _evaluates(line)), default=None)
             write_text(file, "".join(f"{line}\n" for line in kept))
@@ -161,6 +162,6 @@ def _evaluates(line: str) -> bool:
 
 def _images_seen(line: str) -> float:
     try:
-        return json.loads(line)["images_seen"]
-    except (ValueError, KeyError, TypeError):  # the last line of a killed run may be cut short
+        return float(json.loads(line)["images_seen"])
+    except (ValueError, KeyError, TypeError, RecursionError):  # the last line of a killed run may be cut short
         return math.inf

@@ -187,7 +187,8 @@ class Publisher:
         averaged = list(self.engine.ema.modules.values()) if self.engine.ema else []
         moments = 2 * sum(size(p) for part in self.engine.parameters.values() for p in part.values())
         checkpoint = sum(map(module_size, [*live, *averaged])) + moments
-        kept = self.config.checkpoints_total_limit or 1
+        schedule = self.engine.schedule
+        kept = min(self.config.checkpoints_total_limit or 1, -(-schedule.total // schedule.checkpointing))
         needed = weights + (kept + 1) * checkpoint  # a new checkpoint is whole before an old one goes
         existing = next(path for path in [self.folder.path, *self.folder.path.absolute().parents] if path.exists())
         free = shutil.disk_usage(existing).free

@@ -90,7 +90,8 @@ class Run:
         try:
             in_first_process(self.accelerator, self._open)
             self.accelerator.wait_for_everyone()
-            self.log = MetricsLog(self.accelerator, self.folder.logs / "metrics.jsonl", self.images_seen, resumed)
+            with self.folder.writing():
+                self.log = MetricsLog(self.accelerator, self.folder.logs / "metrics.jsonl", self.images_seen, resumed)
             self._init_trackers()
         except BaseException:  # a notebook that keeps the traceback keeps this run
             self.lock.release()

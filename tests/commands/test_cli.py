@@ -94,6 +94,11 @@ def test_a_flag_wins_over_the_file_and_only_what_was_given_is_returned(tmp_path)
     assert parsed("--config", file) == Tiny(rate=0.25, widths=(7, 8), flip=True)
 
 
+@pytest.mark.parametrize("number", ["-1", "-.5", "-1e-3", "-2.5E+3", "-1e30"])
+def test_negative_numbers_are_no_flags(number):
+    assert parsed("--rate", number).rate == float(number)
+
+
 def test_a_preset_may_stand_in_the_file(tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"preset": "small", "name": None, "size": 4}))

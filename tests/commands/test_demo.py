@@ -14,6 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -215,6 +216,13 @@ def test_errors_say_what_to_do(demo, models, tmp_path, arguments, message):
         demo.main([str(part).format(models=models, tmp=tmp_path) for part in arguments])
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_makes_no_image_gets_no_page(demo, models, tmp_path):
+    config = Path(shutil.copytree(models / "ddpm", tmp_path / "absurd")) / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"norm_eps": "x"}))
+    with pytest.raises(UserError, match="absurd cannot be used: .*Give another checkpoint"):
+        demo.main(["--model", str(tmp_path / "absurd")])
 
 
 def test_a_port_that_is_taken(models):

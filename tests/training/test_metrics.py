@@ -30,6 +30,21 @@ def test_lines_after_the_checkpoint_are_dropped(tmp_path):
     assert [json.loads(line)["images_seen"] for line in file.read_text().splitlines()] == [10, 20]
 
 
+def test_lines_that_are_none_are_dropped(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    good = b'{"images_seen": 10, "loss": 1.0}\n'
+    for other in (
+        b"\xff\x00\n",
+        b"[" * 100_000 + b"\n",
+        b'{"images_seen": "x"}\n',
+        b'{"images_seen": [1]}\n',
+        b"[1]\n",
+    ):
+        file.write_bytes(good + other)
+        MetricsLog(Accelerator(cpu=True), file, resumed_at=20)
+        assert file.read_bytes() == good
+
+
 def test_an_evaluation_that_is_repeated_is_written_once(tmp_path):
     file = tmp_path / "metrics.jsonl"
     first = MetricsLog(Accelerator(cpu=True), file)

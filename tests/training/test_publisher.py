@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 TINY = {
     "dataset_name": "digits", "resolution": 8, "train_batch_size": 16, "max_train_steps": 2, "latent_channels": 4,
-    "block_out_channels": (8, 8), "eval_batch_size": 4, "mixed_precision": "no", "prior_components": 2,
+    "checkpointing_steps": 1, "block_out_channels": (8, 8), "eval_batch_size": 4, "mixed_precision": "no", "prior_components": 2,
     "cpu_threads": 1,
 }  # fmt: skip
 
@@ -151,6 +151,12 @@ def test_room_is_asked_for_by_what_will_be_written(run, monkeypatch):
         else:
             with pytest.raises(UserError, match="`output_dir` .*the disk has 0 MB left"):
                 run.publisher._check_disk(100)
+
+
+def test_room_is_asked_for_as_many_checkpoints_as_there_will_be(tmp_path):
+    """A limit that the run will never come to costs nothing."""
+    options = TINY | {"output_dir": str(tmp_path / "few"), "checkpoints_total_limit": 2**30}
+    prepare(collect("vae", **options))
 
 
 def test_all_but_weights(run, tmp_path):
