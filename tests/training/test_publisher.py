@@ -20,8 +20,8 @@ pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 TINY = {
     "dataset_name": "digits", "resolution": 8, "train_batch_size": 16, "max_train_steps": 2, "latent_channels": 4,
-    "checkpointing_steps": 1, "block_out_channels": (8, 8), "eval_batch_size": 4, "mixed_precision": "no", "prior_components": 2,
-    "cpu_threads": 1,
+    "checkpointing_steps": 1, "block_out_channels": (8, 8), "eval_batch_size": 4, "mixed_precision": "no",
+    "prior_components": 2, "cpu_threads": 1,
 }  # fmt: skip
 
 
