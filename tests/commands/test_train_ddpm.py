@@ -317,6 +317,7 @@ def test_a_checkpoint_of_another_architecture_or_other_data(trained, script, tmp
     with pytest.raises(UserError, match=r"options differ \(--block_out_channels \[8, 8\] there, \[8, 16\] here\)"):
         script.main([*base, "--block_out_channels", "8", "16"])
     state = json.loads((saved / "state.json").read_text())
+    del state["digest"]
     copy = tmp_path / "checkpoint-000000000096"
     copy.mkdir()
     for path in saved.iterdir():
@@ -405,7 +406,7 @@ def test_overwriting_deletes_only_what_hfgen_wrote(tmp_path, script):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, script):
     command = [*TINY, *"--max_train_steps 40 --lr_warmup_steps 20 --lr_scheduler linear --max_grad_norm 0".split()]
     with pytest.raises(UserError) as error:
-        script.main([*command, "--learning_rate", "1e30", "--output_dir", str(tmp_path)])
+        script.main([*command, "--learning_rate", "100", "--output_dir", str(tmp_path)])
     message = str(error.value)
     assert re.search(r"phase 'unet' became infinite or NaN in step \d+, after \d+ images", message)
     assert not (tmp_path / "model_index.json").exists()
