@@ -60,7 +60,9 @@ def one_line_errors() -> Iterator[None]:
             with contextlib.suppress(KeyboardInterrupt):
                 time.sleep(PATIENCE)
         if first_of_node or not early:
-            text = spell("\\n".join(str(error).splitlines())) + "." * isinstance(error, OSError)
+            text = spell("\\n".join(str(error).splitlines()))
+            if isinstance(error, OSError):
+                text += ". Free some space, or write to another disk." if error.errno == errno.ENOSPC else "."
             write_line(f"error: {text}" if rank == "0" else f"[rank {rank}] error: {text}")
         raise SystemExit(2) from None
 

@@ -26,7 +26,8 @@ def write_at_once(path: Path) -> Iterator[Path]:
     # The suffix stays, as several writers need it; no other process uses the same name.
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name}")
     try:
-        yield temporary
+        with _named(path):
+            yield temporary
         for written in (*temporary.rglob("*"), temporary) if temporary.is_dir() else (temporary,):
             sync(written)
         if path.is_dir():  # no folder takes the place of another that holds something
@@ -35,6 +36,17 @@ def write_at_once(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         remove(temporary)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Says in an error of the system which file it is of, where it does not, as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def remove(path: Path) -> None:
@@ -116,7 +128,8 @@ def new_folder_at_once(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}-{target.name}")
     temporary.mkdir(parents=True)
     try:
-        yield temporary
+        with _named(target):
+            yield temporary
         for path in temporary.rglob("*"):
             if path.is_file():
                 sync(path)

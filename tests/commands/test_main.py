@@ -214,14 +214,33 @@ def test_numbers_of_processes_that_are_none(monkeypatch, capsys, environment):
     assert f"error: {next(iter(environment))} is " in capsys.readouterr().err
 
 
-def test_what_the_system_refuses_is_one_line(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (PermissionError(13, "Permission denied", "/a\nb"), "[Errno 13] Permission denied: '/a\\nb'."),
+        (
+            OSError(28, "No space left", "a.png"),
+            "[Errno 28] No space left: 'a.png'. Free some space, or write to another disk.",
+        ),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(monkeypatch, capsys, error, line):
     def refuse(argv):
-        raise PermissionError(13, "Permission denied", "/a\nb")
+        raise error
 
     monkeypatch.setattr("hfgen.commands.train.main", refuse)
     with pytest.raises(SystemExit, match="2"):
         main(["train", "x"])
-    assert capsys.readouterr().err == "error: [Errno 13] Permission denied: '/a\\nb'.\n"
+    assert capsys.readouterr().err == f"error: {line}\n"
+
+
+def test_a_file_that_is_not_there_is_a_fault_of_the_code(monkeypatch):
+    def fail(argv):
+        raise FileNotFoundError(2, "No such file", "template.md")
+
+    monkeypatch.setattr("hfgen.commands.train.main", fail)
+    with pytest.raises(FileNotFoundError):
+        main(["train", "x"])
 
 
 def test_doors_are_three_lines():

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from hfgen.runtime.files import folder_at_once, write_at_once, write_json
+from hfgen.runtime.files import folder_at_once, new_folder_at_once, write_at_once, write_json
 
 
 def test_the_record_of_a_folder_comes_last(tmp_path, monkeypatch):
@@ -45,3 +45,12 @@ def test_a_file_is_whole_or_absent(tmp_path):
         raise ZeroDivisionError
     assert path.read_text() == '{\n  "a": 1\n}\n'
     assert [entry.name for entry in path.parent.iterdir()] == ["file.json"]
+
+
+@pytest.mark.parametrize("write", [write_at_once, new_folder_at_once])
+def test_an_error_without_a_file_gets_the_name(tmp_path, write):
+    with pytest.raises(OSError, match=r"No space left on device: '.*/it'"), write(tmp_path / "it"):
+        raise OSError(28, "No space left on device")  # as a full disk says it
+    with pytest.raises(OSError, match="^of a library$"), write(tmp_path / "it"):
+        raise OSError("of a library")
+    assert list(tmp_path.iterdir()) == []
