@@ -1,5 +1,6 @@
 """One writer: a lock on a folder, which its process holds until it ends, however it ends."""
 
+import errno
 import json
 import os
 import socket
@@ -12,6 +13,7 @@ from hfgen.runtime.errors import UserError
 from hfgen.runtime.notes import note
 
 NAME = ".lock"
+NO_LOCKS = ("ENOLCK", "ENOSYS", "ENOTSUP", "EOPNOTSUPP")  # what disks without locks answer
 PATIENCE = 10.0  # seconds to wait for a run that is just ending, such as one that a scheduler has stopped
 
 
@@ -62,7 +64,9 @@ class FolderLock:
                 f"`output_dir` {self._path.parent} is in use by {self._holder()}: wait until that ends, or give "
                 "another folder."
             ) from None
-        except NotImplementedError:
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) not in NO_LOCKS:
+                raise
             note(f"The disk of {self._path.parent} cannot lock files: nothing prevents a second run in this folder.")
             return False
 

@@ -1,5 +1,6 @@
 """One writer for each folder."""
 
+import errno
 import os
 import re
 import time
@@ -9,6 +10,7 @@ from helpers.forked import Forked
 
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.lock import FolderLock
+from hfgen.runtime.notes import notes_to
 
 HOLD = """
 import sys, time
@@ -56,3 +58,16 @@ def test_a_check_changes_nothing(tmp_path):
     file.write_text("[]")
     with pytest.raises(UserError, match="in use by another process"):
         FolderLock(tmp_path).acquire(0)
+
+
+def test_a_disk_that_cannot_lock_is_told_of_and_used(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    said = []
+    with notes_to(said.append):
+        FolderLock(tmp_path).acquire()
+    assert len(said) == 1 and "cannot lock files: nothing prevents a second run" in said[0]
