@@ -350,7 +350,7 @@ def read_accuracy(folder: Path) -> float | None:
     """Reads the test accuracy that `hfgen classify` wrote beside a classifier; `None` for any other model."""
     try:
         return float(json.loads((folder / "eval.json").read_text(encoding="utf-8"))["test_accuracy"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -421,9 +421,12 @@ def weight_bytes(source: str) -> int:
     index = cached_file(source, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
     names = {"model.safetensors"}
     if index is not None:
-        names = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
+        try:
+            names = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{index} is broken: {one_line(error)}. Give another extractor.") from None
     for name in names:
-        if Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name:
             raise UserError(f"{index} names {name}, which is no file of its folder: the extractor is broken.")
     return sum(Path(cached_file(source, name)).stat().st_size for name in names)
 

@@ -174,7 +174,7 @@ def extractor_options(extractor: str, option: str) -> tuple[list[str], dict[str,
     name = folder.resolve().name
     try:
         words = shlex.split(shown_command(json.loads((folder / "eval.json").read_text(encoding="utf-8"))["command"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         words = []
     if "classify" not in words:
         return [], {option: name}

@@ -74,7 +74,7 @@ class FolderLock:
         try:
             holder = json.loads(self._path.read_text(encoding="utf-8"))
             text = f"process {holder['process']} on {holder['machine']}, since {holder['since']}"
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return "another process"
         ours = holder["process"] == os.getpid() and holder["machine"] == socket.gethostname()
         return f"another run in this {text}" if ours else text

@@ -103,7 +103,7 @@ def load(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]
         if state["format"] == FORMAT:
             check_files(path, state)
             return {file.stem: load_file(file) for file in path.glob("*.safetensors")}, state
-    except (OSError, TypeError, ValueError, SafetensorError) as error:
+    except (OSError, TypeError, ValueError, RecursionError, SafetensorError) as error:
         raise UnreadableError(f"{path} cannot be read: {str(error).rstrip('.')}.") from None
     raise UserError(
         f"`resume_from_checkpoint` {path} has format {state['format']}, this version of hfgen reads {FORMAT}: resume "

@@ -109,5 +109,5 @@ class Evaluation:
         try:
             evaluation = json.loads(self.best.read_text())["evaluation"]
             return float(evaluation["value"]) if measure.items() <= evaluation.items() else None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None

@@ -258,7 +258,14 @@ def test_extractors_are_no_pickles(hub, tmp_path):
     folder = Path(save_classifier(tmp_path / "classifier"))
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     auto = dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForImageClassification"), "code.Evil")
+    index = "model.safetensors.index.json"
     changes = {
+        **{
+            f"index-{number}": replace("model.safetensors", index, content)
+            for number, content in enumerate(
+                (b"[" * 100_000, b"[1]", b'{"weight_map": [1]}', b'{"weight_map": {"a": 1}}')
+            )
+        },
         "pickle": replace("model.safetensors", "pytorch_model.bin", PICKLE),
         "pickle-renamed": replace("model.safetensors", "model.safetensors", PICKLE),
         "code": edit("config.json", model_type="evil", auto_map=auto),
@@ -276,6 +283,7 @@ def test_extractors_are_no_pickles(hub, tmp_path):
     place.mkdir()
     printed = python(EXTRACT, *changes, env=hub.environment(HF_HOME=str(place / "home")), cwd=place)
     errors = dict(line.split(" ", 1) for line in printed.splitlines())
+    assert all("broken" in errors[f"index-{number}"] for number in range(len(odd)))
     assert "model.safetensors" in errors["pickle"]
     assert re.search("[Hh]eader|safetensors", errors["pickle-renamed"])
     assert "evil" in errors["code"]

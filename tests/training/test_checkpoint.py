@@ -126,6 +126,7 @@ BROKEN = {
     "no state": (lambda path: (path / "state.json").unlink(), "No such file or directory"),
     "an empty state": (lambda path: (path / "state.json").write_text(""), "Expecting value"),
     "another JSON": (lambda path: (path / "state.json").write_text("{}"), "state.json is not what hfgen writes"),
+    "deep nesting": (lambda path: (path / "state.json").write_text("[" * 100_000), "recursion"),
     "a list": (lambda path: (path / "state.json").write_text("[1]"), "state.json is not what hfgen writes"),
     "a changed value": (lambda path: replace_in_state(path, '"seconds": ', '"seconds": 1'), "state.json was changed"),
     "a value less": (lambda path: change_state(path, seconds=None), "state.json lacks seconds"),
