@@ -259,13 +259,9 @@ def test_extractors_are_no_pickles(hub, tmp_path):
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     auto = dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForImageClassification"), "code.Evil")
     index = "model.safetensors.index.json"
+    odd = (b"[" * 100_000, b"[1]", b'{"weight_map": [1]}', b'{"weight_map": {"a": 1}}')
     changes = {
-        **{
-            f"index-{number}": replace("model.safetensors", index, content)
-            for number, content in enumerate(
-                (b"[" * 100_000, b"[1]", b'{"weight_map": [1]}', b'{"weight_map": {"a": 1}}')
-            )
-        },
+        **{f"index-{at}": replace("model.safetensors", index, content) for at, content in enumerate(odd)},
         "pickle": replace("model.safetensors", "pytorch_model.bin", PICKLE),
         "pickle-renamed": replace("model.safetensors", "model.safetensors", PICKLE),
         "code": edit("config.json", model_type="evil", auto_map=auto),
