@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     data, config = read_options(argv)
     folder = Path(str(config.output_dir))
 
-    from hfgen.runtime.places import require_folder
+    from hfgen.runtime.writable import require_folder
 
     require_folder(folder, "output_dir", beside=True)
 

@@ -23,8 +23,6 @@ from hfgen.runtime.options import checked, hints, make, nearest
 REFUSALS = "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM EIO ENOMEM EMFILE ENFILE ENAMETOOLONG EXDEV ESTALE ETIMEDOUT ENOLCK"
 PATIENCE = 5.0  # seconds that processes wait for the one that speaks for them
 FLAGS = {"config", "preset"}  # of the command lines that were parsed in this process
-
-
 SECRETS: set[str] = set()  # of the command line that was parsed last
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")  # as the Hub makes them
 

@@ -169,7 +169,7 @@ def check_output(folder: Path, config: CompareConfig) -> Path:
     for model in (config.model or ()) if config.update_card else ():
         if not (Path(model) / "README.md").is_file():
             raise UserError(f"`update_card`: {model} is no folder with a README.md: leave it out, or give one.")
-    from hfgen.runtime.places import require_folder, require_ours
+    from hfgen.runtime.writable import require_folder, require_ours
 
     require_folder(folder, "output_dir")
     path = folder / "compare.json"

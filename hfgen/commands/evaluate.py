@@ -72,7 +72,7 @@ def report_path(config: EvaluateConfig) -> Path:
     for model in config.model if config.update_card else ():
         if not (Path(model) / "README.md").is_file():
             raise UserError(f"`update_card`: {model} is no folder with a README.md: leave it out, or give one.")
-    from hfgen.runtime.places import require_file, require_ours
+    from hfgen.runtime.writable import require_file, require_ours
 
     folder = Path(config.model[0])
     path = Path(

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     default = folder / "images" if folder.is_dir() else Path(f"images-{folder.name}")
     output = Path(config.output_dir or default)
 
-    from hfgen.runtime.places import require_folder
+    from hfgen.runtime.writable import require_folder
     from hfgen.sampling.folder import AT_ONCE, existing_files, write_images
 
     require_folder(output, "output_dir")

@@ -52,8 +52,8 @@ def main(argv: Sequence[str]) -> None:
     from hfgen.evaluation.report import origin_of
     from hfgen.evaluation.runner import following
     from hfgen.evaluation.show import GRIDS, show_grids
-    from hfgen.runtime.places import require_folder, require_ours
     from hfgen.runtime.png import make_grid, save_png, to_uint8
+    from hfgen.runtime.writable import require_folder, require_ours
     from hfgen.sampling.capabilities import adapter_of
     from hfgen.sampling.loading import in_use, load_pipeline
 

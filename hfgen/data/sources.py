@@ -23,7 +23,7 @@ from hfgen.data.folders import (
     open_folder,
     split_of,
 )
-from hfgen.data.places import Places, is_image, places_of
+from hfgen.data.own_files import OwnFiles, is_image, own_files_of
 from hfgen.runtime.errors import UserError, one_line
 from hfgen.runtime.notes import listed, note
 
@@ -32,11 +32,11 @@ IMAGES = ("image", "img", "images", "picture")  # what columns of images are usu
 
 def load_source(config: DataConfig, token: str | None = None) -> tuple[Any, str]:
     """Loads the `datasets` object, map-style or streaming, and the name to call it by."""
-    dataset, name, _ = open_places(config, token)
+    dataset, name, _ = load_with_files(config, token)
     return dataset, name
 
 
-def open_places(config: DataConfig, token: str | None = None) -> tuple[Any, str, Places | None]:
+def load_with_files(config: DataConfig, token: str | None = None) -> tuple[Any, str, OwnFiles | None]:
     """Loads the same as [`load_source`], and says where files that rows of a stream name may lie; `None` for anywhere.
 
     Those of a map-style data set are looked at here. An image folder that the user names is what a person sees in it:
@@ -60,10 +60,10 @@ def open_places(config: DataConfig, token: str | None = None) -> tuple[Any, str,
         options["cache_dir"] = config.cache_dir
     try:
         if folder.is_dir():
-            dataset, places = _load_folder(folder.resolve(), f"{flag} {source}", config, options)
-            return dataset, folder.resolve().name, places
-        dataset, places = _build(source, f"{flag} {source}", config, options)
-        return dataset, source, places
+            dataset, own_files = _load_folder(folder.resolve(), f"{flag} {source}", config, options)
+            return dataset, folder.resolve().name, own_files
+        dataset, own_files = _build(source, f"{flag} {source}", config, options)
+        return dataset, source, own_files
     except UserError:
         raise
     except Exception as error:  # datasets raises a dozen kinds of errors for a name that leads nowhere
@@ -84,7 +84,7 @@ def reason(error: BaseException) -> str:
     return text if cause in text else f"{text} ({cause})"
 
 
-def _load_folder(folder: Path, name: str, config: DataConfig, options: dict[str, Any]) -> tuple[Any, Places | None]:
+def _load_folder(folder: Path, name: str, config: DataConfig, options: dict[str, Any]) -> tuple[Any, OwnFiles | None]:
     """Loads what a folder holds: image files; or, if it is called a data set, also what `datasets` wrote or reads."""
     from datasets import Dataset, IterableDataset, load_from_disk
     from datasets.exceptions import DatasetGenerationError
@@ -100,10 +100,10 @@ def _load_folder(folder: Path, name: str, config: DataConfig, options: dict[str,
         else:
             dataset = dataset[split]
         if not config.allow_outside_files:
-            places = Places(name, str(folder))
+            own_files = OwnFiles(name, str(folder))
             for file in dataset.cache_files:
-                places.check(file["filename"])
-            places.check_rows(dataset)
+                own_files.check(file["filename"])
+            own_files.check_rows(dataset)
         return (dataset.to_iterable_dataset(num_shards=min(64, len(dataset))) if config.streaming else dataset), None
     files = list_files(folder)
     if config.train_data_dir and not files.images:
@@ -127,25 +127,25 @@ def _load_folder(folder: Path, name: str, config: DataConfig, options: dict[str,
         raise ValueError(f"{reason(error)}{archives}") from None
 
 
-def _build(source: str, name: str, config: DataConfig, options: dict[str, Any]) -> tuple[Any, Places | None]:
+def _build(source: str, name: str, config: DataConfig, options: dict[str, Any]) -> tuple[Any, OwnFiles | None]:
     """Does what `load_dataset` does, and checks that the files are the data set's own."""
     from datasets import load_dataset_builder
 
     builder = load_dataset_builder(source, config.dataset_config_name, **options)
-    places = None if config.allow_outside_files else places_of(builder, name, source)
-    if places:
+    own_files = None if config.allow_outside_files else own_files_of(builder, name, source)
+    if own_files:
         for files in (builder.config.data_files or {}).values():
             for file in files:
-                places.check(str(file))
+                own_files.check(str(file))
     if config.streaming:
         stream = builder.as_streaming_dataset(split=config.dataset_split)._resolve_features()
         # Of a folder on the Hub, `datasets` streams images that it has decoded.
-        return (stream.decode(False) if stream.features else stream), places
+        return (stream.decode(False) if stream.features else stream), own_files
     builder.download_and_prepare()
     dataset = builder.as_dataset(split=config.dataset_split)
-    if places:
-        places.check_rows(dataset)
-    return dataset, places
+    if own_files:
+        own_files.check_rows(dataset)
+    return dataset, own_files
 
 
 def _one_split(folder: Path, options: dict[str, Any]) -> dict[str, list[str]] | None:

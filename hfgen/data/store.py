@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hfgen.data.config import DataConfig
-from hfgen.runtime.errors import UserError
+from hfgen.runtime.errors import UserError, one_line
 from hfgen.runtime.files import TEMPORARY, remove, write_at_once
 from hfgen.runtime.notes import note
 
@@ -104,7 +104,7 @@ def _fault(folder: Path, verify: bool) -> str | None:
                     if _digest(file.read(BLOCK)) != blocks[number]:
                         return f"{name} was changed"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return " ".join(str(error).split()) or type(error).__name__
+        return one_line(error)
     return None
 
 

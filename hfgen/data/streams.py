@@ -38,7 +38,7 @@ from hfgen.data.config import DataConfig
 from hfgen.data.decode import decode, fit, is_deep, read_header, to_mode
 from hfgen.data.groups import ImageModel, with_groups
 from hfgen.data.info import ColumnInfo, DataInfo, DerivedInfo, ImageInfo, LabelInfo, SourceInfo, TextInfo
-from hfgen.data.sources import class_names, find_columns, open_places, reason, without_decoding
+from hfgen.data.sources import class_names, find_columns, load_with_files, reason, without_decoding
 from hfgen.data.survey import survey
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.notes import note
@@ -398,7 +398,7 @@ class StreamedStream:
         source: str = TRAIN,
     ):
         self.config, self.seed, self.device = config, seed, torch.device("cpu")
-        dataset, name, self.places = open_places(config, token)
+        dataset, name, self.own_files = load_with_files(config, token)
         self.name, self.token = name, token
         self.needs_labels = False
         features = dataset.features
@@ -451,9 +451,9 @@ class StreamedStream:
         """Takes the channels, the size and the range of each column from the first images, or from the options."""
         infos: dict[str, ColumnInfo] = {}
         for name, column in images.items():
-            if self.places:
+            if self.own_files:
                 for row in first:
-                    self.places.check_image(row[column])
+                    self.own_files.check_image(row[column])
             headers = [read_header(row[column], self.token) for row in first]
             heads = [header for header in headers if not isinstance(header, OSError)]
             if not heads:
@@ -597,8 +597,8 @@ class _Reader:
                 decoded[name] = value
             else:
                 try:
-                    if self.stream.places:
-                        self.stream.places.check_image(value)
+                    if self.stream.own_files:
+                        self.stream.own_files.check_image(value)
                     image = decode(value, self.stream.token)
                     if is_deep(image) and info.value_range is None:
                         raise UserError(

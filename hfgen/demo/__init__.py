@@ -45,7 +45,7 @@ def serve(
         pipe.set_progress_bar_config(disable=True)
         adapter = adapter_of(pipe)
         if isinstance(adapter, Generates):
-            Sampler(adapter, name=model).fastest()([0], 0)
+            Sampler(adapter, name=model).try_out()
     origin = {"model": name or (Path(model).resolve().name if Path(model).is_dir() else model), "revision": revision}
     with _files_of_visitors():
         import gradio as gr  # which is no dependency of hfgen

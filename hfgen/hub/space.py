@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hfgen.runtime.errors import UserError, one_line
 from hfgen.runtime.files import new_folder_at_once
-from hfgen.runtime.places import require_folder
+from hfgen.runtime.writable import require_folder
 
 NEEDED = "torch diffusers accelerate huggingface_hub safetensors numpy pillow tqdm".split()  # by the demo
 

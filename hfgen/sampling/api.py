@@ -30,7 +30,7 @@ def ready_sampler(
     """
     with in_use(model):
         sampler = load_sampler(model, given, device, revision, token)
-        sampler.fastest()([0], 0)
+        sampler.try_out()
     return sampler
 
 

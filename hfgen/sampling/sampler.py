@@ -112,6 +112,10 @@ class Sampler:
         sampler.class_shares = tuple(class_shares)
         return sampler
 
+    def try_out(self) -> None:
+        """Makes an image in the fewest steps, to see whether the model can."""
+        self.fastest()([0], 0)
+
     def fastest(self) -> "Sampler":
         """Returns a sampler like this one that makes its images as fast as it can, however bad they are."""
         sampler = copy.copy(self)

@@ -9,8 +9,8 @@ from typing import Any
 from hfgen.hub.push import BESIDE_COMPONENTS, pipeline_files
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import upgrade
-from hfgen.runtime.places import require_folder
 from hfgen.runtime.provenance import read_run, record
+from hfgen.runtime.writable import require_folder
 from hfgen.training import checkpoint
 from hfgen.training.options import RunOptions
 

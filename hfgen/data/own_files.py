@@ -15,7 +15,7 @@ ROWS = 10_000  # that are looked at together
 
 
 @dataclass(frozen=True)
-class Places:
+class OwnFiles:
     """The folders of a data set.
 
     Attributes:
@@ -77,8 +77,8 @@ class Places:
         return self.folder is not None and os.path.realpath(file).startswith(f"{self.folder}{os.sep}")
 
 
-def places_of(builder: Any, name: str, source: str) -> Places:
-    """Returns the places of what a `datasets` builder loads.
+def own_files_of(builder: Any, name: str, source: str) -> OwnFiles:
+    """Returns what belongs to the data set that a `datasets` builder loads.
 
     Args:
         builder (`DatasetBuilder`): The builder.
@@ -90,13 +90,13 @@ def places_of(builder: Any, name: str, source: str) -> Places:
     from huggingface_hub.file_download import repo_folder_name
 
     if os.path.isdir(source):
-        return Places(name, os.path.realpath(source))
+        return OwnFiles(name, os.path.realpath(source))
     base = str(builder.base_path or "")
     if base.startswith("hf://buckets/"):  # kept under names that nobody else can choose
-        return Places(name, None, (f"{config.DOWNLOADED_DATASETS_PATH}{os.sep}",), (f"{base.rstrip('/')}/",))
+        return OwnFiles(name, None, (f"{config.DOWNLOADED_DATASETS_PATH}{os.sep}",), (f"{base.rstrip('/')}/",))
     ids = dict.fromkeys((builder.repo_id or source, base.removeprefix("hf://datasets/").partition("@")[0] or source))
     folders = [os.path.join(constants.HF_HUB_CACHE, repo_folder_name(repo_id=id, repo_type="dataset")) for id in ids]
-    return Places(
+    return OwnFiles(
         name, None, tuple(f"{folder}{os.sep}" for folder in folders), tuple(f"hf://datasets/{id}@" for id in ids)
     )
 

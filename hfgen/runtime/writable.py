@@ -1,4 +1,4 @@
-"""Places to write to, which are tried before the work begins: what cannot be written is told in one line."""
+"""Files and folders to write, which are tried before the work begins: what cannot be written is told in one line."""
 
 import contextlib
 import os

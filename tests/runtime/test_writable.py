@@ -1,4 +1,4 @@
-"""Places that cannot be written are told in one line, and trying leaves nothing behind."""
+"""What cannot be written is told in one line, and trying leaves nothing behind."""
 
 import os
 
@@ -6,10 +6,10 @@ import pytest
 from helpers import Command
 from PIL import Image
 
-from hfgen.runtime import places
+from hfgen.runtime import writable
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.places import require_file, require_folder, require_ours
 from hfgen.runtime.png import save_png
+from hfgen.runtime.writable import require_file, require_folder, require_ours
 
 BAD = {
     "file": "it is a file|File exists",
@@ -75,7 +75,7 @@ def test_what_can_be_written_is_as_before(place):
 def test_one_process_of_a_machine_tries(place, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     require_folder(place / "x" / ("y" * 100), "it")
-    monkeypatch.setattr(places, "_try", None)
+    monkeypatch.setattr(writable, "_try", None)
     with pytest.raises(UserError, match="leads nowhere"):
         require_folder(place / "link", "it")
 

@@ -15,7 +15,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from hfgen.data.cache import open_images
-from hfgen.data.places import Places
+from hfgen.data.own_files import OwnFiles
 from hfgen.data.streams import StreamedStream
 from hfgen.runtime.errors import UserError
 
@@ -69,14 +69,15 @@ def test_a_file_that_a_row_names_elsewhere(config, tmp_path, private, form, stre
 def test_all_forms_of_a_path(tmp_path, private, monkeypatch):
     monkeypatch.chdir(tmp_path / "home")
     remote = ("hf://datasets/ada/set@",)
-    places = Places("`dataset_name` set", str(tmp_path / "set"), (f"{tmp_path}/cache/datasets--ada--set/",), remote)
+    own = (f"{tmp_path}/cache/datasets--ada--set/",)
+    own_files = OwnFiles("`dataset_name` set", str(tmp_path / "set"), own, remote)
     outside = [form.format(private=private, set=tmp_path / "set") for form in FORMS]
     outside += ["me.png", f"{tmp_path}/set2/me.png", f"{tmp_path}/cache/datasets--ada--set/../other/me.png"]
     outside += ["http://localhost/me.png", "hf://datasets/ada/other@main/1.png", "hf://datasets/ada/set@main/../1.png"]
     outside += [f"reference://1.png::{tmp_path}/set/a.json", "zip://1.png::hf://datasets/ada/other@main/a.zip"]
     for path in outside:
         with pytest.raises(UserError, match="does not belong to it"):
-            places.check(path)
+            own_files.check(path)
     for path in (
         f"{tmp_path}/set/1.png",
         f"{tmp_path}/set/cat/../1.png",
@@ -87,7 +88,7 @@ def test_all_forms_of_a_path(tmp_path, private, monkeypatch):
         "zip://1.png::hf://datasets/ada/set@main/a.zip",
         None,
     ):
-        places.check(path)
+        own_files.check(path)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
