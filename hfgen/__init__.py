@@ -10,7 +10,11 @@ from hfgen.runtime.version import __version__
 _PUBLIC = {
     "AdamW": "hfgen.training.recipe",
     "Adapter": "hfgen.sampling.capabilities",
+    "AutoregressiveConfig": "hfgen.families.autoregressive.options",
+    "AutoregressivePipeline": "hfgen.pipelines.autoregressive",
+    "AutoregressiveRecipe": "hfgen.families.autoregressive.recipe",
     "Batch": "hfgen.training.recipe",
+    "CausalTransformer": "hfgen.models.causal_transformer",
     "ClassConditionalDDPMPipeline": "hfgen.pipelines.ddpm_sampling",
     "Classes": "hfgen.data.columns",
     "ConvVAE": "hfgen.models.conv_vae",
@@ -40,6 +44,7 @@ _PUBLIC = {
     "PipelineEntry": "hfgen.registry",
     "Progress": "hfgen.training.recipe",
     "Recipe": "hfgen.training.recipe",
+    "PixelCNN": "hfgen.models.pixelcnn",
     "ReferenceConfig": "hfgen.evaluation.config",
     "ResidualDiscriminator": "hfgen.models.residual_gan",
     "ResidualGenerator": "hfgen.models.residual_gan",
@@ -85,21 +90,26 @@ if TYPE_CHECKING:
     from hfgen.evaluation.config import ReferenceConfig
     from hfgen.evaluation.features import load_extractor
     from hfgen.evaluation.runner import Evaluator
+    from hfgen.families.autoregressive.options import AutoregressiveConfig
+    from hfgen.families.autoregressive.recipe import AutoregressiveRecipe
     from hfgen.families.ddpm.options import DDPMConfig
     from hfgen.families.ddpm.recipe import DDPMRecipe
     from hfgen.families.gan.options import GANConfig
     from hfgen.families.gan.recipe import GANRecipe
     from hfgen.families.vae.options import VAEConfig
     from hfgen.families.vae.recipe import VAERecipe
+    from hfgen.models.causal_transformer import CausalTransformer
     from hfgen.models.conv_vae import ConvVAE
     from hfgen.models.dcgan import DCGANDiscriminator, DCGANGenerator
     from hfgen.models.gaussian_mixture import GaussianMixturePrior
     from hfgen.models.hierarchical_vae import HierarchicalVAE
     from hfgen.models.mlp_gan import MLPDiscriminator, MLPGenerator
+    from hfgen.models.pixelcnn import PixelCNN
     from hfgen.models.residual_gan import ResidualDiscriminator, ResidualGenerator
     from hfgen.models.residual_vae import ResidualVAE
     from hfgen.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
     from hfgen.models.vq_vae import VQVAE
+    from hfgen.pipelines.autoregressive import AutoregressivePipeline
     from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline, denoise, sampling_scheduler
     from hfgen.pipelines.gan import GANPipeline
     from hfgen.pipelines.vae import VAEPipeline

@@ -54,8 +54,10 @@ def check_images(images: torch.Tensor, likelihood: str) -> None:
         )
 
 
-def logistic_bins(images: torch.Tensor, means: torch.Tensor, log_scales: torch.Tensor) -> torch.Tensor:
-    """Log-probability of 8-bit levels under a logistic distribution (PixelCNN++, equation 2), exact in the tails.
+def logistic_bins(
+    images: torch.Tensor, means: torch.Tensor, log_scales: torch.Tensor, half_bin: float = HALF_BIN
+) -> torch.Tensor:
+    """Log-probability of levels under a logistic distribution (PixelCNN++, equation 2), exact in the tails.
 
     With `a` and `b` the standardised ends of a bin,
     `sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - e^(b - a))`.
@@ -63,13 +65,16 @@ def logistic_bins(images: torch.Tensor, means: torch.Tensor, log_scales: torch.T
 
     Args:
         images, means, log_scales (`torch.Tensor`): Of shapes that broadcast. Log-scales are clamped at -7.
+        half_bin (`float`, *optional*, defaults to 1 / 255): Half the distance of two levels, of which there are
+            `1 + 1 / half_bin`.
     """
+    edge = 1 - half_bin
     inverse_scales = (-log_scales.clamp(*LOG_SCALES)).exp()
     centred = images - means
-    below = logsigmoid((centred + HALF_BIN) * inverse_scales)
-    above = logsigmoid((HALF_BIN - centred) * inverse_scales)
-    inside = below + above + (-torch.expm1(-2 * HALF_BIN * inverse_scales)).log()
-    return torch.where(images < -EDGE, below, torch.where(images > EDGE, above, inside))
+    below = logsigmoid((centred + half_bin) * inverse_scales)
+    above = logsigmoid((half_bin - centred) * inverse_scales)
+    inside = below + above + (-torch.expm1(-2 * half_bin * inverse_scales)).log()
+    return torch.where(images < -edge, below, torch.where(images > edge, above, inside))
 
 
 def log_normal_cdf(x: torch.Tensor) -> torch.Tensor:
@@ -98,38 +103,50 @@ def gaussian_bins(images: torch.Tensor, means: torch.Tensor, scales: torch.Tenso
     return torch.where(images < -EDGE, below, torch.where(images > EDGE, above, inside))
 
 
-def mixture_log_likelihood(images: torch.Tensor, parameters: torch.Tensor, num_mixtures: int) -> torch.Tensor:
+def split_mixture(parameters: torch.Tensor, channels: int, num_mixtures: int) -> tuple[torch.Tensor, ...]:
+    """Splits the parameters `(B, P, ...)` of a mixture of logistics, as [`mixture_log_likelihood`] describes them.
+
+    Returns:
+        Logits `(B, K, ...)`, means and log-scales `(B, C, K, ...)`, and coefficients `(B, pairs, K, ...)` in (-1, 1).
+    """
+    parts = (1, channels, channels, channels * (channels - 1) // 2)
+    logits, means, log_scales, coefficients = (
+        part.unflatten(1, (number, num_mixtures))
+        for part, number in zip(parameters.split([number * num_mixtures for number in parts], 1), parts, strict=True)
+    )
+    return logits.squeeze(1), means, log_scales, tanh(coefficients) if channels > 1 else coefficients
+
+
+def mixture_log_likelihood(
+    images: torch.Tensor, parameters: torch.Tensor, num_mixtures: int, half_bin: float = HALF_BIN
+) -> torch.Tensor:
     """PixelCNN++'s mixture of logistics (https://huggingface.co/papers/1701.05517, equations 2 and 3).
 
     A component is chosen for the whole pixel; within it, the mean of a channel depends linearly on the values of the
     channels before.
 
     Args:
-        images (`torch.Tensor` of shape `(B, C, H, W)`): On the levels of 8 bit.
+        images (`torch.Tensor` of shape `(B, C, H, W)`): On the levels of 8 bit, or of `half_bin`.
         parameters (`torch.Tensor` of shape `(B, K (1 + 2C + C(C-1)/2), H, W)`): For K components, in this order: K
             logits; means as (C, K); log-scales as (C, K); coefficients, before their tanh, as (pairs, K) with the
             pairs (1, 0), (2, 0), (2, 1), ...: first the channel, then the one that it depends on.
         num_mixtures (`int`): K.
+        half_bin (`float`, *optional*, defaults to 1 / 255): Half the distance of two levels.
 
     Returns:
         `torch.Tensor` of shape `(B, H, W)`: nats.
     """
-    channels, pairs = images.shape[1], images.shape[1] * (images.shape[1] - 1) // 2
-    parts = (1, channels, channels, pairs)
-    logits, means, log_scales, coefficients = (
-        part.unflatten(1, (number, num_mixtures))
-        for part, number in zip(parameters.split([number * num_mixtures for number in parts], 1), parts, strict=True)
-    )
+    channels = images.shape[1]
+    logits, means, log_scales, coefficients = split_mixture(parameters, channels, num_mixtures)
     values = images.unsqueeze(2)  # (B, C, 1, H, W), beside (B, C, K, H, W)
-    if pairs:
-        coefficients = tanh(coefficients)
+    if channels > 1:
         shifts = [torch.zeros_like(means[:, 0])]
         for channel in range(1, channels):
             first = channel * (channel - 1) // 2
             shifts.append((coefficients[:, first : first + channel] * values[:, :channel]).sum(1))
         means = means + torch.stack(shifts, dim=1)
-    components = logistic_bins(values, means, log_scales).sum(1)
-    return (logits.squeeze(1).log_softmax(1) + components).logsumexp(1)
+    components = logistic_bins(values, means, log_scales, half_bin).sum(1)
+    return (logits.log_softmax(1) + components).logsumexp(1)
 
 
 def pixel_log_likelihood(
@@ -160,7 +177,8 @@ def pixel_log_likelihood(
         if likelihood == "bernoulli":
             return logsigmoid(images * parameters).sum(1)
         if likelihood == "logistic":
-            return logistic_bins(images, *parameters.chunk(2, dim=1)).sum(1)
+            means, log_scales = parameters.chunk(2, dim=1)
+            return logistic_bins(images, means, log_scales).sum(1)
         return mixture_log_likelihood(images, parameters, num_mixtures)
 
 
@@ -212,6 +230,21 @@ def discretised_gaussian(images: torch.Tensor, means: torch.Tensor, variance: fl
         images, means = precise(images, means)
         spread = torch.as_tensor(variance, dtype=means.dtype, device=means.device)
         return gaussian_bins(images, means, spread.sqrt()).flatten(1).sum(1)
+
+
+def level_log_likelihood(
+    images: torch.Tensor,
+    parameters: torch.Tensor,
+    likelihood: str,
+    variance: float | torch.Tensor | None = None,
+    num_mixtures: int = 5,
+) -> torch.Tensor:
+    """[`log_likelihood`] as a probability of 8-bit images under any likelihood: [`discretised_gaussian`] for the one
+    that is a density. `(B,)`, nats."""
+    if likelihood == "gaussian":
+        assert variance is not None
+        return discretised_gaussian(images, parameters, variance)
+    return log_likelihood(images, parameters, likelihood, None, num_mixtures)
 
 
 def optimal_variance(squared_error: torch.Tensor, count: int | torch.Tensor) -> torch.Tensor:

@@ -70,13 +70,17 @@ class Pipeline(ClassPipeline):
     # Running the model
 
     @contextmanager
-    def _running(self) -> Iterator[None]:
-        """Moves the network to its device and into evaluation mode; afterwards it is as it was."""
-        hook = getattr(self.network, "_hf_hook", None)
-        if hook is not None:  # offloading brings a model back for `forward`, but not for its other methods
-            hook.pre_forward(self.network)
-        training = [module for module in self.network.modules() if module.training]
-        self.network.eval()
+    def _running(self, *others: torch.nn.Module) -> Iterator[None]:
+        """Moves the network, and others that run with it, to their device and into evaluation mode; afterwards they
+        are as they were."""
+        networks = (self.network, *others)
+        for network in networks:
+            hook = getattr(network, "_hf_hook", None)
+            if hook is not None:  # offloading brings a model back for `forward`, but not for its other methods
+                hook.pre_forward(network)
+        training = [module for network in networks for module in network.modules() if module.training]
+        for network in networks:
+            network.eval()
         try:
             yield
         finally:
@@ -184,6 +188,31 @@ class Pipeline(ClassPipeline):
                 "scale it."
             )
         return pixels.movedim(-1, 1) if is_array else pixels
+
+    def _mask(self, mask: Any, count: int) -> torch.Tensor:
+        """Reads where to paint, `(count, 1, H, W)`."""
+        size = self.image_shape[1:]
+        masks = [mask] if isinstance(mask, Image.Image) else mask
+        if isinstance(masks, (list, tuple)) and masks and all(isinstance(one, Image.Image) for one in masks):
+            if len({one.size for one in masks}) > 1:
+                raise ValueError(f"mask has the sizes {sorted({one.size for one in masks})}: give one size.")
+            masks = np.stack([np.asarray(one.convert("L")) for one in masks]) / 255
+        if isinstance(masks, np.ndarray):
+            masks = torch.from_numpy(np.array(masks, np.float32))
+            masks = masks[..., 0] if masks.ndim > 2 and masks.shape[-1] == 1 else masks
+        elif isinstance(masks, torch.Tensor):
+            masks = masks[:, 0] if masks.ndim == 4 and masks.shape[1] == 1 else masks
+        else:
+            raise ValueError(f"mask is a {type(mask).__name__}: give a PIL image, an array or a tensor.")
+        masks = masks.float()[None] if masks.ndim == 2 else masks.float()
+        if masks.ndim != 3 or tuple(masks.shape[1:]) != size or len(masks) not in (1, count):
+            raise ValueError(
+                f"mask has shape {tuple(masks.shape)}, but must have {size}: one for all images, or one for each of "
+                f"the {count}."
+            )
+        if not (masks.min() >= 0 and masks.max() <= 1):
+            raise ValueError(f"mask goes from {masks.min():g} to {masks.max():g}, but must be in [0, 1]: scale it.")
+        return (masks >= 0.5)[:, None].expand(count, 1, *size)
 
     def _check_output(self, output_type: str, latents: bool = False) -> None:
         """Raises `ValueError` for an output of no kind that there is; `latents` are one, where a call makes images."""

@@ -235,31 +235,6 @@ class RestoringPipeline(LatentPipeline):
         if not learning_rate > 0:
             raise ValueError(f"learning_rate is {learning_rate}, but must be more than 0.")
 
-    def _mask(self, mask: Any, count: int) -> torch.Tensor:
-        """Reads where to paint, `(count, 1, H, W)`."""
-        size = self.image_shape[1:]
-        masks = [mask] if isinstance(mask, Image.Image) else mask
-        if isinstance(masks, (list, tuple)) and masks and all(isinstance(one, Image.Image) for one in masks):
-            if len({one.size for one in masks}) > 1:
-                raise ValueError(f"mask has the sizes {sorted({one.size for one in masks})}: give one size.")
-            masks = np.stack([np.asarray(one.convert("L")) for one in masks]) / 255
-        if isinstance(masks, np.ndarray):
-            masks = torch.from_numpy(np.array(masks, np.float32))
-            masks = masks[..., 0] if masks.ndim > 2 and masks.shape[-1] == 1 else masks
-        elif isinstance(masks, torch.Tensor):
-            masks = masks[:, 0] if masks.ndim == 4 and masks.shape[1] == 1 else masks
-        else:
-            raise ValueError(f"mask is a {type(mask).__name__}: give a PIL image, an array or a tensor.")
-        masks = masks.float()[None] if masks.ndim == 2 else masks.float()
-        if masks.ndim != 3 or tuple(masks.shape[1:]) != size or len(masks) not in (1, count):
-            raise ValueError(
-                f"mask has shape {tuple(masks.shape)}, but must have {size}: one for all images, or one for each of "
-                f"the {count}."
-            )
-        if not (masks.min() >= 0 and masks.max() <= 1):
-            raise ValueError(f"mask goes from {masks.min():g} to {masks.max():g}, but must be in [0, 1]: scale it.")
-        return (masks >= 0.5)[:, None].expand(count, 1, *size)
-
     def _factor(self, image: Any) -> int:
         """Returns how many times larger the model's images are."""
         one = image[0] if isinstance(image, (list, tuple)) and image else image

@@ -71,12 +71,27 @@ class VAESamplingConfig(Options):
     """Sampling of VAEs."""
 
     temperature: float = option(
-        1.0, "scale of a VAE's latents: below 1 for more typical images, 0 for the mean one", least=0, most=100
+        1.0, "how much is left to chance: below 1 for more typical images, 0 for none", least=0, most=100
     )
     prior: str | None = option(
         None,
         "what a VAE's latents are drawn from (default: the mixture, if one was fitted)",
         choices=("normal", "mixture"),
+    )
+
+
+@dataclass(frozen=True)
+class AutoregressiveSamplingConfig(Options):
+    """Sampling of autoregressive models."""
+
+    temperature: float = option(
+        1.0, "how much is left to chance: below 1 for more typical images, 0 for none", least=0, most=100
+    )
+    top_p: float = option(
+        1.0,
+        "nucleus: draws from the fewest likeliest levels whose shares reach this together (autoregressive models)",
+        above=0,
+        most=1,
     )
 
 

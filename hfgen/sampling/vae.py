@@ -149,6 +149,4 @@ def log_evidence(
 
 def _log_likelihood(model: Any, images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
     config = model.config
-    if config.likelihood == "gaussian":
-        return elbo.discretised_gaussian(images, parameters, model.variance)
-    return elbo.log_likelihood(images, parameters, config.likelihood, None, config.num_mixtures)
+    return elbo.level_log_likelihood(images, parameters, config.likelihood, model.variance, config.num_mixtures)
