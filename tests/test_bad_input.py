@@ -17,13 +17,13 @@ from hfgen.commands import classify, compare, demo, evaluate, push, sample, show
 from hfgen.commands.cli import flags, spell
 from hfgen.data.config import ImagesConfig
 from hfgen.evaluation.config import Amounts
-from hfgen.registry import find_family
+from hfgen.registry import families, find_family
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import hints, inside, range_of
 from hfgen.sampling.config import NoOptions, all_sampling_options
 from hfgen.training.options import option_kinds
 
-OURS = ("ddpm", "gan", "vae")
+OURS = tuple(name for name, family in families().items() if family.origin == "hfgen")
 KINDS = {f"train {name}": option_kinds(find_family(name)) for name in OURS} | {
     "sample": (sample.SampleConfig, *all_sampling_options()),
     "evaluate": (*evaluate.KINDS, *all_sampling_options()),

@@ -41,7 +41,8 @@ LAYERS = (  # a part may import those below its line
     {"training"},
     {"hub", "evaluation"},
     {"sampling"},
-    {"pipelines", "objectives", "data", "models"},
+    {"pipelines", "data", "models"},
+    {"objectives"},  # formulas, also of likelihoods that models and pipelines compute
     {"registry"},
     {"runtime"},
 )

@@ -56,7 +56,8 @@ class TransformerBlock(nn.Module):
         """Computes queries, keys and values, each `(B, heads, N, head_dim)`, of hidden features `(B, N, hidden)`."""
         heads = self.to_qkv(self.norm1(hidden)).unflatten(2, (3, self.num_heads, -1))
         query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
-        return self.norm_query(query).to(value.dtype), self.norm_key(key).to(value.dtype), value
+        wide = self.norm_key.weight.dtype  # under autocast the projections are narrower
+        return self.norm_query(query.to(wide)).to(value.dtype), self.norm_key(key.to(wide)).to(value.dtype), value
 
     def finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Adds what attention and the perceptron make to the hidden features."""

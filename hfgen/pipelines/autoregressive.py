@@ -130,15 +130,20 @@ class AutoregressivePipeline(Pipeline):
             latents (`torch.Tensor` of shape `(B, C, h, w)`, *optional*):
                 Standard normal numbers, one for each level to be drawn, instead of drawing them: at each channel of
                 each position (of [`~AutoregressivePipeline.grid_shape`]), how far along its distribution to go.
+            output_type:
+                Or `"latent"`, for these numbers in the place of the images, which are not drawn then.
             return_dict (`bool`, *optional*, defaults to `True`):
                 Whether to return an [`ImagePipelineOutput`] instead of a tuple.
 
         Raises:
             ValueError: For classes that the model does not know, or an argument of the wrong shape, length or range.
         """
-        self._check_output(output_type)
+        self._check_output(output_type, latents=True)
         batch_size = self._batch_size(batch_size, latents, class_labels)
-        images = self.draw(batch_size, class_labels, latents, temperature, top_p, generator, self.progress_bar)
+        if output_type == "latent":
+            images, _ = self._chances(batch_size, class_labels, latents, generator)
+        else:
+            images = self.draw(batch_size, class_labels, latents, temperature, top_p, generator, self.progress_bar)
         output = self._export(images, output_type)
         return ImagePipelineOutput(images=output) if return_dict else (output,)
 
@@ -165,14 +170,20 @@ class AutoregressivePipeline(Pipeline):
         """
         _check_sampling(temperature, top_p)
         with self._running(*self._others):
-            if latents is None:
-                latents = self._noise(batch_size, self.grid_shape, generator)
-            else:
-                check_generators(generator, batch_size)
-                latents = self._given_latents(latents, (batch_size, *self.grid_shape), "one number per level")
-            labels = self.class_numbers(class_labels, batch_size, generator)
+            latents, labels = self._chances(batch_size, class_labels, latents, generator)
             levels = draw_grid(self.model, latents, labels, temperature, top_p, progress=progress)
             return self._render(levels, labels)
+
+    def _chances(
+        self, batch_size: int, class_labels: Any, latents: Any, generator: Generators
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Draws what is left to chance, or takes what is given: latents and classes."""
+        if latents is None:
+            latents = self._noise(batch_size, self.grid_shape, generator)
+        else:
+            check_generators(generator, batch_size)
+            latents = self._given_latents(latents, (batch_size, *self.grid_shape), "one number per level")
+        return latents, self.class_numbers(class_labels, batch_size, generator)
 
     @torch.no_grad()
     def complete(

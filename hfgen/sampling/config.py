@@ -193,7 +193,10 @@ def all_sampling_options() -> list[type]:
             if len(new) == len(hints) and new:
                 kinds.append(kind)
             elif new:
-                kinds.append(dataclasses.make_dataclass(kind.__name__, new, namespace={"__doc__": kind.__doc__}))
+                namespace = {"__doc__": kind.__doc__}
+                kinds.append(
+                    dataclasses.make_dataclass(kind.__name__, new, bases=(Options,), namespace=namespace, frozen=True)
+                )
     return kinds
 
 

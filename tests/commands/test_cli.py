@@ -13,6 +13,7 @@ from helpers import ROOT, Command, load_script, spelled
 from hfgen.commands import classify, cli, compare, demo, evaluate, push, sample, show
 from hfgen.commands.cli import Given, command_line, flags, one_line_errors, parse, read
 from hfgen.data.config import DataConfig, ImagesConfig
+from hfgen.families.autoregressive.options import AutoregressiveConfig
 from hfgen.families.ddpm.options import DDPMConfig
 from hfgen.families.gan.options import GANConfig
 from hfgen.families.vae.options import VAEConfig
@@ -277,7 +278,13 @@ def test_the_command_is_recorded_as_it_was_given(monkeypatch, program, environme
 
 
 @pytest.mark.parametrize(
-    ("script", "config"), [("train_ddpm", DDPMConfig), ("train_gan", GANConfig), ("train_vae", VAEConfig)]
+    ("script", "config"),
+    [
+        ("train_autoregressive", AutoregressiveConfig),
+        ("train_ddpm", DDPMConfig),
+        ("train_gan", GANConfig),
+        ("train_vae", VAEConfig),
+    ],
 )
 def test_the_flags_of_the_scripts_are_frozen(script, config):
     """Adding a flag is a decision: add it here, too. Removing one breaks somebody's command line."""

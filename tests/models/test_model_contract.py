@@ -17,6 +17,7 @@ from diffusers.training_utils import EMAModel
 import hfgen.models
 from hfgen import (
     VQVAE,
+    CausalTransformer,
     ConvVAE,
     DCGANDiscriminator,
     DCGANGenerator,
@@ -24,6 +25,7 @@ from hfgen import (
     HierarchicalVAE,
     MLPDiscriminator,
     MLPGenerator,
+    PixelCNN,
     ResidualDiscriminator,
     ResidualGenerator,
     ResidualVAE,
@@ -33,6 +35,7 @@ from hfgen import (
 
 GAN = {"sample_size": 8, "num_class_embeds": 3}
 VAE = GAN | {"latent_channels": 4}
+LEVELS = GAN | {"likelihood": "categorical", "num_levels": 8}  # whose images are integers
 LATENTS, IMAGES, NOISE = (2, 6), (2, 1, 8, 8), (2, 1 + 4)
 # by name: the class, its configuration, and the shapes of what goes in and comes out
 MODELS = {
@@ -79,6 +82,13 @@ MODELS = {
         IMAGES,
         IMAGES,
     ),
+    "pixelcnn": (PixelCNN, LEVELS | {"base_channels": 8, "dilations": (1, 2)}, IMAGES, (2, 8, 8, 8)),
+    "causal_transformer": (
+        CausalTransformer,
+        LEVELS | {"hidden_size": 16, "num_layers": 2, "num_attention_heads": 2},
+        IMAGES,
+        (2, 8, 8, 8),
+    ),
     "mixture": (
         GaussianMixturePrior,
         {"latent_shape": (4, 1, 1), "num_components": 2, "num_class_embeds": 3},
@@ -103,7 +113,10 @@ def make(name):
 
 def inputs(name):
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(MODELS[name][2], generator=generator), torch.tensor([0, 2])
+    _, config, shape, _ = MODELS[name]
+    if levels := config.get("num_levels"):
+        return torch.randint(levels, shape, generator=generator), torch.tensor([0, 2])
+    return torch.randn(shape, generator=generator), torch.tensor([0, 2])
 
 
 @torch.no_grad()
@@ -111,7 +124,7 @@ def output(model, name, **kwargs):
     """The first output; random numbers that a model may draw are the same each time."""
     torch.manual_seed(2)
     given, labels = inputs(name)
-    found = model(given.to(model.dtype), labels, **kwargs)
+    found = model(given.to(model.dtype) if given.is_floating_point() else given, labels, **kwargs)
     return found[0] if isinstance(found, tuple | dict) else found
 
 

@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.callbacks import PipelineCallback
 from pipelines.test_self_contained import PIPELINES, unet
 
-from hfgen import ClassConditionalDDPMPipeline, UserError, VAEPipeline, load_pipeline
+from hfgen import AutoregressivePipeline, ClassConditionalDDPMPipeline, UserError, VAEPipeline, load_pipeline
 from hfgen.pipelines.base import SteppedPipeline
 
 every = pytest.mark.parametrize("kind", PIPELINES)
@@ -53,7 +53,8 @@ def test_the_call_takes_the_usual_arguments(kind):
         assert not {"num_inference_steps", "callback_on_step_end"} & taken.keys()  # one pass has no steps
     assert {name: taken[name].default for name in wanted} == wanted
     for name in pipe.model_cpu_offload_seq.split("->"):
-        assert isinstance(pipe.components[name], torch.nn.Module)
+        part = pipe.components[name]
+        assert isinstance(part, torch.nn.Module) or (part is None and name in pipe._optional_components)
 
 
 @every
@@ -275,7 +276,9 @@ def test_half_precision(kind, tmp_path):
         assert types == [torch.bfloat16, torch.float32 if number == 3 else torch.bfloat16][: len(types)]
         images = images_of(half)
         assert images.dtype == torch.float32
-        assert (images - expected).abs().mean() < 0.02 and not torch.equal(images, expected)
+        assert (images - expected).abs().mean() < 0.02
+        # Codes that are drawn from nearly the same shares are the same, for a decoder in float32.
+        assert (kind == "codes" and number == 3) or not torch.equal(images, expected)
         assert images_of(half, output_type="np").dtype == np.float32
         assert len(images_of(half, output_type="pil")) == 2
     assert torch.equal(images_of(pipe.to(torch.float64).to(torch.float32)), expected)
@@ -302,7 +305,7 @@ def test_progress_is_shown_unless_it_is_turned_off(kind, capfd):
     assert not capfd.readouterr().err
     pipe.set_progress_bar_config(desc="denoising")
     pipe(class_labels=0)
-    assert ("denoising" in capfd.readouterr().err) == isinstance(pipe, SteppedPipeline)
+    assert ("denoising" in capfd.readouterr().err) == isinstance(pipe, SteppedPipeline | AutoregressivePipeline)
 
 
 # Callbacks and guidance, which only pipelines with steps have

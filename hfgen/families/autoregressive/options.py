@@ -13,10 +13,12 @@ from hfgen.runtime.options import Options, option
 class AutoregressiveConfig(Options):
     """Autoregressive model: network, what it draws, likelihood and optimiser."""
 
-    architecture: str = option("pixelcnn", "the network", choices=("pixelcnn", "transformer"))
-    codes_from: str | None = option(
-        None, "folder or Hub id of a VQ-VAE, to draw its codes instead of pixels (transformer): its second stage"
+    architecture: str = option(
+        "pixelcnn",
+        "the network: of pixels, or a transformer over the codes of a VQ-VAE",
+        choices=("pixelcnn", "transformer", "codes"),
     )
+    codes_from: str | None = option(None, "folder or Hub id of the VQ-VAE (codes)")
     base_channels: int = option(64, "channels of each stack (pixelcnn)", least=1, most=2**16, weighs=True)
     dilations: tuple[int, ...] = option(
         (1, 2, 4, 1),
@@ -29,9 +31,11 @@ class AutoregressiveConfig(Options):
         5, "width of the convolutions, odd; they reach back half as far, rounded up (pixelcnn)", least=3, most=63,
         weighs=True,
     )  # fmt: skip
-    hidden_size: int = option(128, "features of each position (transformer)", least=1, most=2**16, weighs=True)
-    num_layers: int = option(4, "blocks of attention and a perceptron (transformer)", least=1, most=1024, weighs=True)
-    num_attention_heads: int = option(4, "heads of the attention (transformer)", least=1, most=1024)
+    hidden_size: int = option(128, "features of each position (transformer, codes)", least=1, most=2**16, weighs=True)
+    num_layers: int = option(
+        4, "blocks of attention and a perceptron (transformer, codes)", least=1, most=1024, weighs=True
+    )
+    num_attention_heads: int = option(4, "heads of the attention (transformer, codes)", least=1, most=1024)
     dropout: float = option(0.0, "share of features dropped in training, against learning by heart", least=0, below=1)
     class_conditional: bool = option(False, "train on the labels, for sampling by class")
     likelihood: str | None = option(
@@ -49,9 +53,9 @@ class AutoregressiveConfig(Options):
     adam_epsilon: float = option(1e-8, "AdamW epsilon", least=1e-30, most=1)
 
     def validate(self) -> None:
+        if self.architecture != "codes" and self.codes_from is not None:
+            raise UserError(f"`codes_from` is for `architecture` codes, not for {self.architecture}: leave one out.")
         if self.architecture == "pixelcnn":
-            if self.codes_from is not None:
-                raise UserError("`codes_from` is for `architecture` transformer: use that, or leave it out.")
             if self.kernel_size % 2 == 0:
                 raise UserError(f"`kernel_size` {self.kernel_size} is even: use an odd one.")
             if not self.dilations:
@@ -60,16 +64,25 @@ class AutoregressiveConfig(Options):
             raise UserError(
                 f"`num_attention_heads` {self.num_attention_heads} does not divide `hidden_size` {self.hidden_size}."
             )
-        if self.codes_from is not None and self.likelihood == "logistic_mixture":
+        if self.architecture == "codes" and self.likelihood == "logistic_mixture":
             raise UserError(
                 "`likelihood` logistic_mixture is for levels in an order, which codes are not: leave it out."
             )
 
 
 def spec(options: AutoregressiveConfig, data: Any) -> Spec:
-    """Asks for images and classes and, where codes are drawn, for those of each image."""
-    if options.codes_from is None:
+    """Asks for images and classes and, where codes are drawn, for those of each image.
+
+    Raises:
+        UserError: If it is not known whose codes.
+    """
+    if options.architecture != "codes":
         return DEFAULT
+    if options.codes_from is None:
+        raise UserError(
+            "`codes_from` is missing: train a VQ-VAE with `hfgen train vae --preset vq`, and give its folder, or a "
+            "Hub id."
+        )
     moving = data.random_rotation or data.random_scale or data.random_crop or data.color_jitter
     return {**DEFAULT, "codes": Derived(("image",), VARIANTS, live=bool(moving))}
 
@@ -84,7 +97,7 @@ def resolve(options: AutoregressiveConfig, data: Any, machine: Machine) -> Autor
     """
     if options.likelihood is not None:
         return options
-    categorical = data.channels == 1 or options.codes_from is not None
+    categorical = data.channels == 1 or options.architecture == "codes"
     return replace(options, likelihood="categorical" if categorical else "logistic_mixture")
 
 
@@ -116,7 +129,7 @@ def transformer() -> dict[str, Any]:
 def codes() -> dict[str, Any]:
     """A causal transformer over the codes of a VQ-VAE (`codes_from`): its second stage, fast and for larger images."""
     return COMMON | {
-        "architecture": "transformer",
+        "architecture": "codes",
         "learning_rate": 2e-3,
         "train_batch_size": 64,
         "ema_half_life": 20_000,

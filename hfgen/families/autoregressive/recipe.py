@@ -34,9 +34,11 @@ from hfgen.training.recipe import (
 LEVELS = 256  # of 8-bit pixels
 UNDECAYED = ("*.bias", "*norm*", "*embed*", "*rows*", "*columns*", "*classes*", "*first*")  # scales, not weights
 
-NETWORKS: dict[str, tuple[type, tuple[str, ...]]] = {  # and the options that only they have
+TRANSFORMER = (CausalTransformer, ("hidden_size", "num_layers", "num_attention_heads"))
+NETWORKS: dict[str, tuple[type, tuple[str, ...]]] = {  # with the options that are theirs alone
     "pixelcnn": (PixelCNN, ("base_channels", "dilations", "kernel_size")),
-    "transformer": (CausalTransformer, ("hidden_size", "num_layers", "num_attention_heads")),
+    "transformer": TRANSFORMER,
+    "codes": TRANSFORMER,
 }
 
 
@@ -56,7 +58,7 @@ class AutoregressiveRecipe(Recipe):
     def __init__(self, config: AutoregressiveConfig, info: DataInfo):
         self.config = config
         self.class_names, self.needs_labels = class_names(info, config.class_conditional), config.class_conditional
-        self.vae = self._load_vae(info) if config.codes_from else None
+        self.vae = self._load_vae(info) if config.architecture == "codes" else None
         size, channels, levels = info.resolution, info.channels, LEVELS
         if self.vae is not None:
             size, channels, levels = self.vae.latent_shape[1], 1, self.vae.config.num_vq_embeddings
