@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from helpers import TINY, TINY_GAN, TINY_VAE, metrics, run, start
+from helpers import TINY, TINY_AR, TINY_GAN, TINY_VAE, metrics, run, start
 from helpers.exactness import assert_identical, finished, kill_and_resume, state
 
 from hfgen.training import checkpoint
@@ -83,6 +83,44 @@ def test_a_killed_vae_ends_like_an_uninterrupted_one(tmp_path, extra, processes)
     whole = finished(tmp_path / "whole", *options, script="train_vae", processes=processes)
     killed = kill_and_resume(tmp_path / "killed", options, random.Random(3), script="train_vae", processes=processes)
     assert_identical(whole, killed)
+
+
+@pytest.mark.parametrize(
+    ("extra", "processes"),
+    [
+        ("--dropout 0.1 --train_batch_size 8 --gradient_accumulation_steps 2 --mixed_precision bf16", 1),
+        pytest.param("--architecture transformer --hidden_size 16 --train_batch_size 8", 2, marks=pytest.mark.slow),
+    ],
+    ids=["pixelcnn, accumulation, bf16", "transformer, two processes"],
+)
+def test_a_killed_autoregressive_model_ends_like_an_uninterrupted_one(tmp_path, extra, processes):
+    options, script = [*TINY_AR, *STEPS, *extra.split()], "train_autoregressive"
+    whole = finished(tmp_path / "whole", *options, script=script, processes=processes)
+    killed = kill_and_resume(tmp_path / "killed", options, random.Random(4), script=script, processes=processes)
+    assert_identical(whole, killed)
+
+
+@pytest.mark.parametrize(
+    "architecture", ["pixelcnn", pytest.param("transformer --hidden_size 16", marks=pytest.mark.slow)]
+)
+def test_however_the_batch_of_an_autoregressive_model_is_split_the_same_is_learnt(tmp_path, architecture):
+    options = [*TINY_AR, *f"--architecture {architecture} --class_conditional --max_train_steps 8".split()]
+    options += "--logging_steps 1 --ema_ramp 0 --ema_half_life 100".split()
+    splits = {"whole": ("32", "1", 1), "accumulated": ("8", "4", 1), "two processes": ("8", "2", 2)}
+    runs = {
+        name: finished(
+            tmp_path / name, *options, "--train_batch_size", batch, "--gradient_accumulation_steps", parts,
+            script="train_autoregressive", processes=processes,
+        )
+        for name, (batch, parts, processes) in splits.items()
+    }  # fmt: skip
+    wanted, lines = state(runs["whole"]), metrics(runs["whole"])
+    for name in ("accumulated", "two processes"):
+        for line, reference in zip(metrics(runs[name]), lines, strict=True):
+            assert line["bits_per_dim"] == pytest.approx(reference["bits_per_dim"], rel=1e-4)
+        for key, value in state(runs[name]).items():
+            if key.startswith(("model", "ema_")):
+                torch.testing.assert_close(value, wanted[key], rtol=0, atol=1e-3, msg=lambda text, key=key: key + text)
 
 
 def test_a_killed_run_on_a_stream_ends_like_an_uninterrupted_one(tmp_path):
