@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from hfgen.evaluation.explanations import explain
+from hfgen.evaluation.explanations import explain, explain_density, explain_mixture
 from hfgen.evaluation.features import NO_FEATURES, RESERVED
 from hfgen.evaluation.inception import sha256_of
 from hfgen.evaluation.runner import training_data
@@ -89,8 +89,17 @@ def number(value: float | None, error: float | None = None) -> str:
 
 
 def cell(result: dict[str, Any]) -> str:
-    """Returns a result as a table shows it: a number, or where there is none, `missing`, which may say why."""
-    return result.get("missing", "–") if result["value"] is None else number(result["value"], result["error"])
+    """Returns a result as a table shows it: a number, and of which kind it is, if there are several; or where there is
+    none, `missing`, which may say why."""
+    if result["value"] is None:
+        return result.get("missing", "–")
+    return number(result["value"], result["error"]) + kind_of(result)
+
+
+def kind_of(result: dict[str, Any]) -> str:
+    """Returns `" (exact)"`, `" (bound)"` or `" (estimate)"`; nothing for numbers that are of no such kind."""
+    kind = result.get("details", {}).get("kind")
+    return f" ({kind})" if kind else ""
 
 
 def table(reports: Sequence[dict[str, Any]]) -> str:
@@ -138,11 +147,24 @@ def remarks(report: dict[str, Any], extractor: dict[str, Any]) -> list[str]:
     """Returns the remarks on one model's numbers, each once."""
     notes = [*extractor["notes"], *report["notes"]]
     notes += [note for result in report["results"].values() for note in result["notes"]]
+    if (density := report["results"].get("bits_per_dim")) is not None:
+        notes += explain_density(density["details"])
     if any(key.startswith(("fd_", "kd_", "cs_")) for key in report["results"]):
         notes.append(
             "distances in the features of this extractor can only be compared with each other: they are no FID or KID"
         )
-    return list(dict.fromkeys(note[:1].upper() + note[1:].rstrip(".") + "." for note in notes))
+    return [sentence(note) for note in dict.fromkeys(notes)]
+
+
+def mixed_remarks(reports: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns the remarks on the numbers of several models beside each other."""
+    densities = [report["results"].get("bits_per_dim", {}).get("details", {}) for report in reports]
+    return [sentence(note) for note in explain_mixture(details.get("kind") for details in densities)]
+
+
+def sentence(note: str) -> str:
+    """Returns a note with a capital letter and a full stop."""
+    return note[:1].upper() + note[1:].rstrip(".") + "."
 
 
 def heading(report: dict[str, Any], extractor: dict[str, Any]) -> str:
@@ -246,7 +268,7 @@ def bars(canvas: Image.Image, reports: Sequence[dict[str, Any]], key: str, x: in
         if result["value"] is None:
             write(canvas, x + width, top, result.get("missing", "none"), anchor="ra")
             continue
-        write(canvas, x + width, top, number(result["value"]), anchor="ra")
+        write(canvas, x + width, top, number(result["value"]) + kind_of(result), anchor="ra")
         right = left + result["value"] * unit
         draw.rectangle((min(left, right), top, max(left, right), top + BAR), fill=COLOURS[index % len(COLOURS)])
         if result["error"]:
