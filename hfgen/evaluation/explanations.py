@@ -54,18 +54,18 @@ EXPLANATIONS = {
 # What bits per dimension are, by the `kind` that a model gives them: see `HasDensity.details`.
 KINDS = {
     "exact": "bits per dimension (exact): the model's own probability of each image, without any approximation",
-    "bound": "bits per dimension (bound): the model's own are these or fewer",
-    "estimate": "bits per dimension (estimate): random numbers stand for what would take too long to compute; they leave "
-    "the mean as it is, and the stated error includes theirs",
+    "bound": "bits per dimension (bound): an upper bound, so that the model's true value is at or below it",
+    "estimate": "bits per dimension (estimate): computed with random numbers, which are right on average; their noise "
+    "is part of the stated error",
 }
 LIKELIHOODS = (
-    "bits per dimension do not tell how good samples look (https://huggingface.co/papers/1511.01844), and detect no "
-    "foreign images: a model may well find those of another data set more probable, as models of CIFAR-10 do with SVHN "
-    "(https://huggingface.co/papers/1810.09136)"
+    "bits per dimension do not tell how good samples look (https://huggingface.co/papers/1511.01844), and do not "
+    "detect foreign images: a model may find those of another data set more probable, as models of CIFAR-10 do with "
+    "SVHN (https://huggingface.co/papers/1810.09136)"
 )
 MIXED = (
-    "bits per dimension of different kinds are compared with care: a bound below an exact value shows a better model, "
-    "a bound above it shows nothing; and an estimate is only as good as its error"
+    "bits per dimension of different kinds: where a bound is below the number of another model, its model is better, by "
+    "more than it seems; where it is above, that shows nothing. An estimate is to be read with its error"
 )
 
 

@@ -238,10 +238,19 @@ def panel_height(models: int) -> int:
 
 def write(canvas: Image.Image, x: float, y: float, text: str, colour: str = INK, anchor: str = "la") -> float:
     """Writes a line in the one font that PIL brings along; returns its length in pixels."""
-    ascii_only = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()  # what the font has
     font = ImageFont.load_default(size=FONT)
-    ImageDraw.Draw(canvas).text((x, y), ascii_only, fill=colour, font=font, anchor=anchor)
-    return font.getlength(ascii_only)
+    ImageDraw.Draw(canvas).text((x, y), ascii_only(text), fill=colour, font=font, anchor=anchor)
+    return length(text)
+
+
+def length(text: str) -> float:
+    """Returns the length of a line in pixels, as [`write`] writes it."""
+    return ImageFont.load_default(size=FONT).getlength(ascii_only(text))
+
+
+def ascii_only(text: str) -> str:
+    """Returns what the font has of a line."""
+    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
 
 
 def bars(canvas: Image.Image, reports: Sequence[dict[str, Any]], key: str, x: int, y: int, width: int) -> None:
@@ -261,14 +270,18 @@ def bars(canvas: Image.Image, reports: Sequence[dict[str, Any]], key: str, x: in
     write(canvas, x, y, f"{title} ({better} is better)" if better else title)
     rows = enumerate(short_names(reports))
     names = 2 * GAP + max(write(canvas, x, first + index * row, name[-28:]) for index, name in rows)
-    low, unit = min(shown), (width - names - NUMBERS) / ((max(shown) - min(shown)) or 1.0)
+    texts = [
+        result.get("missing", "none") if result["value"] is None else number(result["value"]) for result in results
+    ]
+    texts = [text + kind_of(result) for text, result in zip(texts, results, strict=True)]
+    numbers = max(NUMBERS, *(math.ceil(length(text)) + 2 * GAP for text in texts))
+    low, unit = min(shown), (width - names - numbers) / ((max(shown) - min(shown)) or 1.0)
     left = x + names - low * unit  # where 0 is
     for index, result in enumerate(results):
         top = first + index * row
+        write(canvas, x + width, top, texts[index], anchor="ra")
         if result["value"] is None:
-            write(canvas, x + width, top, result.get("missing", "none"), anchor="ra")
             continue
-        write(canvas, x + width, top, number(result["value"]) + kind_of(result), anchor="ra")
         right = left + result["value"] * unit
         draw.rectangle((min(left, right), top, max(left, right), top + BAR), fill=COLOURS[index % len(COLOURS)])
         if result["error"]:
