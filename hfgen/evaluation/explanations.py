@@ -64,8 +64,8 @@ LIKELIHOODS = (
     "SVHN (https://huggingface.co/papers/1810.09136)"
 )
 MIXED = (
-    "bits per dimension of different kinds: where a bound is below the number of another model, its model is better, by "
-    "more than it seems; where it is above, that shows nothing. An estimate is to be read with its error"
+    "bits per dimension of different kinds: where a bound is below the number of another model, its model is better, "
+    "rather more than it seems; where it is above, that shows nothing. An estimate is to be read with its error"
 )
 
 

@@ -270,17 +270,18 @@ def bars(canvas: Image.Image, reports: Sequence[dict[str, Any]], key: str, x: in
     write(canvas, x, y, f"{title} ({better} is better)" if better else title)
     rows = enumerate(short_names(reports))
     names = 2 * GAP + max(write(canvas, x, first + index * row, name[-28:]) for index, name in rows)
+    known = [result["value"] is not None for result in results]
     texts = [
-        result.get("missing", "none") if result["value"] is None else number(result["value"]) for result in results
+        number(result["value"]) + kind_of(result) if each else result.get("missing", "none")
+        for result, each in zip(results, known, strict=True)
     ]
-    texts = [text + kind_of(result) for text, result in zip(texts, results, strict=True)]
     numbers = max(NUMBERS, *(math.ceil(length(text)) + 2 * GAP for text in texts))
     low, unit = min(shown), (width - names - numbers) / ((max(shown) - min(shown)) or 1.0)
     left = x + names - low * unit  # where 0 is
     for index, result in enumerate(results):
         top = first + index * row
         write(canvas, x + width, top, texts[index], anchor="ra")
-        if result["value"] is None:
+        if not known[index]:
             continue
         right = left + result["value"] * unit
         draw.rectangle((min(left, right), top, max(left, right), top + BAR), fill=COLOURS[index % len(COLOURS)])

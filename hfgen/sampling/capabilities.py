@@ -152,9 +152,6 @@ class Density:
     estimate: Tensor
 
 
-KINDS_OF_DENSITY = ("exact", "bound", "estimate")
-
-
 class HasDensity(Adapter):
     """Knows how probable images are: exactly, or by a bound or an estimate, as `details` says.
 
@@ -195,8 +192,9 @@ class HasDensity(Adapter):
         """Describes the number for reports.
 
         Returns:
-            `dict`: JSON. `kind` is one of `KINDS_OF_DENSITY`, `bound` says in words how it was found, and where there
-            are several, `likelihood` which.
+            `dict`: JSON. `kind` is `"exact"`, `"bound"` (the log-probability is at least this) or `"estimate"` (right
+            on average over what is drawn), `bound` says in words how it was found, and where there are several,
+            `likelihood` which.
         """
         return {"kind": "exact", "bound": "exact"}
 
