@@ -259,8 +259,8 @@ def compare_models(
         )
         report["model"] |= describe_model(sampler.name)
         report["left_out"] |= left_out
-        notes = {metric: reason.removesuffix(": leave it out") for metric, reason in left_out.items()}
-        report["notes"] += [f"without {metric}: {reason}" for metric, reason in notes.items()]
+        for metric, reason in left_out.items():
+            report["notes"].append(f"without {metric}: {reason.removesuffix(': leave it out')}")
         reports.append(report)
     speeds = time_samplers(samplers, batch_size, seed)
     for report, sampler, turns in zip(reports, samplers, speeds, strict=True):

@@ -171,7 +171,8 @@ def test_classes_are_given_where_the_images_have_them(part):
     alone = measure(groups, part, 6)
     assert alone.details["class_given"] is False and alone.notes == [] and alone.value != given.value
     assert lacking("bits_per_dim", Sampler(groups, name="it")) is None
-    unnamed = Part(dataclasses.replace(part.data, info=dataclasses.replace(part.data.info, classes=None)), part.rows)
+    info = dataclasses.replace(part.data.info, columns={"image": part.data.info.columns["image"]})
+    unnamed = Part(dataclasses.replace(part.data, info=info), part.rows)
     assert measure(by_class(), unnamed, 6).value == alone.value  # no class, as of images of groups
     without_null = Sampler(by_class(10, class_kind="groups"), name="it")
     assert "are groups of images, and those of real images" in lacking("bits_per_dim", without_null)
