@@ -88,7 +88,8 @@ def measure_likelihood(
     }
     notes = []
     if labels is not None:
-        notes.append(f"{sampler.name} is told the class of each image: its bits per dimension are for known classes")
+        worth = math.log2(len(sampler.class_names)) / dimensions
+        notes.append(f"{sampler.name} is told the class of each image, worth {worth:.2g} bits per dimension at most")
     if num_samples is not None and samples < num_samples:
         notes.append(f"of `likelihood_samples` {num_samples}, {sampler.name} takes {samples}: each takes long")
     title = "Bits per dimension of held-out images"

@@ -57,6 +57,8 @@ class DDPMAdapter(Generates, HasDensity):
             return f"makes {unet.out_channels} channels of {unet.in_channels}: more than the noise"
         if scheduler.config.num_train_timesteps < 2:
             return "has a single timestep, and no flow"
+        if not log_ratios(scheduler).isfinite().all():
+            return "has timesteps without noise"
         if unet.get("time_embedding_type") == "learned":
             return "knows whole timesteps alone, and nothing between them"
         return None
@@ -248,6 +250,12 @@ class ClassConditionalDDPMAdapter(DDPMAdapter):
         if labels is None:  # groups are drawn
             labels = self.pipe.class_numbers(None, len(generators), generators)
         return super().generate(generators, labels, options)
+
+    def details(self, num_samples: int) -> dict[str, Any]:
+        details = super().details(num_samples)
+        if self.pipe.config.guidance_scale != 1:
+            details["bound"] += "; of the model without guidance"
+        return details
 
     def sliders(self) -> dict[str, Slider]:
         sliders = super().sliders()

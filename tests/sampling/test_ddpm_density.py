@@ -105,6 +105,9 @@ def test_classes():
     assert len({nats.item() for nats in given}) == 3
     assert adapter.without_classes and torch.equal(adapter.log_prob(images, None, seeded()).estimate, given[2])
     assert not adapter_of(classes(dropout=False)).without_classes
+    assert "guidance" not in adapter.details(1)["bound"]  # which changes samples alone
+    adapter.pipe.register_to_config(guidance_scale=1.5)
+    assert adapter.details(1)["bound"].endswith("; of the model without guidance")
 
 
 def test_pipelines_without_a_flow():
@@ -117,6 +120,7 @@ def test_pipelines_without_a_flow():
         (unet(out_channels=2), DDPMScheduler(), "makes 2 channels of 1: more than the noise"),
         (unet(), DDPMScheduler(prediction_type="flow"), "predicts flow, none of epsilon, v_prediction, sample"),
         (unet(), DDPMScheduler(1), "has a single timestep, and no flow"),
+        (unet(), DDPMScheduler(3, trained_betas=[0.0, 0.1, 0.2]), "has timesteps without noise"),
         (
             unet(time_embedding_type="learned", num_train_timesteps=1000),
             DDPMScheduler(),
