@@ -99,6 +99,7 @@ def main(argv: Sequence[str]) -> None:
         comparable,
         describe_model,
         heading,
+        mixed_remarks,
         origin_of,
         remarks,
         table,
@@ -177,6 +178,8 @@ def main(argv: Sequence[str]) -> None:
             print(f"\nAll checkpoints:\n\n{table(reports)}\n")
             if not comparable(reports):
                 print("- They were compared with images of different sizes: the numbers say little.\n")
+            for remark in mixed_remarks(reports):
+                print(f"- {remark}\n")
             print(f"Chart:  {picture}")
         print(f"Report: {output}")
     accelerator.wait_for_everyone()  # a process that ends early would tear down what the others still use

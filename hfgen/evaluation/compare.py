@@ -17,7 +17,7 @@ from hfgen.evaluation import report as draw
 from hfgen.evaluation.config import ReferenceConfig
 from hfgen.evaluation.features import Extractor, metric_prefix
 from hfgen.evaluation.reference import open_reference
-from hfgen.evaluation.report import describe_model, remarks
+from hfgen.evaluation.report import describe_model, mixed_remarks, remarks
 from hfgen.evaluation.runner import evaluate, following, lacking, read_record
 from hfgen.runtime.errors import UserError, one_line
 from hfgen.runtime.png import make_grid
@@ -210,8 +210,8 @@ def compare_models(
     seed: int = 0,
     seeds: int = 1,
     batch_size: int = 64,
-    likelihood_samples: int = 100,
-    likelihood_images: int = 1000,
+    likelihood_samples: int | None = None,
+    likelihood_images: int | None = None,
     quality: float | None = None,
     say: Callable[[str], None] = print,
 ) -> Comparison:
@@ -259,6 +259,8 @@ def compare_models(
         )
         report["model"] |= describe_model(sampler.name)
         report["left_out"] |= left_out
+        for metric, reason in left_out.items():
+            report["notes"].append(f"without {metric}: {reason.removesuffix(': leave it out')}")
         reports.append(report)
     speeds = time_samplers(samplers, batch_size, seed)
     for report, sampler, turns in zip(reports, samplers, speeds, strict=True):
@@ -266,6 +268,7 @@ def compare_models(
     reached = time_to_quality([report["cost"] for report in reports], quality)
     notes = [note for report in reports for note in remarks(report, extractor.describe())]
     few = num_images is None and count < NUM_IMAGES
+    notes += mixed_remarks(reports)
     notes = [*dict.fromkeys(notes), *own_remarks(reports, batch_size, few, reached, quality is not None)]
     some = np.linspace(0, len(parts.real.rows) - 1, COLUMNS * ROWS).astype(int).tolist()
     images = [parts.real.images(some)] + [sampler(list(range(COLUMNS * ROWS)), seed) for sampler in samplers]

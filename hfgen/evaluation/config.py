@@ -45,10 +45,19 @@ class Amounts(Options):
         1, "how often to repeat it with other images, for a mean and a deviation", least=1, most=10_000
     )
     batch_size: int = option(64, "images at once per process", least=1, most=2**20)
-    likelihood_samples: int = option(
-        100, "latents per image for bits_per_dim; the more, the tighter its bound", least=1, most=10**6
+    likelihood_samples: int | None = option(
+        None,
+        "draws per image for bits_per_dim, of models that draw any; the more, the tighter a bound and the smaller the "
+        "error of an estimate (default: what suits the model)",
+        least=1,
+        most=10**6,
     )
-    likelihood_images: int = option(1000, "real images for bits_per_dim", least=1, most=MOST_IMAGES)
+    likelihood_images: int | None = option(
+        None,
+        "real images for bits_per_dim (default: 1000, or fewer for a model that takes long)",
+        least=1,
+        most=MOST_IMAGES,
+    )
     cpu_threads: int | None = option(
         None, "threads per process on a CPU (default: cores / processes)", least=1, most=MOST_THREADS
     )

@@ -1,5 +1,8 @@
 """What each number of a report says, in words for readers of a card who know no metrics."""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 LOWER, HIGHER = "lower is better", "higher is better"
 DISTANCE = "how far the generated images as a whole are from real ones, in the features of the network named above"
 
@@ -48,6 +51,39 @@ EXPLANATIONS = {
 }
 
 
+# What bits per dimension are, by the `kind` that a model gives them: see `HasDensity.details`.
+KINDS = {
+    "exact": "bits per dimension (exact): the model's own probability of each image, without any approximation",
+    "bound": "bits per dimension (bound): an upper bound, so that the model's true value is at or below it",
+    "estimate": "bits per dimension (estimate): computed with random numbers, which are right on average; their noise "
+    "is part of the stated error",
+}
+LIKELIHOODS = (
+    "bits per dimension do not tell how good samples look (https://huggingface.co/papers/1511.01844), and do not "
+    "detect foreign images: a model may find those of another data set more probable, as models of CIFAR-10 do with "
+    "SVHN (https://huggingface.co/papers/1810.09136)"
+)
+MIXED = (
+    "bits per dimension of different kinds: where a bound is below the number of another model, its model is better, "
+    "rather more than it seems; where it is above, that shows nothing. An estimate is to be read with its error"
+)
+
+
 def explain(key: str) -> str | None:
     """Returns what the number of that name says, and which way is better; `None` for one that is not known."""
     return EXPLANATIONS.get(key) or EXPLANATIONS.get(key.partition("_")[0])
+
+
+def explain_density(details: Mapping[str, Any]) -> list[str]:
+    """Returns what bits per dimension are, by the details of their result, and what they do not show. Without a kind,
+    as in reports of earlier versions, the latter alone."""
+    kind, how = details.get("kind"), details.get("bound")
+    if kind not in KINDS:
+        return [LIKELIHOODS]
+    error = f"; ± is the standard error over {details['num_images']:,} images"
+    return [KINDS[kind] + (f"; found by: {how}" if how not in (None, kind) else "") + error, LIKELIHOODS]
+
+
+def explain_mixture(kinds: Iterable[str | None]) -> list[str]:
+    """Returns how to compare bits per dimension of these kinds; nothing, if they are all of one."""
+    return [MIXED] if len({kind for kind in kinds if kind}) > 1 else []

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from hfgen.evaluation.explanations import explain
+from hfgen.evaluation.explanations import explain, explain_density, explain_mixture
 from hfgen.evaluation.features import NO_FEATURES, RESERVED
 from hfgen.evaluation.inception import sha256_of
 from hfgen.evaluation.runner import training_data
@@ -89,8 +89,17 @@ def number(value: float | None, error: float | None = None) -> str:
 
 
 def cell(result: dict[str, Any]) -> str:
-    """Returns a result as a table shows it: a number, or where there is none, `missing`, which may say why."""
-    return result.get("missing", "–") if result["value"] is None else number(result["value"], result["error"])
+    """Returns a result as a table shows it: a number, and of which kind it is, if there are several; or where there is
+    none, `missing`, which may say why."""
+    if result["value"] is None:
+        return result.get("missing", "–")
+    return number(result["value"], result["error"]) + kind_of(result)
+
+
+def kind_of(result: dict[str, Any]) -> str:
+    """Returns `" (exact)"`, `" (bound)"` or `" (estimate)"`; nothing for numbers that are of no such kind."""
+    kind = result.get("details", {}).get("kind")
+    return f" ({kind})" if kind else ""
 
 
 def table(reports: Sequence[dict[str, Any]]) -> str:
@@ -138,11 +147,24 @@ def remarks(report: dict[str, Any], extractor: dict[str, Any]) -> list[str]:
     """Returns the remarks on one model's numbers, each once."""
     notes = [*extractor["notes"], *report["notes"]]
     notes += [note for result in report["results"].values() for note in result["notes"]]
+    if (density := report["results"].get("bits_per_dim")) is not None:
+        notes += explain_density(density["details"])
     if any(key.startswith(("fd_", "kd_", "cs_")) for key in report["results"]):
         notes.append(
             "distances in the features of this extractor can only be compared with each other: they are no FID or KID"
         )
-    return list(dict.fromkeys(note[:1].upper() + note[1:].rstrip(".") + "." for note in notes))
+    return [sentence(note) for note in dict.fromkeys(notes)]
+
+
+def mixed_remarks(reports: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns the remarks on the numbers of several models beside each other."""
+    densities = [report["results"].get("bits_per_dim", {}).get("details", {}) for report in reports]
+    return [sentence(note) for note in explain_mixture(details.get("kind") for details in densities)]
+
+
+def sentence(note: str) -> str:
+    """Returns a note with a capital letter and a full stop."""
+    return note[:1].upper() + note[1:].rstrip(".") + "."
 
 
 def heading(report: dict[str, Any], extractor: dict[str, Any]) -> str:
@@ -216,10 +238,19 @@ def panel_height(models: int) -> int:
 
 def write(canvas: Image.Image, x: float, y: float, text: str, colour: str = INK, anchor: str = "la") -> float:
     """Writes a line in the one font that PIL brings along; returns its length in pixels."""
-    ascii_only = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()  # what the font has
     font = ImageFont.load_default(size=FONT)
-    ImageDraw.Draw(canvas).text((x, y), ascii_only, fill=colour, font=font, anchor=anchor)
-    return font.getlength(ascii_only)
+    ImageDraw.Draw(canvas).text((x, y), ascii_only(text), fill=colour, font=font, anchor=anchor)
+    return length(text)
+
+
+def length(text: str) -> float:
+    """Returns the length of a line in pixels, as [`write`] writes it."""
+    return ImageFont.load_default(size=FONT).getlength(ascii_only(text))
+
+
+def ascii_only(text: str) -> str:
+    """Returns what the font has of a line."""
+    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
 
 
 def bars(canvas: Image.Image, reports: Sequence[dict[str, Any]], key: str, x: int, y: int, width: int) -> None:
@@ -239,14 +270,19 @@ def bars(canvas: Image.Image, reports: Sequence[dict[str, Any]], key: str, x: in
     write(canvas, x, y, f"{title} ({better} is better)" if better else title)
     rows = enumerate(short_names(reports))
     names = 2 * GAP + max(write(canvas, x, first + index * row, name[-28:]) for index, name in rows)
-    low, unit = min(shown), (width - names - NUMBERS) / ((max(shown) - min(shown)) or 1.0)
+    known = [result["value"] is not None for result in results]
+    texts = [
+        number(result["value"]) + kind_of(result) if each else result.get("missing", "none")
+        for result, each in zip(results, known, strict=True)
+    ]
+    numbers = max(NUMBERS, *(math.ceil(length(text)) + 2 * GAP for text in texts))
+    low, unit = min(shown), (width - names - numbers) / ((max(shown) - min(shown)) or 1.0)
     left = x + names - low * unit  # where 0 is
     for index, result in enumerate(results):
         top = first + index * row
-        if result["value"] is None:
-            write(canvas, x + width, top, result.get("missing", "none"), anchor="ra")
+        write(canvas, x + width, top, texts[index], anchor="ra")
+        if not known[index]:
             continue
-        write(canvas, x + width, top, number(result["value"]), anchor="ra")
         right = left + result["value"] * unit
         draw.rectangle((min(left, right), top, max(left, right), top + BAR), fill=COLOURS[index % len(COLOURS)])
         if result["error"]:

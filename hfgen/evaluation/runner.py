@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 from hfgen.data.config import DataConfig, ImagesConfig, share_of
 from hfgen.evaluation.config import GOOD_ACCURACY, METRICS, WITHOUT_FEATURES, ReferenceConfig
 from hfgen.evaluation.features import Extractor, Preparation
-from hfgen.evaluation.likelihood import measure_likelihood
+from hfgen.evaluation.likelihood import measure_likelihood, without_labels
 from hfgen.evaluation.metrics import LEAST, Images, Result, compare, memorised
 from hfgen.evaluation.path_length import measure_path_length
 from hfgen.evaluation.reference import (
@@ -54,7 +54,11 @@ NEEDS_CAPABILITY: dict[str, type[Adapter]] = {"bits_per_dim": HasDensity, "ppl":
 def lacking(metric: str, sampler: Sampler) -> str | None:
     """Says why a metric cannot be computed for a model, whatever the data; `None` if it can."""
     obstacle = sampler.adapter.obstacle(NEEDS_CAPABILITY.get(metric, Generates))
-    return None if obstacle is None else f"{sampler.name} {obstacle}: leave it out"
+    if obstacle is not None:
+        return f"{sampler.name} {obstacle}: leave it out"
+    if metric == "bits_per_dim" and sampler.grouped and not sampler.adapter.without_classes:
+        return f"the classes of {sampler.name} are groups of images, and those of real images are not known"
+    return None
 
 
 def obstacle(
@@ -96,14 +100,8 @@ def obstacle(
             return f"{kinds:,} kinds are too many to count"
     if metric in NEEDS_CAPABILITY and (lack := lacking(metric, sampler)):
         return lack
-    if metric == "bits_per_dim":
-        if sampler.grouped:
-            return f"the classes of {sampler.name} are groups of images, and those of real images are not known"
-        info = reference.held_out.data.info
-        if sampler.class_names and not set(info.class_names or ("",)) <= set(sampler.class_names):
-            return f"{info.name} does not have the classes that {sampler.name} needs: name `label_column`"
-        if sampler.class_names and info.classes and info.classes.unlabelled:
-            return f"{info.classes.unlabelled} images of {info.name} have no class, which {sampler.name} needs"
+    if metric == "bits_per_dim" and not sampler.adapter.without_classes:
+        return without_labels(sampler, reference.held_out)
     if metric == "ppl" and not isinstance(extractor.prepare, Preparation):
         return f"{extractor.id} takes 8-bit images only: choose another `extractor`"
     return None
@@ -146,9 +144,10 @@ class Evaluator:
         batch_size (`int`, *optional*, defaults to 64): Images at once per process.
         baseline (`bool`, *optional*, defaults to `True`): Whether to compute the metrics of held-out images too.
         leave_bars (`bool`, *optional*, defaults to `True`): Whether finished progress bars stay.
-        likelihood_samples (`int`, *optional*, defaults to 100): What a model may draw for each image in
-            `bits_per_dim`, where its bound rises to the truth with that.
-        likelihood_images (`int`, *optional*, defaults to 1000): Held-out images that `bits_per_dim` takes.
+        likelihood_samples (`int`, *optional*): How much a model may draw for each image in `bits_per_dim`, where that
+            makes the number better; by default what suits the model.
+        likelihood_images (`int`, *optional*): Held-out images that `bits_per_dim` takes; by default 1000, or fewer for
+            a model that takes long.
 
     Raises:
         UserError: For metrics that do not fit, or data that cannot be read.
@@ -165,8 +164,8 @@ class Evaluator:
         batch_size: int = 64,
         baseline: bool = True,
         leave_bars: bool = True,
-        likelihood_samples: int = 100,
-        likelihood_images: int = 1000,
+        likelihood_samples: int | None = None,
+        likelihood_images: int | None = None,
     ):
         self.extractor, self.accelerator = extractor, accelerator
         self.num_images, self.batch_size, self.leave_bars = num_images, batch_size, leave_bars
@@ -288,8 +287,8 @@ def evaluate(
     seed: int = 0,
     seeds: int = 1,
     batch_size: int = 64,
-    likelihood_samples: int = 100,
-    likelihood_images: int = 1000,
+    likelihood_samples: int | None = None,
+    likelihood_images: int | None = None,
 ) -> dict[str, Any]:
     """Evaluates a generator against data, which [`following`] adapts to its training. Every process must call this.
 

@@ -452,6 +452,8 @@ def eval_results(report: dict[str, Any], extractor: dict[str, Any], task: str = 
             continue
         of_real = key == "bits_per_dim"  # measured on real images, without an extractor
         count = result["details"]["num_images"] if of_real else generation["num_images"]
+        kind = result["details"].get("kind") if of_real else None
+        about = [network] if not of_real else [kind] if kind else []
         args = {"num_images": count, "seeds": generation["seeds"]}
         if key.startswith(REAL_IMAGES):
             args["num_real_images"] = data["num_images"]
@@ -469,7 +471,7 @@ def eval_results(report: dict[str, Any], extractor: dict[str, Any], task: str = 
                 dataset_name=data["name"],
                 dataset_split=data["held_out"]["split"] if of_real else data["split"],
                 metric_type=key,
-                metric_name=f"{result['title']} ({'' if of_real else network + ', '}{count:,} images)",
+                metric_name=f"{result['title']} ({', '.join([*about, f'{count:,} images'])})",
                 metric_value=result["value"],
                 metric_args=args,
             )

@@ -157,13 +157,18 @@ def limited_alphas(scheduler: SchedulerMixin) -> torch.Tensor:
     Returns:
         `torch.Tensor` of shape `(T,)`: float32, descending; beyond `LEAST_LOG_SNR` by almost nothing.
     """
+    return log_ratios(scheduler).mul(2).sigmoid().float()
+
+
+def log_ratios(scheduler: SchedulerMixin) -> torch.Tensor:
+    """Returns `log(alpha / sigma)` of [`limited_alphas`]: `(T,)`, float64, descending."""
     betas, kind = scheduler.betas, type(scheduler)
     knows = "rescale_betas_zero_snr" in inspect.signature(kind.__init__).parameters
     if scheduler.config.get("rescale_betas_zero_snr") and not knows:
         betas = rescale_zero_terminal_snr(betas)
     lambdas = (1 - betas.double()).cumprod(0).logit() / 2
     beyond = lambdas < LEAST_LOG_SNR
-    return torch.where(beyond, LEAST_LOG_SNR - 1e-3 * beyond.cumsum(0), lambdas).mul(2).sigmoid().float()
+    return torch.where(beyond, LEAST_LOG_SNR - 1e-3 * beyond.cumsum(0), lambdas)
 
 
 def log_snr_timesteps(

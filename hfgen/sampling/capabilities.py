@@ -153,9 +153,23 @@ class Density:
 
 
 class HasDensity(Adapter):
-    """Knows how probable images are."""
+    """Knows how probable images are: exactly, or by a bound or an estimate, as `details` says.
+
+    Attributes:
+        usual_images (`int`): How many images are measured unless told otherwise; fewer, where one takes long.
+    """
 
     lack = "is a {kind}, whose likelihood is not known"
+    usual_images: ClassVar[int] = 1000
+
+    @property
+    def without_classes(self) -> bool:
+        """Whether it knows how probable images are whose classes are not given; by default, if it has no classes."""
+        return self.classes is None
+
+    def samples(self, asked: int | None) -> int:
+        """Returns how much is drawn for each image, if `asked` is what was asked for: by default that, else 1."""
+        return 1 if asked is None else asked
 
     @abc.abstractmethod
     def log_prob(
@@ -167,16 +181,22 @@ class HasDensity(Adapter):
             images (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1] with 256 levels, on the pipeline's
                 device.
             labels (`torch.Tensor` of shape `(B,)`, *optional*): Their classes, for a class-conditional model.
-            generator (`torch.Generator`, *optional*): For what is drawn.
-            num_samples (`int`): How much may be drawn for each image, where that makes the estimate better.
+            generator (`torch.Generator`, *optional*): For what is drawn, on the CPU.
+            num_samples (`int`): How much may be drawn for each image, where that makes the number better.
 
         Raises:
             ValueError: For images that do not fit the model.
         """
 
     def details(self, num_samples: int) -> dict[str, Any]:
-        """Describes the number for reports: JSON, with `bound` and, where there are several, `likelihood`."""
-        return {"bound": "exact"}
+        """Describes the number for reports.
+
+        Returns:
+            `dict`: JSON. `kind` is `"exact"`, `"bound"` (the log-probability is at least this) or `"estimate"` (right
+            on average over what is drawn), `bound` says in words how it was found, and where there are several,
+            `likelihood` which.
+        """
+        return {"kind": "exact", "bound": "exact"}
 
 
 class HasLatents(Adapter):

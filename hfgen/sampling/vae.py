@@ -45,6 +45,9 @@ class VAEAdapter(Generates, HasDensity, HasLatents, Restores):
 
     # HasDensity
 
+    def samples(self, asked: int | None) -> int:
+        return 100 if asked is None else asked
+
     def log_prob(
         self,
         images: torch.Tensor,
@@ -57,7 +60,7 @@ class VAEAdapter(Generates, HasDensity, HasLatents, Restores):
     def details(self, num_samples: int) -> dict[str, Any]:
         # Nothing is drawn for codes: each image has one.
         bound = "elbo, codes equally likely" if self.pipe.quantises else f"iwae-{num_samples}"
-        return {"bound": bound, "likelihood": self.pipe.model.config.likelihood}
+        return {"kind": "bound", "bound": bound, "likelihood": self.pipe.model.config.likelihood}
 
     # HasLatents
 

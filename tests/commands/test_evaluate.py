@@ -257,6 +257,12 @@ def test_card_says_fid_only_of_the_published_network():
     assert entry.metric_type == "fid" and entry.metric_name == "FID (inception 1a2b3c4d, 50,000 images)"
     assert heading(report, extractor) == ("50,000 images against 50,000 of user/data [train], features of inception")
     assert remarks(report, extractor) == []
+    report, extractor = parts("bits_per_dim", "Bits per dimension", True)
+    report["data"]["held_out"] = {"split": "test"}
+    for details, about in (({"kind": "bound"}, "bound, "), ({}, "")):
+        report["results"]["bits_per_dim"]["details"] = {"num_images": 1000, **details}
+        (entry,) = eval_results(report, extractor)
+        assert (entry.metric_value, entry.metric_name) == (3.0, f"Bits per dimension ({about}1,000 images)")
     report, extractor = parts("fd_inception-1a2b3c4d", "Fréchet distance", False)
     assert "no FID" in remarks(report, extractor)[0] and "(1a2b3c4d)" in heading(report, extractor)
 

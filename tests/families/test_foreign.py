@@ -282,3 +282,5 @@ def test_compare_beside_a_gan(trained, tmp_path):
     flags = ["--metrics", "bits_per_dim", "--num_images", 20, "--output_dir", tmp_path / "compared"]
     run("compare", "--model", trained[0], gan, *flags)
     assert (tmp_path / "compared" / "compare.png").exists()
+    report = json.loads((tmp_path / "compared" / "compare.json").read_text())
+    assert f"Without bits_per_dim: {gan} is a GAN, whose likelihood is not known." in report["remarks"]

@@ -44,6 +44,6 @@ def test_a_card_of_ours_runs_as_it_is_printed(name, tmp_path, monkeypatch):
 
     assert "No licence was chosen" in card.text and "The weights are not in this repository." in card.text
     for result in card.data.eval_results:  # each number has a title that is explained
-        title = re.match(r"(.*) \((classifier \w+, )?[\d,]+ images\)$", result.metric_name)[1]
+        title = re.match(r"(.*) \(((classifier \w+|exact|bound|estimate), )?[\d,]+ images\)$", result.metric_name)[1]
         assert f"- **{title}:** {explain(result.metric_type)}\n" in card.text
     assert (name == "ddpm") == ("figures are of the sampler `dpmsolver++`" in card.text)

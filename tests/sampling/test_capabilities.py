@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from diffusers import DDPMPipeline
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 import hfgen
 from hfgen import registry
@@ -40,24 +40,33 @@ def vae(**options):
 
 
 @pytest.mark.parametrize(
-    ("make", "kind", "can"),
+    ("make", "kind", "can", "density"),
     [
-        (dcgan, "GAN", {Generates, HasLatents}),
+        (dcgan, "GAN", {Generates, HasLatents}, None),
         (
             lambda: GANPipeline(StyleGAN2Generator(sample_size=8, latent_dim=4, channel_base=64, channel_max=8)),
             "GAN",
             {Generates, HasLatents, HasStyles},
+            None,
         ),
-        (vae, "VAE", {Generates, HasDensity, HasLatents, Restores}),
-        (lambda: vae(task="denoise", task_level=0.3), "VAE", {Generates, Restores}),
-        (lambda: VAEPipeline(VQVAE(sample_size=8, **TINY)), "VAE", {HasDensity, HasLatents, Restores}),
+        (vae, "VAE", {Generates, HasDensity, HasLatents, Restores}, "bound"),
+        (lambda: vae(task="denoise", task_level=0.3), "VAE", {Generates, Restores}, None),
+        (lambda: VAEPipeline(VQVAE(sample_size=8, **TINY)), "VAE", {HasDensity, HasLatents, Restores}, "bound"),
+        (
+            lambda: DDPMPipeline(UNet2DModel(sample_size=8, block_out_channels=(32,) * 4), DDPMScheduler()),
+            "DDPM",
+            {Generates, HasDensity},
+            "estimate",
+        ),
     ],
-    ids=["dcgan", "stylegan2", "vae", "denoiser", "vqvae"],
+    ids=["dcgan", "stylegan2", "vae", "denoiser", "vqvae", "ddpm"],
 )
-def test_what_each_can_do(make, kind, can):
+def test_what_each_can_do(make, kind, can, density):
     adapter = adapter_of(make())
     assert adapter.kind == kind
     assert {capability for capability in CAPABILITIES if adapter.obstacle(capability) is None} == can
+    if HasDensity in can:
+        assert adapter.details(adapter.samples(None))["kind"] == density
 
 
 def test_a_capability_that_is_lacking_is_one_line():
@@ -93,7 +102,7 @@ def test_a_family_from_outside_needs_two_methods(tmp_path):
     adapter = adapter_of(ToyARPipeline(PixelCNN(sample_size=8)))
     assert (adapter.kind, adapter.image_shape, adapter.classes) == ("PixelCNN", (1, 8, 8), None)
     assert {one for one in CAPABILITIES if adapter.obstacle(one) is None} == {Generates, HasDensity}
-    assert adapter.sliders() == {} and adapter.details(7) == {"bound": "exact"}
+    assert adapter.sliders() == {} and adapter.details(7) == {"kind": "exact", "bound": "exact"}
     adapter.pipe.save_pretrained(tmp_path)
     loaded = hfgen.load_pipeline(str(tmp_path))
     assert type(loaded) is ToyARPipeline
