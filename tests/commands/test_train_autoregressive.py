@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from helpers import TINY_AR, Command, metrics, python, run
+from helpers import ROOT, TINY_AR, Command, metrics, python, run
 
 from hfgen import AutoregressivePipeline
 from hfgen.runtime.errors import UserError
@@ -47,6 +47,15 @@ def test_the_card(trained, monkeypatch):
     namespace = {}
     exec(code, namespace)  # the card's own snippet
     assert len(namespace["images"]) == 4 and namespace["nats"].shape == (4,)
+
+
+def test_the_readmes_example(trained):
+    folder, _ = trained
+    readme = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(from hfgen import AutoregressivePipeline.*?)```", readme, re.DOTALL)
+    namespace = {}
+    exec(code.replace("out/autoregressive-mnist", str(folder)), namespace)
+    assert len(namespace["completed"]) == 1
 
 
 def test_a_fresh_process_loads_it(trained):
