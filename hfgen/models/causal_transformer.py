@@ -28,8 +28,8 @@ class CausalTransformerCache:
     Args:
         batch_size (`int`): Grids.
         class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Their classes.
-        keys, values (`torch.Tensor` of shape `(layers, B, heads, H W, head_dim)`, *optional*): Of all positions; filled
-            up to the current one.
+        keys, values (`torch.Tensor` of shape `(layers, B, heads, H W, head_dim)`, *optional*): Of all positions;
+            filled up to the current one.
         position (`int`): The position that comes next, in raster order.
     """
 
