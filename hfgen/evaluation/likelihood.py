@@ -86,12 +86,12 @@ def measure_likelihood(
         "split": part.data.info.split,
         "elbo": lower.mean().item(),
     }
-    notes = []
+    notes, name = [], sampler.name.rstrip("/").rpartition("/")[2]  # without the folders of this machine
     if labels is not None:
         worth = math.log2(len(sampler.class_names)) / dimensions
-        notes.append(f"{sampler.name} is told the class of each image, worth {worth:.2g} bits per dimension at most")
+        notes.append(f"{name} is told the class of each image, worth {worth:.2g} bits per dimension at most")
     if num_samples is not None and samples < num_samples:
-        notes.append(f"of `likelihood_samples` {num_samples}, {sampler.name} takes {samples}: each takes long")
+        notes.append(f"of `likelihood_samples` {num_samples}, {name} takes {samples}: each takes long")
     title = "Bits per dimension of held-out images"
     value = estimate.mean().item()
     return [
