@@ -41,7 +41,8 @@ def read_options(argv: Sequence[str]) -> tuple[Any, ...]:
 def main(argv: Sequence[str]) -> None:
     if argv and argv[0] in ("-h", "--help"):
         print("usage: hfgen train FAMILY ...\n\nThe families:\n")
-        print(*(f"  {family.name:<9} {family.title}" for family in families().values()), sep="\n")
+        width = max(map(len, families()))
+        print(*(f"  {family.name:<{width}}  {family.title}" for family in families().values()), sep="\n")
         print("\n`hfgen train FAMILY --help` shows the flags of each, `hfgen list` the presets.")
         return
     family, given = read_given(argv)
