@@ -18,7 +18,12 @@ from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import Options, nearest
 
 GROUP = "hfgen.families"
-OURS = ("hfgen.families.ddpm:FAMILY", "hfgen.families.gan:FAMILY", "hfgen.families.vae:FAMILY")
+OURS = (
+    "hfgen.families.ddpm:FAMILY",
+    "hfgen.families.gan:FAMILY",
+    "hfgen.families.vae:FAMILY",
+    "hfgen.families.flow:FAMILY",
+)
 
 
 @dataclass(frozen=True)
