@@ -10,7 +10,7 @@ from diffusers.utils import BaseOutput
 from hfgen.models.labels import check_classes
 
 PIXEL_MAPS = ("linear", "logit")
-WIDTH = 1.0  # levels over which the ends of `soft_logit` are straight
+WIDTH = 1.0  # levels at each end over which the logit of `to_line` is nearly a straight line
 LEVELS = 255.0
 
 
@@ -52,9 +52,9 @@ def to_line(sample: torch.Tensor, pixel_map: str) -> tuple[torch.Tensor, torch.T
     Maps pixels to the line on which a flow sees them.
 
     `"linear"` leaves them in [-1, 1]. `"logit"` spreads the ends of the range, where many pixels are nearly or exactly
-    black or white, as the logit of RealNVP (https://huggingface.co/papers/1605.08803, section 4.1) does: with the level
-    `v` in [0, 255], `y = (asinh(v) - asinh(255 - v)) / 4`, which is `log(v / (255 - v)) / 4` but within about a level of
-    the ends. There it goes on as a straight line, and so takes noise that leaves the range.
+    black or white, as the logit of RealNVP (https://huggingface.co/papers/1605.08803, section 4.1) does: with the
+    level `v` in [0, 255], `y = (asinh(v) - asinh(255 - v)) / 4`, which is `log(v / (255 - v)) / 4` but within about a
+    level of the ends. There it is nearly a straight line, and so takes noise that leaves the range.
 
     Args:
         sample (`torch.Tensor` of shape `(B, C, H, W)`): Pixels in about [-1, 1], float32 or float64.

@@ -152,9 +152,7 @@ class Coupling(nn.Module):
         self.classes = nn.Embedding(num_class_embeds, hidden_channels) if num_class_embeds else None
         for layer in (self.conv_in, self.conv_mid):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
-        nn.init.zeros_(self.conv_out.weight)  # the identity, to begin with
-        nn.init.zeros_(self.conv_out.bias)
+        zero_(self.conv_out)  # the identity, to begin with
         if self.classes is not None:
             nn.init.normal_(self.classes.weight, std=0.02)
 
@@ -210,7 +208,8 @@ class Level(nn.Module):
 
     def inverse(self, hidden: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
         """Inverts `forward`."""
-        for norm, conv, coupling in reversed(list(zip(self.norms, self.convs, self.couplings, strict=True))):
+        steps: Any = list(zip(self.norms, self.convs, self.couplings, strict=True))
+        for norm, conv, coupling in reversed(steps):
             hidden = norm.inverse(conv.inverse(coupling.inverse(hidden, class_labels)))
         return hidden
 
@@ -258,16 +257,15 @@ class Glow(ModelMixin, ConfigMixin):
         check_options(self.config)
         if num_levels < 1 or sample_size % 2**num_levels:
             raise ValueError(
-                f"num_levels is {num_levels}, but the {sample_size} pixels of a side must be halved as often: at least "
-                "once, and without a remainder."
+                f"num_levels is {num_levels}, but the {sample_size} pixels of a side must be halved as often: at "
+                "least once, and without a remainder."
             )
         channels = [in_channels * 4 * 2**level for level in range(num_levels)]  # after squeezing
         self.levels = nn.ModuleList(Level(number, num_steps, hidden_channels, num_class_embeds) for number in channels)
         # The prior of what leaves: of the other half, and of the class at the last level, where all leaves.
         self.priors = nn.ModuleList(nn.Conv2d(number // 2, number, 3, padding=1) for number in channels[:-1])
         for prior in self.priors:
-            nn.init.zeros_(prior.weight)
-            nn.init.zeros_(prior.bias)
+            zero_(prior)
         self.top = nn.Embedding(num_class_embeds or 1, 2 * channels[-1])
         nn.init.zeros_(self.top.weight)
 
@@ -284,7 +282,7 @@ class Glow(ModelMixin, ConfigMixin):
         observe: bool = False,
     ) -> FlowEncoderOutput | tuple[torch.Tensor, torch.Tensor]:
         r"""
-        Maps images to latents: of each level what leaves there, whitened by its prior, at the pixels of which it came.
+        Maps images to latents: of each level what leaves there, whitened by its prior, at the pixels it comes from.
 
         Args:
             sample (`torch.Tensor` of shape `(B, C, H, W)`): Images in about [-1, 1], with noise.
@@ -377,6 +375,12 @@ class Glow(ModelMixin, ConfigMixin):
             mean, log_std = rows.to(hidden.dtype)[:, :, None, None].expand(-1, -1, *hidden.shape[2:]).chunk(2, dim=1)
             mean, log_std = mean.expand(len(hidden), -1, -1, -1), log_std.expand(len(hidden), -1, -1, -1)
         return mean, 2 * torch.tanh(log_std / 2)
+
+
+def zero_(layer: nn.Module) -> None:
+    """Sets all parameters of a layer to 0."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 def _channels(values: torch.Tensor) -> torch.Tensor:

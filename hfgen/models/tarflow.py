@@ -32,7 +32,7 @@ class TransformerLayer(nn.Module):
 
     def __init__(self, width: int, head_dim: int):
         super().__init__()
-        self.heads = max(1, width // head_dim)
+        self.heads = width // head_dim
         self.norm1 = nn.LayerNorm(width)
         self.to_qkv = nn.Linear(width, 3 * width)
         self.to_out = nn.Linear(width, width)
@@ -89,6 +89,7 @@ class FlowBlock(nn.Module):
         num_class_embeds: int | None,
     ):
         super().__init__()
+        self.heads = width // head_dim
         self.proj_in = nn.Linear(patch_dim, width)
         self.start = nn.Parameter(0.02 * torch.randn(width))  # stands before the first patch
         self.positions = nn.Parameter(0.02 * torch.randn(num_patches, width))
@@ -134,15 +135,14 @@ class FlowBlock(nn.Module):
 
         Args:
             values (`torch.Tensor` of shape `(B, T, patch_dim)`): What `forward` returned.
-            class_labels (`torch.Tensor` of shape `(B,)`, *optional*): The classes; with guidance `(2 * B,)`, the second
-                half being "no class".
+            class_labels (`torch.Tensor` of shape `(B,)`, *optional*): The classes; with guidance `(2 * B,)`, the
+                second half being "no class".
             guidance (`torch.Tensor` of shape `(T,)`, *optional*): How far each patch's shift and log-scale move from
                 those of no class beyond those of the class.
         """
         count, length = values.shape[:2]
-        first, copies = self.layers[0], 1 if guidance is None else 2
-        weight = self.proj_in.weight
-        shape = (len(self.layers), 2, copies * count, first.heads, length, weight.shape[0] // first.heads)
+        copies, weight = 1 if guidance is None else 2, self.proj_in.weight
+        shape = (len(self.layers), 2, copies * count, self.heads, length, weight.shape[0] // self.heads)
         caches: Any = None
         done: list[torch.Tensor] = []  # T of (B, 1, patch_dim)
         token = self.start.expand(copies * count, 1, -1)
@@ -271,8 +271,8 @@ class TarFlow(ModelMixin, ConfigMixin):
                 Whether to return a [`FlowDecoderOutput`] instead of a tuple.
 
         Raises:
-            ValueError: For latents of the wrong shape, missing, unexpected or unknown classes, or guidance of a network
-                without classes.
+            ValueError: For latents of the wrong shape, missing, unexpected or unknown classes, or guidance of a
+                network without classes.
         """
         check_input(latents, "latents", class_labels, self.config)
         patches, guidance = self._to_patches(precise(latents)), None
@@ -282,7 +282,8 @@ class TarFlow(ModelMixin, ConfigMixin):
             no_class = torch.full_like(class_labels, self.config.num_class_embeds - 1)
             class_labels = torch.cat([class_labels, no_class])
             guidance = torch.linspace(0, guidance_scale - 1, patches.shape[1]).to(patches)
-        for block in reversed(self.blocks):  # type: ignore[call-overload]
+        blocks: Any = reversed(self.blocks)
+        for block in blocks:
             patches = block.inverse(patches.flip(1), class_labels, guidance)
         sample = from_line(self._to_image(patches), self.config.pixel_map)
         return FlowDecoderOutput(sample=sample) if return_dict else (sample,)

@@ -1,6 +1,5 @@
 """The pipeline of normalizing flows: sampling, encoding, exact densities, walks and edits."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,10 +31,9 @@ class FlowPipeline(Pipeline):
             How often each class is in the data, and so how often it is drawn where no `class_labels` are given.
         class_kind (`str`, *optional*):
             `"labels"`, or `"groups"` for classes without a meaning.
-        dequantisation (`str`, *optional*, defaults to `"uniform"`):
-            The noise that images had in training: `"uniform"` over the bin of a level, or `"gaussian"`.
         noise_std (`float`, *optional*):
-            The standard deviation of the latter, in levels of 8 bit.
+            The standard deviation of the Gaussian noise that images had in training, in levels of 8 bit; `None` for
+            uniform noise over the bin of a level.
 
     Example:
 
@@ -58,23 +56,14 @@ class FlowPipeline(Pipeline):
         id2label: dict | None = None,
         class_shares: Sequence[float] | dict | None = None,
         class_kind: str | None = None,
-        dequantisation: str = "uniform",
         noise_std: float | None = None,
     ):
         super().__init__()
         self.register_modules(model=model)
         self._register_classes(self._check_names(id2label, unnamed=1), class_shares, class_kind)
-        if dequantisation not in dequantising.DEQUANTISATIONS:
-            known = ", ".join(dequantising.DEQUANTISATIONS)
-            raise ValueError(f"dequantisation is {dequantisation!r}, but must be one of {known}.")
-        if (dequantisation == "gaussian") != (noise_std is not None):
-            raise ValueError(
-                f"dequantisation is {dequantisation!r} and noise_std is {noise_std}: gaussian noise has a standard "
-                "deviation, and uniform noise has none."
-            )
         if noise_std is not None:
             at_least("noise_std", noise_std, 1e-3, whole=False)
-        self.register_to_config(dequantisation=dequantisation, noise_std=noise_std)
+        self.register_to_config(noise_std=noise_std)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -169,8 +158,8 @@ class FlowPipeline(Pipeline):
 
         Args:
             image (`PIL.Image.Image`, list of them, `np.ndarray` or `torch.Tensor`):
-                Images of the model's size and channels; arrays `(B, H, W, C)` or `(H, W, C)` and tensors `(B, C, H, W)`
-                or `(C, H, W)` in [0, 1].
+                Images of the model's size and channels; arrays `(B, H, W, C)` or `(H, W, C)` and tensors
+                `(B, C, H, W)` or `(C, H, W)` in [0, 1].
             class_labels (*optional*):
                 The classes, which a conditional model needs.
 
@@ -252,16 +241,16 @@ class FlowPipeline(Pipeline):
         Raises:
             ValueError: For images of another shape, or between two levels.
         """
-        kind, noise_std = self.config.dequantisation, self.config.noise_std
+        noise_std = self.config.noise_std
         dequantising.check_levels(image)
-        draw = torch.rand if kind == "uniform" else torch.randn
+        draw = torch.rand if noise_std is None else torch.randn
         nats = []
         with self._running():
             for _ in range(num_samples):
                 noise = draw(image.shape, generator=generator).to(image.device)
-                noisy = dequantising.dequantise(image, kind, noise_std, noise)
+                noisy = dequantising.dequantise(image, noise, noise_std)
                 density = self._in_parts(self._log_density, noisy, class_labels)
-                nats.append(density + dequantising.correction(image, noisy, kind, noise_std))
+                nats.append(density + dequantising.correction(image, noisy, noise_std))
         return torch.stack(nats)
 
     def _encode(self, sample: torch.Tensor, labels: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -283,7 +272,8 @@ class FlowPipeline(Pipeline):
 
     def _check_guidance(self, guidance_scale: float) -> None:
         at_least("guidance_scale", guidance_scale, 0, whole=False)
-        if guidance_scale != 1 and not (math.isfinite(guidance_scale) and self.null_class is not None):
+        if guidance_scale != 1 and self.null_class is None:
             raise ValueError(
-                f"guidance_scale is {guidance_scale}, but this network was trained without label dropout: leave it out."
+                f"guidance_scale is {guidance_scale}, but this network was trained without label dropout: leave it "
+                "out."
             )

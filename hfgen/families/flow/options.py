@@ -7,7 +7,7 @@ from hfgen.runtime.errors import UserError
 from hfgen.runtime.machine import Machine
 from hfgen.runtime.options import Options, option
 
-TOKENS = 49  # patches of an image, at least, where `patch_size` is left out
+TOKENS = 196  # patches of an image, at least, where `patch_size` is left out
 NOISE_STD = 0.25  # levels; much less is hard to fit, and much more costs bits
 
 
@@ -18,7 +18,7 @@ class FlowConfig(Options):
     architecture: str = option("tarflow", "the network", choices=("tarflow", "glow"))
     patch_size: int | None = option(
         None,
-        "height and width of the patches of tarflow (default: the largest that leaves 49 of them)",
+        "height and width of the patches of tarflow (default: the largest that leaves 196 of them)",
         resolved=True,
         least=1,
         most=256,

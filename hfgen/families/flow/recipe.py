@@ -93,13 +93,13 @@ class FlowRecipe(Recipe):
         if labels is not None and self.null_class is not None:
             dropped = batch.random.uniform() < config.label_dropout
             labels = torch.where(dropped | (labels < 0), torch.full_like(labels, self.null_class), labels)
-        shape, kind, noise_std = images.shape[1:], config.dequantisation, config.noise_std
-        noise = batch.random.uniform(*shape) if kind == "uniform" else batch.random.normal(*shape)
-        noisy = dequantising.dequantise(images, kind, noise_std, noise)
+        shape, noise_std = images.shape[1:], config.noise_std
+        noise = batch.random.uniform(*shape) if noise_std is None else batch.random.normal(*shape)
+        noisy = dequantising.dequantise(images, noise, noise_std)
         first = {"observe": progress.step == 0} if config.architecture == "glow" else {}
         encoded = self.flow.encode(noisy, labels, **first)
         nats = log_normal(encoded.latents) + encoded.log_det
-        nats = nats + dequantising.correction(images, noisy, kind, noise_std)
+        nats = nats + dequantising.correction(images, noisy, noise_std)
         loss = -nats.mean() / self.dimensions
         return loss, {
             "loss": loss.detach(),
@@ -116,6 +116,5 @@ class FlowRecipe(Recipe):
         return FlowPipeline(
             modules["flow"],
             **self._class_arguments,
-            dequantisation=config.dequantisation,
             noise_std=config.noise_std,
         )
