@@ -23,7 +23,7 @@ from hfgen.runtime.options import hints, inside, range_of
 from hfgen.sampling.config import NoOptions, all_sampling_options
 from hfgen.training.options import option_kinds
 
-OURS = ("ddpm", "gan", "vae")
+OURS = ("ddpm", "gan", "vae", "flow")
 KINDS = {f"train {name}": option_kinds(find_family(name)) for name in OURS} | {
     "sample": (sample.SampleConfig, *all_sampling_options()),
     "evaluate": (*evaluate.KINDS, *all_sampling_options()),

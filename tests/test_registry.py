@@ -42,7 +42,7 @@ def install(tmp_path, monkeypatch):
 
 
 def test_ours():
-    assert list(families())[:3] == ["ddpm", "gan", "vae"]
+    assert list(families())[:4] == ["ddpm", "gan", "vae", "flow"]
     assert find_family("gan").name == "gan"
     for family in families().values():
         assert family.fault() is None
@@ -75,7 +75,7 @@ def test_a_plug_in_is_found(install):
     family = find_family("one")
     assert family.origin == "plugin_one-dist"
     assert family_of("OtherPipeline") is family
-    assert list(families()) == ["ddpm", "gan", "vae", "one"]
+    assert list(families()) == ["ddpm", "gan", "vae", "flow", "one"]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_plug_in_is_found(install):
 )
 def test_a_broken_plug_in_is_named_and_harms_no_other(install, source, message):
     install(plugin_bad=source, plugin_good=WORKING.format(name="good"))
-    assert list(families()) == ["ddpm", "gan", "vae", "good"]
+    assert list(families()) == ["ddpm", "gan", "vae", "flow", "good"]
     assert find_family("gan").origin == "hfgen"
     assert list(broken()) == ["plugin_bad"]
     with pytest.raises(UserError, match=message):

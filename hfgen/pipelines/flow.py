@@ -1,15 +1,15 @@
 """The pipeline of normalizing flows: sampling, encoding, exact densities, walks and edits."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers import ImagePipelineOutput, ModelMixin
 
-from hfgen.objectives import dequantisation as dequantising
-from hfgen.objectives.elbo import log_normal
 from hfgen.pipelines.base import Generators, Pipeline, at_least, check_generators
 
+LEVEL = 2 / 255  # the distance of two levels of 8 bit in [-1, 1]
 VISIBLE = 1.0  # levels: noise of less than this is gone when pixels are rounded
 
 
@@ -200,8 +200,8 @@ class FlowPipeline(Pipeline):
         r"""
         Computes the exact logarithm of the density, of pixels in [-1, 1], that the model has at images.
 
-        It is a density of images with noise; for probabilities of 8-bit images see
-        [`~objectives.dequantisation`] and `hfgen evaluate --metrics bits_per_dim`.
+        It is a density of images with noise. For probabilities of 8-bit images see
+        [`~hfgen.sampling.flow.probability_bound`].
 
         Args:
             image, class_labels: As [`~FlowPipeline.encode`].
@@ -215,59 +215,24 @@ class FlowPipeline(Pipeline):
         pixels = self._pixels(image).to(self._execution_device)
         labels = self._given_classes(class_labels, len(pixels))
         with self._running():
-            return self._in_parts(self._log_density, 2 * pixels - 1, labels)
-
-    @torch.no_grad()
-    def bound(
-        self,
-        image: torch.Tensor,
-        class_labels: torch.Tensor | None = None,
-        num_samples: int = 1,
-        generator: torch.Generator | None = None,
-    ) -> torch.Tensor:
-        r"""
-        Draws `log p(z) + log P(x|z) - log q(z|x)` of 8-bit images x with noise z: the mean over z is a lower bound of
-        `log P(x)`, and the logarithm of the mean of the exponentials a tighter one.
-
-        Args:
-            image (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1], on the levels of 8 bit.
-            class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Their classes, by number.
-            num_samples (`int`, *optional*, defaults to 1): Drawings per image.
-            generator (`torch.Generator`, *optional*): For the noise.
-
-        Returns:
-            `torch.Tensor` of shape `(num_samples, B)`, in nats.
-
-        Raises:
-            ValueError: For images of another shape, or between two levels.
-        """
-        noise_std = self.config.noise_std
-        dequantising.check_levels(image)
-        draw = torch.rand if noise_std is None else torch.randn
-        nats = []
-        with self._running():
-            for _ in range(num_samples):
-                noise = draw(image.shape, generator=generator).to(image.device)
-                noisy = dequantising.dequantise(image, noise, noise_std)
-                density = self._in_parts(self._log_density, noisy, class_labels)
-                nats.append(density + dequantising.correction(image, noisy, noise_std))
-        return torch.stack(nats)
+            return self._in_parts(self.log_density, 2 * pixels - 1, labels)
 
     def _encode(self, sample: torch.Tensor, labels: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Encodes pixels in [-1, 1]."""
         output = self.model.encode(sample, class_labels=labels)
         return output.latents, output.log_det
 
-    def _log_density(self, sample: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+    def log_density(self, sample: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """Computes the log-density `(B,)` of pixels `(B, C, H, W)` in about [-1, 1], with the model as it is."""
         latents, log_det = self._encode(sample, labels)
-        return log_normal(latents) + log_det
+        return log_det - 0.5 * (latents.square() + math.log(2 * math.pi)).flatten(1).sum(1)
 
     def _denoise(self, sample: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         """Takes off the noise of training: the mean of images given noisy ones, by Tweedie's formula."""
-        variance = (self.config.noise_std * dequantising.LEVEL) ** 2
+        variance = (self.config.noise_std * LEVEL) ** 2
         with torch.enable_grad():
             sample = sample.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self._log_density(sample, labels).sum(), sample)
+            (gradient,) = torch.autograd.grad(self.log_density(sample, labels).sum(), sample)
         return sample.detach() + variance * gradient
 
     def _check_guidance(self, guidance_scale: float) -> None:

@@ -11,8 +11,10 @@ import hfgen
 from hfgen import registry
 from hfgen.models.conv_vae import ConvVAE
 from hfgen.models.dcgan import DCGANGenerator
+from hfgen.models.glow import Glow
 from hfgen.models.stylegan2 import StyleGAN2Generator
 from hfgen.models.vq_vae import VQVAE
+from hfgen.pipelines.flow import FlowPipeline
 from hfgen.pipelines.gan import GANPipeline
 from hfgen.pipelines.vae import VAEPipeline
 from hfgen.runtime.errors import UserError
@@ -51,8 +53,9 @@ def vae(**options):
         (vae, "VAE", {Generates, HasDensity, HasLatents, Restores}),
         (lambda: vae(task="denoise", task_level=0.3), "VAE", {Generates, Restores}),
         (lambda: VAEPipeline(VQVAE(sample_size=8, **TINY)), "VAE", {HasDensity, HasLatents, Restores}),
+        (lambda: FlowPipeline(Glow(sample_size=8)), "Flow", {Generates, HasDensity, HasLatents}),
     ],
-    ids=["dcgan", "stylegan2", "vae", "denoiser", "vqvae"],
+    ids=["dcgan", "stylegan2", "vae", "denoiser", "vqvae", "flow"],
 )
 def test_what_each_can_do(make, kind, can):
     adapter = adapter_of(make())
@@ -81,7 +84,7 @@ def test_subclasses_of_a_pipeline_have_its_adapter():
 
 
 def test_a_pipeline_of_no_family_is_refused():
-    with pytest.raises(UserError, match="object is no pipeline of a family .*DDPMPipeline, GANPipeline"):
+    with pytest.raises(UserError, match="object is no pipeline of a family .*DDPMPipeline, FlowPipeline, GANPipeline"):
         adapter_of(object())
 
 
