@@ -77,7 +77,7 @@ def from_line(values: torch.Tensor, pixel_map: str) -> torch.Tensor:
     if pixel_map == "linear":
         return values
     # With a = asinh(v) and b = asinh(255 - v), a - b is given, and sinh(a) + sinh(b) = 255 gives their mean.
-    half = 2 * values
+    half = (2 * values).clamp(-40, 40)  # far outside: what is more would be infinite in float32
     mean = (LEVELS / WIDTH / 2 / half.cosh()).asinh()
     low, high = (mean + half).sinh(), (mean - half).sinh()
     # Each is exact near its own end.
