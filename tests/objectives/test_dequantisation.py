@@ -16,7 +16,7 @@ from hfgen.objectives.dequantisation import (
 )
 
 LEVELS = (torch.arange(256).double() * LEVEL - 1)[:, None, None, None]  # 256 images of one pixel
-NOISES = [None, 0.05, 0.25, 1.0, 6.4]
+NOISES = [None, 0.15, 0.25, 1.0, 6.4]
 
 
 def noise_of(shape, noise_std, seed=0):
@@ -61,7 +61,7 @@ def test_bounds_are_below_the_probabilities_and_these_sum_to_one(noise_std):
     assert (lower <= truth.log() + 4 * error + 1e-3).all()
     tighter = bound(terms.view(256, 400).T)
     assert (tighter >= lower).all()
-    assert tighter.exp().sum().item() == pytest.approx(truth.sum().item(), abs=0.05 if noise_std != 0.05 else 0.3)
+    assert tighter.exp().sum().item() == pytest.approx(truth.sum().item(), abs=0.05)
 
 
 def test_little_noise_is_tight_where_a_density_has_it():
