@@ -70,12 +70,80 @@ class TransformerLayer(nn.Module):
         return hidden + self.contract(F.gelu(self.expand(self.norm2(hidden))))
 
 
+class PatchHead(nn.Module):
+    """Makes shift and log-scale of each number of a patch, of what the transformer knows of the patches before and,
+    by a small network per number, of the numbers before it in the same patch.
+
+    Without the latter, as in the paper, the numbers of a patch are independent given the patches that a block sees,
+    and only small patches model images well.
+
+    Args:
+        width (`int`): Channels of a token.
+        patch_dim (`int`): How many numbers a patch has.
+        channels (`int`): Channels of the small networks; 0 for a linear layer in their place.
+    """
+
+    def __init__(self, width: int, patch_dim: int, channels: int):
+        super().__init__()
+        self.patch_dim, self.channels = patch_dim, channels
+        self.norm = nn.LayerNorm(width)
+        self.from_token = nn.Linear(width, patch_dim * (channels or 2))
+        if channels:
+            std = 1 / (2 * patch_dim**0.5)
+            self.from_patch = nn.Parameter(std * torch.randn(patch_dim, patch_dim, channels))
+            self.weight = nn.Parameter(torch.zeros(patch_dim, channels, 2))
+            self.bias = nn.Parameter(torch.zeros(patch_dim, 2))
+        else:
+            nn.init.zeros_(self.from_token.weight)
+            nn.init.zeros_(self.from_token.bias)
+
+    def context(self, hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Makes of tokens `(B, t, width)` what each number of their patches needs of them, `(B, t, D, channels)`."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            normed = self.norm(hidden.to(self.norm.weight.dtype)).to(dtype)
+            weight, bias = self.from_token.weight.to(dtype), self.from_token.bias.to(dtype)
+            return F.linear(normed, weight, bias).unflatten(2, (self.patch_dim, -1))
+
+    def forward(self, context: torch.Tensor, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Makes shifts and log-scales of whole patches, all `(B, t, D)`."""
+        if not self.channels:
+            return bounded(context)
+        with torch.autocast(patches.device.type, enabled=False):
+            size = self.patch_dim
+            before = torch.ones(size, size, dtype=torch.bool, device=patches.device).triu(1)
+            weight = (self.from_patch.to(patches.dtype) * before[:, :, None]).flatten(1)
+            return self._outputs(context + (patches @ weight).unflatten(2, (size, -1)), slice(None))
+
+    def next(self, context: torch.Tensor, before: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Makes shift and log-scale `(B, t, 1)` of one number, given those before it in its patch, of that shape."""
+        index = len(before)
+        context = context[:, :, index : index + 1]
+        if not self.channels:
+            return bounded(context)
+        with torch.autocast(context.device.type, enabled=False):
+            if before:
+                weight = self.from_patch[:index, index].to(context.dtype)
+                context = context + (torch.cat(before, dim=2) @ weight)[:, :, None]
+            return self._outputs(context, slice(index, index + 1))
+
+    def _outputs(self, hidden: torch.Tensor, which: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        weight, bias = self.weight[which].to(hidden.dtype), self.bias[which].to(hidden.dtype)
+        return bounded((F.gelu(hidden)[..., None] * weight).sum(-2) + bias)
+
+
+def bounded(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Makes shift and log-scale, the latter bounded, of pairs `(..., 2)`."""
+    shift, log_scale = output.unbind(-1)
+    return shift, LARGEST_LOG_SCALE * torch.tanh(log_scale / LARGEST_LOG_SCALE)
+
+
 class FlowBlock(nn.Module):
     """An affine autoregressive transformation: of each patch, with a shift and a scale made of those before it.
 
     Args:
         num_patches (`int`), patch_dim (`int`): How many patches an image has, and how many numbers a patch.
         width (`int`), num_layers (`int`), head_dim (`int`): The transformer's.
+        pixel_channels (`int`): See [`PatchHead`].
         num_class_embeds (`int`, *optional*): Number of classes.
     """
 
@@ -86,6 +154,7 @@ class FlowBlock(nn.Module):
         width: int,
         num_layers: int,
         head_dim: int,
+        pixel_channels: int,
         num_class_embeds: int | None,
     ):
         super().__init__()
@@ -97,24 +166,12 @@ class FlowBlock(nn.Module):
         if self.classes is not None:
             nn.init.normal_(self.classes.weight, std=0.02)
         self.layers = nn.ModuleList(TransformerLayer(width, head_dim) for _ in range(num_layers))
-        self.norm_out = nn.LayerNorm(width)
-        self.proj_out = nn.Linear(width, 2 * patch_dim)
-        nn.init.zeros_(self.proj_out.weight)
-        nn.init.zeros_(self.proj_out.bias)
+        self.head = PatchHead(width, patch_dim, pixel_channels)
 
     def embed(self, tokens: torch.Tensor, index: slice, class_labels: torch.Tensor | None) -> torch.Tensor:
         """Adds to tokens `(B, t, width)` what says where they are and which class it is."""
         hidden = tokens + self.positions[index]
         return hidden if self.classes is None else hidden + self.classes(class_labels)[:, None]
-
-    def affine(self, hidden: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Makes shifts and log-scales `(B, t, patch_dim)` of what the transformer computed, in float32."""
-        weights = self.proj_out.weight.to(dtype), self.proj_out.bias.to(dtype)
-        with torch.autocast(hidden.device.type, enabled=False):
-            shift, log_scale = F.linear(
-                self.norm_out(hidden.to(self.norm_out.weight.dtype)).to(dtype), *weights
-            ).chunk(2, dim=-1)
-            return shift, LARGEST_LOG_SCALE * torch.tanh(log_scale / LARGEST_LOG_SCALE)
 
     def forward(self, patches: torch.Tensor, class_labels: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Transforms patches `(B, T, patch_dim)`; returns them and the log-determinant `(B,)`."""
@@ -125,7 +182,7 @@ class FlowBlock(nn.Module):
         later = torch.ones(hidden.shape[1], hidden.shape[1], dtype=torch.bool, device=hidden.device).triu(1)
         for layer in self.layers:
             hidden = layer(hidden, later)
-        shift, log_scale = self.affine(hidden, patches.dtype)
+        shift, log_scale = self.head(self.head.context(hidden, patches.dtype), patches)
         return (patches - shift) * torch.exp(-log_scale), -log_scale.flatten(1).sum(1)
 
     def inverse(
@@ -151,12 +208,16 @@ class FlowBlock(nn.Module):
             caches = hidden.new_empty(shape) if caches is None else caches
             for layer, cache in zip(self.layers, caches, strict=True):
                 hidden = layer(hidden, cache=cache, index=index)
-            shift, log_scale = self.affine(hidden, values.dtype)
-            if guidance is not None:
-                shift, log_scale = (
-                    own + guidance[index] * (own - other) for own, other in (shift.chunk(2), log_scale.chunk(2))
-                )
-            done.append(values[:, index : index + 1] * torch.exp(log_scale) + shift)
+            context = self.head.context(hidden, values.dtype)
+            patch: list[torch.Tensor] = []  # numbers (B, 1, 1)
+            for value in values[:, index : index + 1].split(1, dim=2):
+                shift, log_scale = self.head.next(context, [number.repeat(copies, 1, 1) for number in patch])
+                if guidance is not None:
+                    (shift, no_shift), (log_scale, no_scale) = shift.chunk(2), log_scale.chunk(2)
+                    shift = shift + guidance[index] * (shift - no_shift)
+                    log_scale = log_scale + guidance[index] * (log_scale - no_scale)
+                patch.append(value * torch.exp(log_scale) + shift)
+            done.append(torch.cat(patch, dim=2))
             token = self.proj_in(done[-1].repeat(copies, 1, 1).to(weight.dtype))
         return torch.cat(done, dim=1)
 
@@ -164,7 +225,7 @@ class FlowBlock(nn.Module):
 class TarFlow(ModelMixin, ConfigMixin):
     r"""
     A flow of causal transformers, each an affine transformation of every patch given the patches before it; every
-    second one sees them from the end.
+    second one sees them from the end. Unlike the paper's, the pixels of a patch see those before them, too.
 
     Parameters:
         sample_size (`int`, *optional*, defaults to 28):
@@ -182,6 +243,9 @@ class TarFlow(ModelMixin, ConfigMixin):
             Channels of a token, a multiple of `attention_head_dim`.
         attention_head_dim (`int`, *optional*, defaults to 64):
             Channels of an attention head.
+        pixel_channels (`int`, *optional*, defaults to 8):
+            Channels of the small networks through which a pixel sees those before it in its patch; 0 for none, as in
+            the paper.
         num_class_embeds (`int`, *optional*):
             Number of classes. For guidance, the last one must stand for "no class".
         pixel_map (`str`, *optional*, defaults to `"logit"`):
@@ -204,6 +268,7 @@ class TarFlow(ModelMixin, ConfigMixin):
         layers_per_block: int = 2,
         hidden_size: int = 128,
         attention_head_dim: int = 64,
+        pixel_channels: int = 8,
         num_class_embeds: int | None = None,
         pixel_map: str = "logit",
     ):
@@ -217,7 +282,15 @@ class TarFlow(ModelMixin, ConfigMixin):
             )
         num_patches, patch_dim = (sample_size // patch_size) ** 2, in_channels * patch_size**2
         self.blocks = nn.ModuleList(
-            FlowBlock(num_patches, patch_dim, hidden_size, layers_per_block, attention_head_dim, num_class_embeds)
+            FlowBlock(
+                num_patches,
+                patch_dim,
+                hidden_size,
+                layers_per_block,
+                attention_head_dim,
+                pixel_channels,
+                num_class_embeds,
+            )
             for _ in range(num_blocks)
         )
 
@@ -246,7 +319,7 @@ class TarFlow(ModelMixin, ConfigMixin):
         patches = self._to_patches(values)
         for block in self.blocks:
             patches, more = block(patches, class_labels)
-            patches, log_det = patches.flip(1), log_det + more
+            patches, log_det = patches.flip(1, 2), log_det + more
         latents = self._to_image(patches)
         return FlowEncoderOutput(latents=latents, log_det=log_det) if return_dict else (latents, log_det)
 
@@ -284,7 +357,7 @@ class TarFlow(ModelMixin, ConfigMixin):
             guidance = torch.linspace(0, guidance_scale - 1, patches.shape[1]).to(patches)
         blocks: Any = reversed(self.blocks)
         for block in blocks:
-            patches = block.inverse(patches.flip(1), class_labels, guidance)
+            patches = block.inverse(patches.flip(1, 2), class_labels, guidance)
         sample = from_line(self._to_image(patches), self.config.pixel_map)
         return FlowDecoderOutput(sample=sample) if return_dict else (sample,)
 

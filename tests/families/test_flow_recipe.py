@@ -184,7 +184,7 @@ def test_what_depends_on_the_size_is_resolved():
             FlowConfig(**options), dataclasses.replace(INFO) if size == 8 else data_info(resolution=size), CPU
         )
 
-    for size, patch in ((8, 1), (16, 1), (28, 2), (32, 2), (64, 4), (29, 1)):
+    for size, patch in ((8, 1), (16, 2), (28, 4), (32, 4), (64, 8), (29, 1)):
         assert resolved(size).patch_size == patch, size
     for size, levels in ((8, 1), (28, 2), (32, 3), (256, 3)):
         assert resolved(size, architecture="glow").num_levels == levels, size

@@ -7,7 +7,7 @@ from hfgen.runtime.errors import UserError
 from hfgen.runtime.machine import Machine
 from hfgen.runtime.options import Options, option
 
-TOKENS = 196  # patches of an image, at least, where `patch_size` is left out
+TOKENS = 49  # patches of an image, at least, where `patch_size` is left out
 NOISE_STD = 0.25  # levels; much less is hard to fit, and much more costs bits
 
 
@@ -18,13 +18,13 @@ class FlowConfig(Options):
     architecture: str = option("tarflow", "the network", choices=("tarflow", "glow"))
     patch_size: int | None = option(
         None,
-        "height and width of the patches of tarflow (default: the largest that leaves 196 of them)",
+        "height and width of the patches of tarflow (default: the largest that leaves 49 of them)",
         resolved=True,
         least=1,
         most=256,
     )
     num_blocks: int = option(4, "transformations of tarflow", least=1, most=256, weighs=True)
-    layers_per_block: int = option(2, "transformer layers of each of them", least=1, most=256, weighs=True)
+    layers_per_block: int = option(1, "transformer layers of each of them", least=1, most=256, weighs=True)
     hidden_size: int | None = option(
         None,
         "channels of tarflow's transformers (default 128) or in glow's couplings (default 64)",
@@ -34,6 +34,14 @@ class FlowConfig(Options):
         weighs=True,
     )
     attention_head_dim: int = option(64, "channels per attention head of tarflow", least=1, most=2**16)
+    pixel_channels: int = option(
+        8,
+        "channels of the networks through which pixels see those before them in a patch of tarflow; 0 for none, as in "
+        "its paper",
+        least=0,
+        most=1024,
+        weighs=True,
+    )
     num_levels: int | None = option(
         None, "levels of glow (default: 3 or fewer, down to 4 pixels)", resolved=True, least=1, most=8
     )

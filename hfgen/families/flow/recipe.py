@@ -80,6 +80,7 @@ class FlowRecipe(Recipe):
             num_blocks=config.num_blocks,
             layers_per_block=config.layers_per_block,
             attention_head_dim=config.attention_head_dim,
+            pixel_channels=config.pixel_channels,
             **{name: value for name, value in own.items() if value is not None},
             **shared,
         )
