@@ -12,6 +12,7 @@ from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import Options, option
 from hfgen.sampling.config import (
     DDPMSamplingConfig,
+    FlowSamplingConfig,
     GANSamplingConfig,
     NoOptions,
     SamplingConfig,
@@ -64,6 +65,7 @@ def names(kinds):
 
 def test_every_option_is_there_once(family):
     assert all_sampling_options() == [SamplingConfig, DDPMSamplingConfig, GANSamplingConfig, VAESamplingConfig]
+    assert names([FlowSamplingConfig]) == ["temperature", "guidance_scale"]  # which others have, too
     family(Flow)
     kinds = all_sampling_options()
     assert kinds[:4] == [SamplingConfig, DDPMSamplingConfig, GANSamplingConfig, VAESamplingConfig]

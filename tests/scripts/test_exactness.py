@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from helpers import TINY, TINY_GAN, TINY_VAE, metrics, run, start
+from helpers import TINY, TINY_FLOW, TINY_GAN, TINY_GLOW, TINY_VAE, metrics, run, start
 from helpers.exactness import assert_identical, finished, kill_and_resume, state
 
 from hfgen.training import checkpoint
@@ -82,6 +82,25 @@ def test_a_killed_vae_ends_like_an_uninterrupted_one(tmp_path, extra, processes)
     options = [*TINY_VAE, *STEPS, *extra.split()]
     whole = finished(tmp_path / "whole", *options, script="train_vae", processes=processes)
     killed = kill_and_resume(tmp_path / "killed", options, random.Random(3), script="train_vae", processes=processes)
+    assert_identical(whole, killed)
+
+
+@pytest.mark.parametrize(
+    ("tiny", "extra", "processes"),
+    [
+        (
+            TINY_FLOW,
+            "--class_conditional --train_batch_size 8 --gradient_accumulation_steps 2 --mixed_precision bf16",
+            1,
+        ),
+        pytest.param(TINY_GLOW, "--train_batch_size 4 --gradient_accumulation_steps 2", 2, marks=pytest.mark.slow),
+    ],
+    ids=["tarflow, accumulation, bf16", "glow, two processes, accumulation"],
+)
+def test_a_killed_flow_ends_like_an_uninterrupted_one(tmp_path, tiny, extra, processes):
+    options = [*tiny, *STEPS, *extra.split()]
+    whole = finished(tmp_path / "whole", *options, script="train_flow", processes=processes)
+    killed = kill_and_resume(tmp_path / "killed", options, random.Random(4), script="train_flow", processes=processes)
     assert_identical(whole, killed)
 
 
