@@ -28,11 +28,15 @@ _PUBLIC = {
     "Engine": "hfgen.training.engine",
     "Evaluator": "hfgen.evaluation.runner",
     "Family": "hfgen.registry",
+    "FlowConfig": "hfgen.families.flow.options",
+    "FlowPipeline": "hfgen.pipelines.flow",
+    "FlowRecipe": "hfgen.families.flow.recipe",
     "GANConfig": "hfgen.families.gan.options",
     "GANPipeline": "hfgen.pipelines.gan",
     "GANRecipe": "hfgen.families.gan.recipe",
     "GaussianMixturePrior": "hfgen.models.gaussian_mixture",
     "Generates": "hfgen.sampling.capabilities",
+    "Glow": "hfgen.models.glow",
     "HasDensity": "hfgen.sampling.capabilities",
     "HasLatents": "hfgen.sampling.capabilities",
     "HierarchicalVAE": "hfgen.models.hierarchical_vae",
@@ -58,6 +62,7 @@ _PUBLIC = {
     "StepRandom": "hfgen.training.random",
     "StyleGAN2Discriminator": "hfgen.models.stylegan2",
     "StyleGAN2Generator": "hfgen.models.stylegan2",
+    "TarFlow": "hfgen.models.tarflow",
     "TrainingConfig": "hfgen.training.config",
     "Translates": "hfgen.sampling.capabilities",
     "UserError": "hfgen.runtime.errors",
@@ -94,6 +99,8 @@ if TYPE_CHECKING:
     from hfgen.families.autoregressive.recipe import AutoregressiveRecipe
     from hfgen.families.ddpm.options import DDPMConfig
     from hfgen.families.ddpm.recipe import DDPMRecipe
+    from hfgen.families.flow.options import FlowConfig
+    from hfgen.families.flow.recipe import FlowRecipe
     from hfgen.families.gan.options import GANConfig
     from hfgen.families.gan.recipe import GANRecipe
     from hfgen.families.vae.options import VAEConfig
@@ -102,15 +109,18 @@ if TYPE_CHECKING:
     from hfgen.models.conv_vae import ConvVAE
     from hfgen.models.dcgan import DCGANDiscriminator, DCGANGenerator
     from hfgen.models.gaussian_mixture import GaussianMixturePrior
+    from hfgen.models.glow import Glow
     from hfgen.models.hierarchical_vae import HierarchicalVAE
     from hfgen.models.mlp_gan import MLPDiscriminator, MLPGenerator
     from hfgen.models.pixelcnn import PixelCNN
     from hfgen.models.residual_gan import ResidualDiscriminator, ResidualGenerator
     from hfgen.models.residual_vae import ResidualVAE
     from hfgen.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
+    from hfgen.models.tarflow import TarFlow
     from hfgen.models.vq_vae import VQVAE
     from hfgen.pipelines.autoregressive import AutoregressivePipeline
     from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline, denoise, sampling_scheduler
+    from hfgen.pipelines.flow import FlowPipeline
     from hfgen.pipelines.gan import GANPipeline
     from hfgen.pipelines.vae import VAEPipeline
     from hfgen.registry import Family, PipelineEntry, find_family

@@ -23,6 +23,7 @@ OURS = (
     "hfgen.families.gan:FAMILY",
     "hfgen.families.vae:FAMILY",
     "hfgen.families.autoregressive:FAMILY",
+    "hfgen.families.flow:FAMILY",
 )
 
 

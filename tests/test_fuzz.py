@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 
 import pytest
-from helpers import TINY, TINY_GAN, TINY_VAE, Command
+from helpers import TINY, TINY_FLOW, TINY_GAN, TINY_VAE, Command
 
 from hfgen.evaluation.compare import costs, read_run, time_to_quality
 from hfgen.evaluation.config import ReferenceConfig
@@ -89,7 +89,7 @@ def try_all(file: Path, seeds, use) -> int:
 def made(tmp_path_factory):
     """A finished run of each family."""
     folder = tmp_path_factory.mktemp("made")
-    for family, tiny in (("ddpm", TINY), ("gan", TINY_GAN), ("vae", TINY_VAE)):
+    for family, tiny in (("ddpm", TINY), ("gan", TINY_GAN), ("vae", TINY_VAE), ("flow", TINY_FLOW)):
         Command(f"train {family}").main([*tiny, "--output_dir", str(folder / family)])
     return folder
 

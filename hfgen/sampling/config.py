@@ -71,7 +71,7 @@ class VAESamplingConfig(Options):
     """Sampling of VAEs."""
 
     temperature: float = option(
-        1.0, "how much is left to chance: below 1 for more typical images, 0 for none", least=0, most=100
+        1.0, "scale of what is drawn: below 1 for more typical images, 0 for the most typical one", least=0, most=100
     )
     prior: str | None = option(
         None,
@@ -109,6 +109,18 @@ class DDPMSamplingConfig(Options):
     )
     num_inference_steps: int | None = option(
         None, "sampling steps (default: 20; with `sampler` ddim 50, ddpm all)", least=1, most=100_000
+    )
+
+
+@dataclass(frozen=True)
+class FlowSamplingConfig(Options):
+    """Sampling of flows."""
+
+    temperature: float = option(
+        1.0, "scale of what is drawn: below 1 for more typical images, 0 for the most typical one", least=0, most=100
+    )
+    guidance_scale: float | None = option(
+        None, "classifier-free guidance; 1 turns it off (default: the model's own)", least=0, most=1000
     )
 
 

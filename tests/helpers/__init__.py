@@ -42,6 +42,16 @@ TINY_AR = [
     *"--dilations 1 2 --logging_steps 2 --checkpointing_steps 2 --eval_batch_size 4".split(),
     *"--save_images_epochs 0 --mixed_precision no --lr_warmup_steps 2".split(),
 ]
+TINY_FLOW = [
+    *"--dataset_name digits --resolution 8 --train_batch_size 16 --max_train_steps 6 --patch_size 4".split(),
+    *"--num_blocks 2 --hidden_size 16 --attention_head_dim 8 --logging_steps 2 --checkpointing_steps 2".split(),
+    *"--eval_batch_size 4 --save_images_epochs 0 --mixed_precision no --lr_warmup_steps 2".split(),
+]
+TINY_GLOW = [
+    *"--preset glow --dataset_name digits --resolution 8 --train_batch_size 16 --max_train_steps 6".split(),
+    *"--num_steps 2 --hidden_size 8 --logging_steps 2 --checkpointing_steps 2 --eval_batch_size 4".split(),
+    *"--save_images_epochs 0 --mixed_precision no --lr_warmup_steps 2".split(),
+]
 
 
 def load_script(name: str):

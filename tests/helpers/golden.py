@@ -64,6 +64,7 @@ FAMILY = {
     "ddpm": "--block_out_channels 8 8 --norm_num_groups 4 --attention_head_dim 8 --lr_warmup_steps 2 "
     "--ddpm_num_inference_steps 3",
     "gan": "--latent_dim 8 --base_channels 8",
+    "flow": "--lr_warmup_steps 2",
     "vae": "--latent_channels 4 --block_out_channels 8 8 --lr_warmup_steps 2 --prior_components 2",
 }
 AUGMENTED = "--random_flip --random_rotation 10 --random_scale 0.1 --random_crop 1 --color_jitter 0.2"
@@ -126,6 +127,19 @@ ALL = (
     GoldenRun("vae-vq", "vae", "--preset vq --num_vq_embeddings 16"),
     GoldenRun("vae-denoise", "vae", "--preset denoise"),
     GoldenRun("vae-classes-bf16", "vae", "--preset conditional --mixed_precision bf16 --spatial_latent"),
+    GoldenRun(
+        "flow-tarflow",
+        "flow",
+        "--patch_size 4 --num_blocks 2 --hidden_size 16 --attention_head_dim 8 --class_conditional "
+        "--label_dropout 0.3",
+        sample="--temperature 0.7 --guidance_scale 2",
+        evaluate=f"{MEASURED} bits_per_dim",
+    ),
+    GoldenRun(
+        "flow-glow",
+        "flow",
+        f"--preset glow --num_steps 2 --hidden_size 8 --dequantisation uniform {AUGMENTED}",
+    ),
 )
 RUNS = {run.name: run for run in ALL}
 

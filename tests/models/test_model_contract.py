@@ -22,6 +22,7 @@ from hfgen import (
     DCGANDiscriminator,
     DCGANGenerator,
     GaussianMixturePrior,
+    Glow,
     HierarchicalVAE,
     MLPDiscriminator,
     MLPGenerator,
@@ -31,6 +32,7 @@ from hfgen import (
     ResidualVAE,
     StyleGAN2Discriminator,
     StyleGAN2Generator,
+    TarFlow,
 )
 
 GAN = {"sample_size": 8, "num_class_embeds": 3}
@@ -89,6 +91,13 @@ MODELS = {
         IMAGES,
         (2, 8, 8, 8),
     ),
+    "tarflow": (
+        TarFlow,
+        GAN | {"patch_size": 4, "num_blocks": 2, "layers_per_block": 1, "hidden_size": 16, "attention_head_dim": 8},
+        IMAGES,
+        IMAGES,
+    ),
+    "glow": (Glow, GAN | {"num_levels": 2, "num_steps": 2, "hidden_channels": 8}, IMAGES, IMAGES),
     "mixture": (
         GaussianMixturePrior,
         {"latent_shape": (4, 1, 1), "num_components": 2, "num_class_embeds": 3},

@@ -26,14 +26,17 @@ from hfgen import (
     ClassConditionalDDPMPipeline,
     ConvVAE,
     DCGANGenerator,
+    FlowPipeline,
     GANPipeline,
     GaussianMixturePrior,
+    Glow,
     HierarchicalVAE,
     MLPGenerator,
     PixelCNN,
     ResidualGenerator,
     ResidualVAE,
     StyleGAN2Generator,
+    TarFlow,
     UserError,
     VAEPipeline,
     load_pipeline,
@@ -74,6 +77,11 @@ PIPELINES = {
         CausalTransformer(sample_size=2, num_class_embeds=3, **TRANSFORMER, likelihood="categorical", num_levels=16),
         VQVAE(sample_size=8, latent_channels=4, num_vq_embeddings=16, **BLOCKS, norm_num_groups=4),
     ),
+    "tarflow": lambda: FlowPipeline(
+        TarFlow(**SMALL, patch_size=4, num_blocks=2, layers_per_block=1, hidden_size=16, attention_head_dim=8),
+        noise_std=0.25,
+    ),
+    "glow": lambda: FlowPipeline(Glow(**SMALL, num_steps=1, hidden_channels=8)),
     "unet": lambda: ClassConditionalDDPMPipeline(unet(num_class_embeds=3), DDPMScheduler(num_train_timesteps=4)),
 }
 every = pytest.mark.parametrize("kind", PIPELINES)
@@ -135,6 +143,7 @@ ENTRIES = {
         "prior/modeling_hfgen_gaussian_mixture",
         "prior/modeling_hfgen_auto",
     },
+    FlowPipeline: {"pipeline_hfgen_flow", "model/modeling_hfgen_{kind}", "model/modeling_hfgen_auto"},
     ClassConditionalDDPMPipeline: {"pipeline_hfgen_ddpm_sampling"},
     AutoregressivePipeline: {
         "pipeline_hfgen_autoregressive",

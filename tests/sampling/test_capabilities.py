@@ -11,8 +11,12 @@ import hfgen
 from hfgen import registry
 from hfgen.models.conv_vae import ConvVAE
 from hfgen.models.dcgan import DCGANGenerator
+from hfgen.models.glow import Glow
+from hfgen.models.pixelcnn import PixelCNN
 from hfgen.models.stylegan2 import StyleGAN2Generator
 from hfgen.models.vq_vae import VQVAE
+from hfgen.pipelines.autoregressive import AutoregressivePipeline
+from hfgen.pipelines.flow import FlowPipeline
 from hfgen.pipelines.gan import GANPipeline
 from hfgen.pipelines.vae import VAEPipeline
 from hfgen.runtime.errors import UserError
@@ -58,8 +62,15 @@ def vae(**options):
             {Generates, HasDensity},
             "estimate",
         ),
+        (lambda: FlowPipeline(Glow(sample_size=8)), "Flow", {Generates, HasDensity, HasLatents}, "bound"),
+        (
+            lambda: AutoregressivePipeline(PixelCNN(sample_size=8)),
+            "autoregressive model",
+            {Generates, HasDensity},
+            "exact",
+        ),
     ],
-    ids=["dcgan", "stylegan2", "vae", "denoiser", "vqvae", "ddpm"],
+    ids=["dcgan", "stylegan2", "vae", "denoiser", "vqvae", "ddpm", "flow", "pixelcnn"],
 )
 def test_what_each_can_do(make, kind, can, density):
     adapter = adapter_of(make())
@@ -90,7 +101,7 @@ def test_subclasses_of_a_pipeline_have_its_adapter():
 
 
 def test_a_pipeline_of_no_family_is_refused():
-    with pytest.raises(UserError, match="object is no pipeline of a family .*DDPMPipeline, GANPipeline"):
+    with pytest.raises(UserError, match="object is no pipeline of a family .*DDPMPipeline, FlowPipeline, GANPipeline"):
         adapter_of(object())
 
 

@@ -12,6 +12,7 @@ from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import Options, option
 from hfgen.sampling.config import (
     DDPMSamplingConfig,
+    FlowSamplingConfig,
     GANSamplingConfig,
     NoOptions,
     SamplingConfig,
@@ -65,7 +66,8 @@ def names(kinds):
 def test_every_option_is_there_once(family):
     ours = all_sampling_options()
     assert ours[:4] == [SamplingConfig, DDPMSamplingConfig, GANSamplingConfig, VAESamplingConfig]
-    assert names(ours).count("temperature") == 1  # which several have
+    assert names([FlowSamplingConfig]) == ["temperature", "guidance_scale"]  # which others have, too
+    assert names(ours).count("temperature") == 1
     family(Flow)
     kinds = all_sampling_options()
     assert names(kinds) == [*names(ours), "solver"] and kinds[-1].__doc__ == Flow.__doc__

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from helpers import TINY, TINY_AR, TINY_GAN, TINY_VAE, metrics, run, start
+from helpers import TINY, TINY_AR, TINY_FLOW, TINY_GAN, TINY_GLOW, TINY_VAE, metrics, run, start
 from helpers.exactness import assert_identical, finished, kill_and_resume, state
 
 from hfgen.training import checkpoint
@@ -121,6 +121,25 @@ def test_however_the_batch_of_an_autoregressive_model_is_split_the_same_is_learn
         for key, value in state(runs[name]).items():
             if key.startswith(("model", "ema_")):
                 torch.testing.assert_close(value, wanted[key], rtol=0, atol=1e-3, msg=lambda text, key=key: key + text)
+
+
+@pytest.mark.parametrize(
+    ("tiny", "extra", "processes"),
+    [
+        (
+            TINY_FLOW,
+            "--class_conditional --train_batch_size 8 --gradient_accumulation_steps 2 --mixed_precision bf16",
+            1,
+        ),
+        pytest.param(TINY_GLOW, "--train_batch_size 4 --gradient_accumulation_steps 2", 2, marks=pytest.mark.slow),
+    ],
+    ids=["tarflow, accumulation, bf16", "glow, two processes, accumulation"],
+)
+def test_a_killed_flow_ends_like_an_uninterrupted_one(tmp_path, tiny, extra, processes):
+    options = [*tiny, *STEPS, *extra.split()]
+    whole = finished(tmp_path / "whole", *options, script="train_flow", processes=processes)
+    killed = kill_and_resume(tmp_path / "killed", options, random.Random(4), script="train_flow", processes=processes)
+    assert_identical(whole, killed)
 
 
 def test_a_killed_run_on_a_stream_ends_like_an_uninterrupted_one(tmp_path):

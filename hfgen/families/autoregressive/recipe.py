@@ -13,9 +13,11 @@ from hfgen.models.causal_transformer import CausalTransformer
 from hfgen.models.pixelcnn import PixelCNN
 from hfgen.models.vq_vae import VQVAE
 from hfgen.objectives import autoregressive
+from hfgen.objectives.dequantisation import on_levels
 from hfgen.objectives.elbo import bits_per_dim
 from hfgen.pipelines.autoregressive import AutoregressivePipeline
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.notes import note
 from hfgen.sampling.loading import load_pipeline
 from hfgen.training.recipe import (
     FROZEN,
@@ -122,6 +124,8 @@ class AutoregressiveRecipe(Recipe):
         return {"codes": self.vae.quantize(latents).indices[:, None].float()}
 
     def loss(self, phase: Phase, batch: Batch, progress: Progress) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        if progress.step == 0 and self.vae is None and not on_levels(batch["image"]):
+            note("augmentation takes images off the 256 levels of 8 bit: they are rounded to these.")
         levels = autoregressive.to_levels(batch["image"], LEVELS) if self.vae is None else batch["codes"].long()
         nats = -self.model.log_prob(levels, batch["label"] if self.class_names else None).mean()
         loss = nats / self.dimensions
