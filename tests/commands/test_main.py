@@ -1,6 +1,7 @@
 """The command as a whole: its verbs, its list, its mistakes, and how fast it answers."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from hfgen import registry
 from hfgen.commands.main import VERBS, main
 
 PLUGIN = """
-from hfgen.registry import Family, PipelineEntry, families
+from hfgen.registry import Family, PipelineEntry
 
 FAMILY = Family(
     name="toy",
@@ -22,8 +23,6 @@ FAMILY = Family(
     card="toy_family:card.md",
     presets="toy_family:PRESETS",
 )
-
-FAMILIES = ", ".join(families())
 
 
 def small():
@@ -110,7 +109,7 @@ def test_list_says_what_is_broken(plugin, capsys, module, value, message):
     plugin(module, value)
     main(["list"])
     shown = capsys.readouterr().out
-    assert "toy        is broken: " in shown and message in shown
+    assert re.search("^toy +is broken: ", shown, re.MULTILINE) and message in shown
     assert registry.find_family("gan").origin == "hfgen"
 
 
@@ -124,9 +123,9 @@ def test_a_broken_plugin_that_is_asked_for_says_so(plugin, capsys):
     [
         (["trian"], "hfgen has no verb 'trian': it has train, sample, evaluate, compare, classify, show, demo"),
         (["trian"], "Did you mean train?"),
-        (["train"], f"hfgen train needs the name of a family first: {FAMILIES}."),
+        (["train"], f"hfgen train needs the name of a family first: {', '.join(registry.families())}."),
         (["train", "--seed", "1"], "needs the name of a family first"),
-        (["train", "gna"], f"there is no family 'gna': the families are {FAMILIES}. Did you mean gan?"),
+        (["train", "gna"], f"no family 'gna': the families are {', '.join(registry.families())}. Did you mean gan?"),
         (["train", "gan", "--resolutin", "8"], "unknown flag --resolutin. Did you mean --resolution?"),
         (["train", "gan", "--resolution", "2"], "--resolution 2 is out of range: use 4 to 4096"),
         (["list", "gan"], "hfgen list takes no arguments"),
@@ -139,7 +138,7 @@ def test_mistakes(capsys, argv, message):
 
 def test_train_shows_the_families(capsys):
     main(["train", "--help"])
-    assert "gan       GAN: " in capsys.readouterr().out
+    assert re.search("^  gan +GAN: ", capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("argv", [[], ["list"], ["train", "gan", "--help"], ["compare", "--help"], ["demo", "--help"]])

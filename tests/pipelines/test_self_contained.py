@@ -243,7 +243,8 @@ for kind in kinds:  # saved by diffusers alone, and loaded by it
     again = DiffusionPipeline.from_pretrained(f"{written}/{kind}", trust_remote_code=True)
     assert np.array_equal(images_of(again), images_of(first[kind])), kind
     parts = {name: part for name, part in first[kind].components.items() if isinstance(part, torch.nn.Module)}
-    parts.pop("prior", None)  # diffusers itself loads an optional component, whatever it is given
+    for name in first[kind]._optional_components:  # which diffusers itself loads, whatever it is given
+        parts.pop(name, None)
     given = DiffusionPipeline.from_pretrained(f"{saved}/{kind}", trust_remote_code=True, **parts)
     assert all(getattr(given, name) is part for name, part in parts.items())
 print("networks alone", file=sys.stderr)
