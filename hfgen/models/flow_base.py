@@ -10,7 +10,7 @@ from diffusers.utils import BaseOutput
 from hfgen.models.labels import check_classes
 
 PIXEL_MAPS = ("linear", "logit")
-WIDTH = 0.5  # levels at each end over which the logit of `to_line` is nearly a straight line
+WIDTH = 0.3  # levels at each end over which the logit of `to_line` is nearly a straight line
 LEVELS = 255.0
 
 

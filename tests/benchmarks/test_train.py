@@ -20,6 +20,7 @@ SMALL = "--dataset_name digits --resolution 8 --train_batch_size 16 --mixed_prec
 NETWORKS = {
     "ddpm": "--block_out_channels 8 8 --norm_num_groups 4 --attention_head_dim 8".split(),
     "gan": "--latent_dim 8 --base_channels 8 --class_conditional --penalty_interval 2".split(),
+    "flow": "--patch_size 4 --num_blocks 2 --hidden_size 16 --attention_head_dim 8".split(),
     "vae": "--block_out_channels 8 8 --latent_channels 4".split(),
 }
 

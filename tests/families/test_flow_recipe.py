@@ -189,7 +189,7 @@ def test_what_depends_on_the_size_is_resolved():
     for size, levels in ((8, 1), (28, 2), (32, 3), (256, 3)):
         assert resolved(size, architecture="glow").num_levels == levels, size
     assert resolved(28).num_levels is None and resolved(28, architecture="glow").patch_size is None
-    assert resolved(28, dequantisation="uniform").noise_std is None and resolved(28).noise_std == 0.25
+    assert resolved(28, dequantisation="uniform").noise_std is None and resolved(28).noise_std == 0.3
 
 
 @pytest.mark.parametrize(
