@@ -1,6 +1,6 @@
-"""Compares a GAN, a VAE and a DDPM trained on the same data: one table and one figure of quality, diversity and cost.
+"""Compares models of all families trained on the same data: one table and one figure of quality, diversity and cost.
 
-Without arguments it trains all three, and the classifier in whose features they are measured, on the handwritten
+Without arguments it trains one of each, and the classifier in whose features they are measured, on the handwritten
 digits that ship with the installation. A model that the folder holds already is not trained again, and a training that
 was interrupted goes on. Examples:
 

@@ -1,7 +1,7 @@
-"""Compares a GAN, a VAE and a DDPM of the same data, trained if need be: quality, diversity, cost.
+"""Compares one model of each family, of the same data, trained if need be: quality, diversity, cost.
 
-Without arguments it trains all three, and the classifier in whose features they are measured, on the digits that ship
-with the installation. A model that the folder holds already is not trained again, and a training that was
+Without arguments it trains all of them, and the classifier in whose features they are measured, on the digits that
+ship with the installation. A model that the folder holds already is not trained again, and a training that was
 interrupted goes on. The folder then holds `compare.json`, with what it takes to repeat it, and `compare.png`. With
 `--update_card` the results go into the cards of the checkpoints, which can then be pushed.
 
@@ -51,7 +51,7 @@ class CompareConfig(MeasureOptions):
     """Comparison: the models, the metrics, and where it goes."""
 
     model: tuple[str, ...] | None = option(
-        None, "folders or Hub ids of checkpoints (default: a GAN, a VAE and a DDPM, trained here)"
+        None, "folders or Hub ids of checkpoints (default: one of each family, trained here)"
     )
     output_dir: str | None = option(
         None, "folder of the report and of what is trained (default: out/compare-<name of the data>)"

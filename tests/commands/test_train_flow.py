@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from helpers import TINY_FLOW, TINY_GLOW, Command, metrics, run
+from helpers import ROOT, TINY_FLOW, TINY_GLOW, Command, metrics, run
 
 from hfgen import FlowPipeline
 from hfgen.runtime.errors import UserError
@@ -45,6 +45,15 @@ def test_the_card(trained, monkeypatch):
     namespace = {}
     exec(code, namespace)  # the card's own snippet
     assert len(namespace["images"]) == len(namespace["same"]) == len(namespace["nats"]) == 4
+
+
+def test_the_readmes_example(trained):
+    folder, _ = trained
+    readme = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(from hfgen import FlowPipeline.*?)```", readme, re.DOTALL)
+    namespace = {}
+    exec(code.replace("out/flow-mnist", str(folder)), namespace)
+    assert (namespace["same"] - namespace["images"]).abs().max() < 1e-3 and len(namespace["nats"]) == 4
 
 
 @pytest.mark.parametrize("preset", ["tarflow", "glow", "digits", "conditional"])

@@ -19,4 +19,5 @@ FAMILY = Family(
     ),
     card="hfgen.families.flow:card.md",
     compare={},
+    compare={},
 )
