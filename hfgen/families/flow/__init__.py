@@ -19,5 +19,4 @@ FAMILY = Family(
     ),
     card="hfgen.families.flow:card.md",
     compare={},
-    compare={},
 )
