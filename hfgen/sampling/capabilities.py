@@ -45,7 +45,7 @@ class Adapter(abc.ABC):  # noqa: B024 (capabilities have abstract methods)
     """
 
     options: ClassVar[type] = NoOptions
-    lack: ClassVar[str] = "is a {kind}"
+    lack: ClassVar[str] = "is {a_kind}"
     """Words for a model without the capability; they follow its name in messages."""
 
     def __init__(self, pipe: Any):
@@ -55,6 +55,11 @@ class Adapter(abc.ABC):  # noqa: B024 (capabilities have abstract methods)
     def kind(self) -> str:
         """One word for people; by default from the name of the adapter's class."""
         return type(self).__name__.removesuffix("Adapter")
+
+    @property
+    def a_kind(self) -> str:
+        """The kind with its article: "a GAN", "an autoregressive model"."""
+        return ("an " if self.kind[0] in "aeiou" else "a ") + self.kind
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -78,13 +83,13 @@ class Adapter(abc.ABC):  # noqa: B024 (capabilities have abstract methods)
 
         Override it where not every pipeline of the class has what its adapter inherits.
         """
-        return None if isinstance(self, capability) else capability.lack.format(kind=self.kind)
+        return None if isinstance(self, capability) else capability.lack.format(a_kind=self.a_kind)
 
 
 class Generates(Adapter):
     """Makes images from random numbers."""
 
-    lack = "is a {kind}, which makes no images from seeds"
+    lack = "is {a_kind}, which makes no images from seeds"
 
     @abc.abstractmethod
     def generate(self, generators: Sequence[Generator], labels: Tensor | None, options: Any) -> Tensor:
@@ -159,7 +164,7 @@ class HasDensity(Adapter):
         usual_images (`int`): How many images are measured unless told otherwise; fewer, where one takes long.
     """
 
-    lack = "is a {kind}, whose likelihood is not known"
+    lack = "is {a_kind}, whose likelihood is not known"
     usual_images: ClassVar[int] = 1000
 
     @property
@@ -203,7 +208,7 @@ class HasLatents(Adapter):
     """Has a code for each image, from which it makes the image again: walks, edits and traversals follow, see
     [`~sampling.latents`]."""
 
-    lack = "is a {kind}, which has no latents to walk through"
+    lack = "is {a_kind}, which has no latents to walk through"
 
     @property
     def straight(self) -> bool:
@@ -244,7 +249,7 @@ class HasStyles(Adapter):
 class Restores(Adapter):
     """Makes whole images of damaged ones."""
 
-    lack = "is a {kind}, which restores no images"
+    lack = "is {a_kind}, which restores no images"
 
     @property
     @abc.abstractmethod
@@ -267,7 +272,7 @@ class Restores(Adapter):
 class Translates(Adapter):
     """Turns images of one set into images of another."""
 
-    lack = "is a {kind}, which translates no images"
+    lack = "is {a_kind}, which translates no images"
 
     @abc.abstractmethod
     def translate(self, images: Tensor, generators: Sequence[Generator] | None = None, options: Any = None) -> Tensor:

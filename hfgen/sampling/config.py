@@ -148,7 +148,7 @@ def choose_options(adapter: Adapter, given: Mapping[str, Any], name: str = "the 
     for key, value in given.items():
         if key not in own and key not in names_of(SamplingConfig):
             has = f"which has {', '.join(own)} instead" if own else "which has no options of its own"
-            raise UserError(f"`{key}` {value}: {name} is a {adapter.kind}, {has}.{nearest(key, own)} Leave it out.")
+            raise UserError(f"`{key}` {value}: {name} is {adapter.a_kind}, {has}.{nearest(key, own)} Leave it out.")
     common, chosen = make((SamplingConfig, adapter.options), given)
     return common, chosen
 
