@@ -46,11 +46,11 @@ benchmark:  ## measure training, data, metrics, sampling and an hour of memory o
 	$(PYTHON) benchmarks/data.py --output benchmarks/data.json
 	$(PYTHON) benchmarks/metrics.py --output benchmarks/metrics.json
 	$(PYTHON) benchmarks/steps.py --output benchmarks/steps.json
-	for family in ddpm gan vae; do $(PYTHON) -m hfgen train $$family --resume_from_checkpoint latest || exit; done
+	for family in ddpm gan vae autoregressive flow; do $(PYTHON) -m hfgen train $$family --resume_from_checkpoint latest || exit; done
 	test -e out/classifier-digits || $(PYTHON) -m hfgen classify
 	$(PYTHON) benchmarks/sample.py --model out/gan-digits out/vae-digits out/ddpm-digits \
 		--extractor out/classifier-digits --output benchmarks/sample.json
-	for family in ddpm gan vae; do \
+	for family in ddpm gan vae autoregressive flow; do \
 		$(PYTHON) benchmarks/memory.py --family $$family --output benchmarks/memory_$$family.json || exit; done
 	$(PYTHON) benchmarks/write.py
 

@@ -44,7 +44,7 @@ def build(adapter: Any, name: str, max_images: int, origin: dict[str, Any] | Non
         raise UserError(f"`model` {name} makes images with {channels} channels, which a page cannot show.")
     draws, codes, restores = (adapter.obstacle(each) is None for each in (Generates, HasLatents, Restores))
     inpaints = restores and "inpaint" in adapter.tasks
-    heading = f"{adapter.kind}, {width}x{height} pixels, {COLOURS[channels]}"
+    heading = f"{adapter.kind[:1].upper()}{adapter.kind[1:]}, {width}x{height} pixels, {COLOURS[channels]}"
     if adapter.classes:
         groups = "groups of similar images" if adapter.classes.groups else "classes"
         heading += f", {len(adapter.classes.names)} {groups}"

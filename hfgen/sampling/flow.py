@@ -15,6 +15,7 @@ class FlowAdapter(Generates, HasDensity, HasLatents):
     """Speaks for a [`~pipelines.flow.FlowPipeline`]."""
 
     options = FlowSamplingConfig
+    kind = "flow"
 
     # Generates
 
@@ -46,6 +47,9 @@ class FlowAdapter(Generates, HasDensity, HasLatents):
         return sliders
 
     # HasDensity
+
+    def samples(self, asked: int | None) -> int:
+        return 10 if asked is None else asked
 
     def log_prob(
         self,

@@ -62,7 +62,7 @@ def vae(**options):
             {Generates, HasDensity},
             "estimate",
         ),
-        (lambda: FlowPipeline(Glow(sample_size=8)), "Flow", {Generates, HasDensity, HasLatents}, "bound"),
+        (lambda: FlowPipeline(Glow(sample_size=8)), "flow", {Generates, HasDensity, HasLatents}, "bound"),
         (
             lambda: AutoregressivePipeline(PixelCNN(sample_size=8)),
             "autoregressive model",
