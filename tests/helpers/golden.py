@@ -64,6 +64,7 @@ FAMILY = {
     "ddpm": "--block_out_channels 8 8 --norm_num_groups 4 --attention_head_dim 8 --lr_warmup_steps 2 "
     "--ddpm_num_inference_steps 3",
     "gan": "--latent_dim 8 --base_channels 8",
+    "autoregressive": "--lr_warmup_steps 2",
     "flow": "--lr_warmup_steps 2",
     "vae": "--latent_channels 4 --block_out_channels 8 8 --lr_warmup_steps 2 --prior_components 2",
 }
@@ -127,6 +128,18 @@ ALL = (
     GoldenRun("vae-vq", "vae", "--preset vq --num_vq_embeddings 16"),
     GoldenRun("vae-denoise", "vae", "--preset denoise"),
     GoldenRun("vae-classes-bf16", "vae", "--preset conditional --mixed_precision bf16 --spatial_latent"),
+    GoldenRun(
+        "autoregressive-pixelcnn",
+        "autoregressive",
+        "--base_channels 8 --dilations 1 2 --class_conditional --dropout 0.1",
+        sample="--temperature 0.8 --top_p 0.9",
+        evaluate=f"{MEASURED} bits_per_dim",
+    ),
+    GoldenRun(
+        "autoregressive-transformer-colours",
+        "autoregressive",
+        "--preset transformer --hidden_size 16 --num_layers 1 --image_mode RGB --mixed_precision bf16 --random_flip",
+    ),
     GoldenRun(
         "flow-tarflow",
         "flow",
