@@ -42,6 +42,7 @@ class Autoregressive:
 
     config: Any
     forward: Any
+    embed: Any
 
     @property
     def num_parameters_per_position(self) -> int:
@@ -84,6 +85,19 @@ class Autoregressive:
             `torch.Tensor` of shape `(B, num_levels)`.
         """
         return autoregressive.level_log_probs(parameters, before, self.config.in_channels, *self._distribution)
+
+    @torch.no_grad()
+    def start_embedding_(self, vectors: torch.Tensor) -> None:
+        r"""
+        Starts the embedding of levels as a random projection of vectors, so that levels are alike whose vectors are:
+        of the codes of a VQ-VAE, what is learnt of one holds for those near it from the beginning.
+
+        Args:
+            vectors (`torch.Tensor` of shape `(num_levels, D)`): Of about length 1.
+        """
+        weight = self.embed.weight
+        projection = torch.randn(vectors.shape[1], weight.shape[1])
+        weight.copy_(vectors.to(weight) @ projection.to(weight) * weight.std())
 
     def _check(self, sample: torch.Tensor, class_labels: torch.Tensor | None) -> None:
         config = self.config

@@ -90,12 +90,13 @@ class CausalTransformer(ModelMixin, Autoregressive, ConfigMixin):
         num_class_embeds (`int`, *optional*):
             Number of classes; by default the network knows none.
         likelihood (`str`, *optional*, defaults to `"logistic_mixture"`):
-            `"logistic_mixture"`, whose inputs are numbers, or `"categorical"` of one channel, whose inputs are
-            embeddings of the levels: for codes.
+            `"logistic_mixture"`, or `"categorical"` for one channel.
         num_mixtures (`int`, *optional*, defaults to 10):
             Components of the mixture.
         num_levels (`int`, *optional*, defaults to 256):
             Levels of each channel of a pixel, or number of codes.
+        embed_levels (`bool`, *optional*, defaults to `False`):
+            Whether the network sees an embedding of each level instead of a number: for codes, which have no order.
 
     Raises:
         ValueError: If the heads do not divide the features, or for a likelihood that does not fit.
@@ -117,17 +118,18 @@ class CausalTransformer(ModelMixin, Autoregressive, ConfigMixin):
         likelihood: str = "logistic_mixture",
         num_mixtures: int = 10,
         num_levels: int = 256,
+        embed_levels: bool = False,
     ):
         super().__init__()
+        if embed_levels and in_channels != 1:
+            raise ValueError(f"embed_levels is for one channel, but there are {in_channels}: leave it out.")
         if hidden_size % num_attention_heads:
             raise ValueError(
                 f"num_attention_heads is {num_attention_heads}, but must divide hidden_size, which is {hidden_size}."
             )
         outputs = autoregressive.num_parameters(likelihood, in_channels, num_levels, num_mixtures)
         self.embed: Any = (
-            nn.Embedding(num_levels, hidden_size)
-            if likelihood == "categorical"
-            else nn.Linear(in_channels, hidden_size, bias=False)
+            nn.Embedding(num_levels, hidden_size) if embed_levels else nn.Linear(in_channels, hidden_size, bias=False)
         )
         self.first = nn.Parameter(torch.zeros(hidden_size))  # stands where nothing is before
         self.rows = nn.Embedding(sample_size, hidden_size)

@@ -25,6 +25,8 @@ from hfgen.models.base import ModelMixin
 from hfgen.models.labels import check_classes
 from hfgen.objectives import autoregressive
 
+EMBEDDING = 32  # numbers that stand for a level, where levels have no order
+
 
 @dataclass
 class PixelCNNCache:
@@ -105,6 +107,8 @@ class PixelCNN(ModelMixin, Autoregressive, ConfigMixin):
             Components of the mixture.
         num_levels (`int`, *optional*, defaults to 256):
             Levels of each channel of a pixel.
+        embed_levels (`bool`, *optional*, defaults to `False`):
+            Whether the network sees an embedding of each level instead of a number: for codes, which have no order.
 
     Raises:
         ValueError: For an even kernel, no layers, or a likelihood that does not fit.
@@ -123,6 +127,7 @@ class PixelCNN(ModelMixin, Autoregressive, ConfigMixin):
         likelihood: str = "logistic_mixture",
         num_mixtures: int = 10,
         num_levels: int = 256,
+        embed_levels: bool = False,
     ):
         super().__init__()
         if kernel_size < 3 or kernel_size % 2 == 0:
@@ -130,7 +135,11 @@ class PixelCNN(ModelMixin, Autoregressive, ConfigMixin):
         if not dilations or min(dilations) < 1:
             raise ValueError(f"dilations is {tuple(dilations)}, but must have a number from 1 on for each layer.")
         outputs = autoregressive.num_parameters(likelihood, in_channels, num_levels, num_mixtures)
-        inputs, reach = in_channels + 1, kernel_size // 2 + 1  # with a channel that is 1 inside the image
+        if embed_levels and in_channels != 1:
+            raise ValueError(f"embed_levels is for one channel, but there are {in_channels}: leave it out.")
+        self.embed: Any = nn.Embedding(num_levels, EMBEDDING) if embed_levels else None
+        inputs = 1 + (EMBEDDING if embed_levels else in_channels)  # with a channel that is 1 inside the image
+        reach = kernel_size // 2 + 1
         self.vertical_in = CausalConv(inputs, base_channels, (reach, kernel_size), 1, axis=2)
         self.horizontal_in = CausalConv(inputs, base_channels, (1, reach), 1, axis=3)
         self.link_in = nn.Conv2d(base_channels, base_channels, 1)
@@ -189,14 +198,14 @@ class PixelCNN(ModelMixin, Autoregressive, ConfigMixin):
         Returns:
             `torch.Tensor` of shape `(B, P)`, float32.
         """
-        width, config = self.config.sample_size, self.config
+        width = self.config.sample_size
         column = cache.position % width
         weight = self.conv_out.weight
         if cache.position == 0:
             cache.rows = [
                 weight.new_zeros(cache.batch_size, conv.in_channels, conv.reach, width) for conv in self._vertical
             ]
-        shape = (cache.batch_size, config.in_channels + 1, 1)
+        shape = (cache.batch_size, self.vertical_in.in_channels, 1)
         pixel = weight.new_zeros(*shape, 1) if levels is None else self._inputs(levels[:, :, None, None])
         if cache.row is not None:
             cache.row[..., (column - 1) % width] = pixel[..., 0]
@@ -223,8 +232,12 @@ class PixelCNN(ModelMixin, Autoregressive, ConfigMixin):
         return [self.horizontal_in, *(layer.horizontal for layer in self.layers)]
 
     def _inputs(self, levels: torch.Tensor) -> torch.Tensor:
-        """Converts levels to what the stacks see: numbers in [-1, 1], and 1 to tell them from the zeros outside."""
-        values = autoregressive.to_values(levels, self.config.num_levels).to(self.conv_out.weight.dtype)
+        """Converts levels to what the stacks see: numbers in [-1, 1], or their embeddings, and 1 to tell them from the
+        zeros outside."""
+        if self.embed is not None:
+            values = self.embed(levels[:, 0]).permute(0, 3, 1, 2)
+        else:
+            values = autoregressive.to_values(levels, self.config.num_levels).to(self.conv_out.weight.dtype)
         return torch.cat([values, torch.ones_like(values[:, :1])], dim=1)
 
     def _rows(

@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file
 
 import hfgen
-from hfgen import UserError
+from hfgen import AutoregressiveConfig, AutoregressiveRecipe, UserError
 from hfgen.sampling.capabilities import HasDensity
 
 TINY = {"dataset_name": "digits", "resolution": 8, "train_batch_size": 16, "logging_steps": 2, "eval_batch_size": 4}
 TINY |= {"save_images_epochs": 0.0, "mixed_precision": "no", "cpu_threads": 1, "lr_warmup_steps": 2}
 PIXELS = TINY | {"base_channels": 8, "dilations": (1, 2)}
-CODES = TINY | {"preset": "codes", "hidden_size": 16, "num_layers": 1, "num_attention_heads": 2}
+CODES = TINY | {"preset": "codes", "base_channels": 8, "dilations": (1, 1)}
 VQ = TINY | {"preset": "vq", "block_out_channels": (8, 8), "latent_channels": 4, "num_vq_embeddings": 16}
 
 
@@ -77,6 +77,29 @@ def test_codes(vq, tmp_path, on_the_cpu):
     assert "over the codes of a VQ-VAE" in card and "{{" not in card and "pipe.complete" not in card
 
 
+def test_near_codes_begin_alike(vq):
+    from hfgen.data.columns import TRAIN
+    from hfgen.data.info import DataInfo, ImageInfo, SourceInfo
+
+    data = DataInfo({TRAIN: SourceInfo("digits", "train", 1, 0, "")}, {"image": ImageInfo("L", 8)})
+    for architecture in ("pixelcnn", "transformer"):
+        options = AutoregressiveConfig(
+            architecture=architecture, draws="codes", codes_from=str(vq), likelihood="categorical"
+        )
+        recipe = AutoregressiveRecipe(options, data)
+        codes, embedded = recipe.vae.codes, recipe.model.embed.weight.detach()
+        close = torch.corrcoef(torch.stack([torch.pdist(codes), torch.pdist(embedded)]))[0, 1]
+        assert close > 0.8
+
+
+def test_a_transformer_over_codes(vq, tmp_path, on_the_cpu):
+    small = {"hidden_size": 16, "num_layers": 1, "num_attention_heads": 2, "architecture": "transformer"}
+    train("autoregressive", tmp_path / "run", 20, **CODES | small, codes_from=str(vq))
+    lines = log(tmp_path / "run")
+    assert lines[-1]["bits_per_code"] < lines[0]["bits_per_code"]
+    assert "causal transformer over the codes" in (tmp_path / "run" / "README.md").read_text()
+
+
 def test_codes_of_mirrored_and_of_augmented_images(vq, tmp_path, on_the_cpu):
     for name, options in (("mirrored", {"random_flip": True}), ("moved", {"random_crop": 1})):
         train("autoregressive", tmp_path / name, 3, **CODES, codes_from=str(vq), **options)
@@ -107,7 +130,7 @@ def test_what_codes_cannot_come_from(vq, tmp_path, on_the_cpu):
     refused(
         "`codes_from` .*plain holds no VQ-VAE: train one with `hfgen train vae", codes_from=str(tmp_path / "plain")
     )
-    refused("`codes_from` is for `architecture` codes, not for pixelcnn", codes_from=str(vq), architecture="pixelcnn")
+    refused("`codes_from` is for `draws` codes, not for pixels", codes_from=str(vq), draws="pixels")
     refused("logistic_mixture is for levels in an order", codes_from=str(vq), likelihood="logistic_mixture")
     refused("`codes_from` is missing: train a VQ-VAE", codes_from=None)
 

@@ -10,7 +10,7 @@ from hfgen import CausalTransformer, PixelCNN
 PIXELCNN = {"base_channels": 8, "dilations": (1, 2), "kernel_size": 3}
 TRANSFORMER = {"hidden_size": 16, "num_layers": 2, "num_attention_heads": 2}
 KINDS = {"pixelcnn": (PixelCNN, PIXELCNN), "transformer": (CausalTransformer, TRANSFORMER)}
-LIKELIHOODS = [("categorical", 1), ("logistic_mixture", 1), ("logistic_mixture", 3)]
+LIKELIHOODS = [("categorical", 1), ("logistic_mixture", 1), ("logistic_mixture", 3), ("codes", 1)]
 every = pytest.mark.parametrize("name", KINDS)
 each_likelihood = pytest.mark.parametrize(("likelihood", "channels"), LIKELIHOODS)
 
@@ -60,10 +60,10 @@ def test_the_probabilities_of_colours_sum_to_one(name):
 @every
 @each_likelihood
 def test_step_by_step_is_the_same(name, likelihood, channels):
+    kind = {"likelihood": "categorical", "embed_levels": True} if likelihood == "codes" else {"likelihood": likelihood}
     network = make(
-        name, sample_size=9, in_channels=channels, likelihood=likelihood, num_levels=16, num_mixtures=3,
-        num_class_embeds=3,
-    )  # fmt: skip
+        name, sample_size=9, in_channels=channels, num_levels=16, num_mixtures=3, num_class_embeds=3, **kind
+    )
     levels, labels = torch.randint(16, (3, channels, 9, 9)), torch.tensor([0, 1, 2])
     with torch.no_grad():
         whole = network(levels, labels).parameters
@@ -136,6 +136,8 @@ def test_a_cache_serves_one_set_of_images():
         ("pixelcnn", {"dilations": (1, 0)}, "dilations is"),
         ("transformer", {"num_attention_heads": 3}, "must divide hidden_size, which is 16"),
         ("transformer", {"likelihood": "categorical", "in_channels": 3}, "for one channel, but there are 3"),
+        ("transformer", {"embed_levels": True, "in_channels": 3}, "embed_levels is for one channel, but there are 3"),
+        ("pixelcnn", {"embed_levels": True, "in_channels": 3}, "embed_levels is for one channel, but there are 3"),
     ],
 )
 def test_wrong_configurations(name, options, message):

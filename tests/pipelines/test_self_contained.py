@@ -74,7 +74,14 @@ PIPELINES = {
     "pixelcnn": lambda: AutoregressivePipeline(PixelCNN(**SMALL, base_channels=8, dilations=(1, 2), num_mixtures=2)),
     "transformer": lambda: AutoregressivePipeline(CausalTransformer(**SMALL, **TRANSFORMER, num_mixtures=2)),
     "codes": lambda: AutoregressivePipeline(
-        CausalTransformer(sample_size=2, num_class_embeds=3, **TRANSFORMER, likelihood="categorical", num_levels=16),
+        CausalTransformer(
+            sample_size=2,
+            num_class_embeds=3,
+            **TRANSFORMER,
+            likelihood="categorical",
+            num_levels=16,
+            embed_levels=True,
+        ),
         VQVAE(sample_size=8, latent_channels=4, num_vq_embeddings=16, **BLOCKS, norm_num_groups=4),
     ),
     "tarflow": lambda: FlowPipeline(

@@ -13,12 +13,11 @@ from hfgen.runtime.options import Options, option
 class AutoregressiveConfig(Options):
     """Autoregressive model: network, what it draws, likelihood and optimiser."""
 
-    architecture: str = option(
-        "pixelcnn",
-        "the network: of pixels, or a transformer over the codes of a VQ-VAE",
-        choices=("pixelcnn", "transformer", "codes"),
+    architecture: str = option("pixelcnn", "the network", choices=("pixelcnn", "transformer"))
+    draws: str = option(
+        "pixels", "what is drawn one after another; codes are those of a VQ-VAE", choices=("pixels", "codes")
     )
-    codes_from: str | None = option(None, "folder or Hub id of the VQ-VAE (codes)")
+    codes_from: str | None = option(None, "folder or Hub id of the VQ-VAE whose codes are drawn")
     base_channels: int = option(64, "channels of each stack (pixelcnn)", least=1, most=2**16, weighs=True)
     dilations: tuple[int, ...] = option(
         (1, 2, 4, 1),
@@ -31,11 +30,9 @@ class AutoregressiveConfig(Options):
         5, "width of the convolutions, odd; they reach back half as far, rounded up (pixelcnn)", least=3, most=63,
         weighs=True,
     )  # fmt: skip
-    hidden_size: int = option(128, "features of each position (transformer, codes)", least=1, most=2**16, weighs=True)
-    num_layers: int = option(
-        4, "blocks of attention and a perceptron (transformer, codes)", least=1, most=1024, weighs=True
-    )
-    num_attention_heads: int = option(4, "heads of the attention (transformer, codes)", least=1, most=1024)
+    hidden_size: int = option(128, "features of each position (transformer)", least=1, most=2**16, weighs=True)
+    num_layers: int = option(4, "blocks of attention and a perceptron (transformer)", least=1, most=1024, weighs=True)
+    num_attention_heads: int = option(4, "heads of the attention (transformer)", least=1, most=1024)
     dropout: float = option(0.0, "share of features dropped in training, against learning by heart", least=0, below=1)
     class_conditional: bool = option(False, "train on the labels, for sampling by class")
     likelihood: str | None = option(
@@ -53,8 +50,8 @@ class AutoregressiveConfig(Options):
     adam_epsilon: float = option(1e-8, "AdamW epsilon", least=1e-30, most=1)
 
     def validate(self) -> None:
-        if self.architecture != "codes" and self.codes_from is not None:
-            raise UserError(f"`codes_from` is for `architecture` codes, not for {self.architecture}: leave one out.")
+        if self.draws != "codes" and self.codes_from is not None:
+            raise UserError(f"`codes_from` is for `draws` codes, not for {self.draws}: leave one out.")
         if self.architecture == "pixelcnn":
             if self.kernel_size % 2 == 0:
                 raise UserError(f"`kernel_size` {self.kernel_size} is even: use an odd one.")
@@ -64,7 +61,7 @@ class AutoregressiveConfig(Options):
             raise UserError(
                 f"`num_attention_heads` {self.num_attention_heads} does not divide `hidden_size` {self.hidden_size}."
             )
-        if self.architecture == "codes" and self.likelihood == "logistic_mixture":
+        if self.draws == "codes" and self.likelihood == "logistic_mixture":
             raise UserError(
                 "`likelihood` logistic_mixture is for levels in an order, which codes are not: leave it out."
             )
@@ -76,7 +73,7 @@ def spec(options: AutoregressiveConfig, data: Any) -> Spec:
     Raises:
         UserError: If it is not known whose codes.
     """
-    if options.architecture != "codes":
+    if options.draws != "codes":
         return DEFAULT
     if options.codes_from is None:
         raise UserError(
@@ -97,7 +94,7 @@ def resolve(options: AutoregressiveConfig, data: Any, machine: Machine) -> Autor
     """
     if options.likelihood is not None:
         return options
-    categorical = data.channels == 1 or options.architecture == "codes"
+    categorical = data.channels == 1 or options.draws == "codes"
     return replace(options, likelihood="categorical" if categorical else "logistic_mixture")
 
 
@@ -127,12 +124,13 @@ def transformer() -> dict[str, Any]:
 
 
 def codes() -> dict[str, Any]:
-    """A causal transformer over the codes of a VQ-VAE (`codes_from`): its second stage, fast and for larger images."""
+    """A gated PixelCNN over the codes of a VQ-VAE (`codes_from`): its second stage, fast and for larger images."""
     return COMMON | {
-        "architecture": "codes",
-        "learning_rate": 2e-3,
-        "train_batch_size": 64,
-        "ema_half_life": 20_000,
+        "architecture": "pixelcnn",
+        "draws": "codes",
+        "dilations": (1, 1, 1, 1, 1),  # an image has few positions
+        "learning_rate": 4e-3,
+        "train_batch_size": 32,
         "dropout": 0.1,  # few positions: it would learn them by heart
         "num_epochs": 10,
     }

@@ -36,11 +36,9 @@ from hfgen.training.recipe import (
 LEVELS = 256  # of 8-bit pixels
 UNDECAYED = ("*.bias", "*norm*", "*embed*", "*rows*", "*columns*", "*classes*", "*first*")  # scales, not weights
 
-TRANSFORMER = (CausalTransformer, ("hidden_size", "num_layers", "num_attention_heads"))
 NETWORKS: dict[str, tuple[type, tuple[str, ...]]] = {  # with the options that are theirs alone
     "pixelcnn": (PixelCNN, ("base_channels", "dilations", "kernel_size")),
-    "transformer": TRANSFORMER,
-    "codes": TRANSFORMER,
+    "transformer": (CausalTransformer, ("hidden_size", "num_layers", "num_attention_heads")),
 }
 
 
@@ -60,7 +58,7 @@ class AutoregressiveRecipe(Recipe):
     def __init__(self, config: AutoregressiveConfig, info: DataInfo):
         self.config = config
         self.class_names, self.needs_labels = class_names(info, config.class_conditional), config.class_conditional
-        self.vae = self._load_vae(info) if config.architecture == "codes" else None
+        self.vae = self._load_vae(info) if config.draws == "codes" else None
         size, channels, levels = info.resolution, info.channels, LEVELS
         if self.vae is not None:
             size, channels, levels = self.vae.latent_shape[1], 1, self.vae.config.num_vq_embeddings
@@ -74,12 +72,14 @@ class AutoregressiveRecipe(Recipe):
                 likelihood=config.likelihood,
                 num_mixtures=config.num_mixtures,
                 dropout=config.dropout,
+                embed_levels=self.vae is not None,
                 **{name: getattr(config, name) for name in own},
             )
         except ValueError as error:
             raise UserError(f"`likelihood` {config.likelihood} does not fit the images: {error}") from None
         self.networks = {"model": Network(self.model, averaged=True)}
         if self.vae is not None:
+            self.model.start_embedding_(self.vae.codes)
             self.networks["vae"] = Network(self.vae, FROZEN, origin=config.codes_from)
         self.dimensions = size**2 * channels  # that the network draws
         self._class_arguments = class_arguments(info, self.class_names)
