@@ -132,7 +132,7 @@ def codes() -> dict[str, Any]:
         "learning_rate": 4e-3,
         "train_batch_size": 32,
         "dropout": 0.1,  # few positions: it would learn them by heart
-        "num_epochs": 10,
+        "num_epochs": 5,
     }
 
 

@@ -111,7 +111,7 @@ COMMON: dict[str, Any] = {
     "max_grad_norm": 1.0,
     "ema_half_life": 20_000,
     "save_images_epochs": 1,
-    "num_epochs": 10,
+    "num_epochs": 3,
 }
 
 
