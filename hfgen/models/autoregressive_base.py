@@ -45,14 +45,6 @@ class Autoregressive:
     embed: Any
 
     @property
-    def num_parameters_per_position(self) -> int:
-        """P."""
-        config = self.config
-        return autoregressive.num_parameters(
-            config.likelihood, config.in_channels, config.num_levels, config.num_mixtures
-        )
-
-    @property
     def _distribution(self) -> tuple[str, int, int]:
         return self.config.likelihood, self.config.num_levels, self.config.num_mixtures
 

@@ -42,9 +42,30 @@ class FlowDecoderOutput(BaseOutput):
     sample: torch.Tensor
 
 
-def precise(tensor: torch.Tensor) -> torch.Tensor:
-    """Returns a tensor in float32, or as it is if in float64."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+class Flow:
+    """The base of flows between images and latents of the same shape."""
+
+    config: Any
+    encode: Any
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """The shape of an image's latents."""
+        return (self.config.in_channels, self.config.sample_size, self.config.sample_size)
+
+    def forward(
+        self, sample: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
+    ) -> FlowEncoderOutput | tuple[torch.Tensor, torch.Tensor]:
+        r"""
+        See `encode`.
+
+        Args:
+            sample (`torch.Tensor` of shape `(B, C, H, W)`): Images in about [-1, 1], with noise.
+            class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
+            return_dict (`bool`, *optional*, defaults to `True`):
+                Whether to return a [`FlowEncoderOutput`] instead of a tuple.
+        """
+        return self.encode(sample, class_labels, return_dict)
 
 
 def to_line(sample: torch.Tensor, pixel_map: str) -> tuple[torch.Tensor, torch.Tensor]:

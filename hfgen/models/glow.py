@@ -10,14 +10,15 @@ from torch.nn import functional as F
 
 from hfgen.models.base import ModelMixin
 from hfgen.models.flow_base import (
+    Flow,
     FlowDecoderOutput,
     FlowEncoderOutput,
     check_input,
     check_options,
     from_line,
-    precise,
     to_line,
 )
+from hfgen.objectives import elbo
 
 
 class ActNorm(nn.Module):
@@ -214,7 +215,7 @@ class Level(nn.Module):
         return hidden
 
 
-class Glow(ModelMixin, ConfigMixin):
+class Glow(Flow, ModelMixin, ConfigMixin):
     r"""
     A flow of affine couplings: at each level the image is squeezed (2x2 pixels become channels), transformed by some
     steps of actnorm, invertible 1x1 convolution and coupling, and half of its channels leave. These are Gaussian given
@@ -269,11 +270,6 @@ class Glow(ModelMixin, ConfigMixin):
         self.top = nn.Embedding(num_class_embeds or 1, 2 * channels[-1])
         nn.init.zeros_(self.top.weight)
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """The shape of an image's latents."""
-        return (self.config.in_channels, self.config.sample_size, self.config.sample_size)
-
     def encode(
         self,
         sample: torch.Tensor,
@@ -297,7 +293,7 @@ class Glow(ModelMixin, ConfigMixin):
             ValueError: For images of the wrong shape, or missing, unexpected or unknown classes.
         """
         check_input(sample, "sample", class_labels, self.config)
-        hidden, log_det = to_line(precise(sample), self.config.pixel_map)
+        hidden, log_det = to_line(elbo.precise(sample)[0], self.config.pixel_map)
         left: list[torch.Tensor] = []
         for number, level in enumerate(self.levels):
             hidden, more = level(F.pixel_unshuffle(hidden, 2), class_labels, observe)
@@ -327,7 +323,7 @@ class Glow(ModelMixin, ConfigMixin):
             ValueError: For latents of the wrong shape, or missing, unexpected or unknown classes.
         """
         check_input(latents, "latents", class_labels, self.config)
-        rest, left = precise(latents), []
+        rest, left = elbo.precise(latents)[0], []
         for _ in self.priors:
             rest, leaving = F.pixel_unshuffle(rest, 2).chunk(2, dim=1)
             left.append(leaving)
@@ -341,20 +337,6 @@ class Glow(ModelMixin, ConfigMixin):
             hidden = F.pixel_shuffle(level.inverse(hidden, class_labels), 2)
         sample = from_line(hidden, self.config.pixel_map)
         return FlowDecoderOutput(sample=sample) if return_dict else (sample,)
-
-    def forward(
-        self, sample: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
-    ) -> FlowEncoderOutput | tuple[torch.Tensor, torch.Tensor]:
-        r"""
-        See `encode`.
-
-        Args:
-            sample (`torch.Tensor` of shape `(B, C, H, W)`): Images in about [-1, 1], with noise.
-            class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
-            return_dict (`bool`, *optional*, defaults to `True`):
-                Whether to return a [`FlowEncoderOutput`] instead of a tuple.
-        """
-        return self.encode(sample, class_labels, return_dict)
 
     def initialise_(self) -> None:
         """Gives actnorm the statistics that `encode` noted with `observe`; to be called once after each step. A

@@ -10,14 +10,15 @@ from torch.nn import functional as F
 
 from hfgen.models.base import ModelMixin
 from hfgen.models.flow_base import (
+    Flow,
     FlowDecoderOutput,
     FlowEncoderOutput,
     check_input,
     check_options,
     from_line,
-    precise,
     to_line,
 )
+from hfgen.objectives import elbo
 
 LARGEST_LOG_SCALE = 3.0  # of one block: what a block stretches by more cannot be inverted in float32
 
@@ -224,7 +225,7 @@ class FlowBlock(nn.Module):
         return torch.cat(done, dim=1)
 
 
-class TarFlow(ModelMixin, ConfigMixin):
+class TarFlow(Flow, ModelMixin, ConfigMixin):
     r"""
     A flow of causal transformers, each an affine transformation of every patch given the patches before it; every
     second one sees them from the end. Unlike the paper's, the pixels of a patch see those before them, too.
@@ -296,11 +297,6 @@ class TarFlow(ModelMixin, ConfigMixin):
             for _ in range(num_blocks)
         )
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """The shape of an image's latents."""
-        return (self.config.in_channels, self.config.sample_size, self.config.sample_size)
-
     def encode(
         self, sample: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
     ) -> FlowEncoderOutput | tuple[torch.Tensor, torch.Tensor]:
@@ -317,7 +313,7 @@ class TarFlow(ModelMixin, ConfigMixin):
             ValueError: For images of the wrong shape, or missing, unexpected or unknown classes.
         """
         check_input(sample, "sample", class_labels, self.config)
-        values, log_det = to_line(precise(sample), self.config.pixel_map)
+        values, log_det = to_line(elbo.precise(sample)[0], self.config.pixel_map)
         patches = self._to_patches(values)
         for block in self.blocks:
             patches, more = block(patches, class_labels)
@@ -350,7 +346,7 @@ class TarFlow(ModelMixin, ConfigMixin):
                 network without classes.
         """
         check_input(latents, "latents", class_labels, self.config)
-        patches, guidance = self._to_patches(precise(latents)), None
+        patches, guidance = self._to_patches(elbo.precise(latents)[0]), None
         if guidance_scale != 1:
             if class_labels is None:
                 raise ValueError(f"guidance_scale is {guidance_scale}, but this network knows no classes.")
@@ -362,20 +358,6 @@ class TarFlow(ModelMixin, ConfigMixin):
             patches = block.inverse(patches.flip(1, 2), class_labels, guidance)
         sample = from_line(self._to_image(patches), self.config.pixel_map)
         return FlowDecoderOutput(sample=sample) if return_dict else (sample,)
-
-    def forward(
-        self, sample: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
-    ) -> FlowEncoderOutput | tuple[torch.Tensor, torch.Tensor]:
-        r"""
-        See `encode`.
-
-        Args:
-            sample (`torch.Tensor` of shape `(B, C, H, W)`): Images in about [-1, 1], with noise.
-            class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
-            return_dict (`bool`, *optional*, defaults to `True`):
-                Whether to return a [`FlowEncoderOutput`] instead of a tuple.
-        """
-        return self.encode(sample, class_labels, return_dict)
 
     def _to_patches(self, images: torch.Tensor) -> torch.Tensor:
         """`(B, C, H, W)` to `(B, T, C * p * p)`."""

@@ -27,7 +27,7 @@ import math
 
 import torch
 
-from hfgen.objectives.elbo import check_images, precise
+from hfgen.objectives.elbo import precise
 
 LEVEL = 2 / 255  # the distance of two levels
 END_NOISE = 0.5  # of the first and the last level
@@ -94,7 +94,7 @@ def bound(terms: torch.Tensor) -> torch.Tensor:
     return terms.logsumexp(0) - math.log(len(terms))
 
 
-def to_levels(images: torch.Tensor) -> torch.Tensor:
+def round_to_levels(images: torch.Tensor) -> torch.Tensor:
     """Rounds images in [-1, 1] to the levels of 8 bit, float32."""
     (images,) = precise(images)
     return ((images + 1) / LEVEL).round().clamp(0, 255) * LEVEL - 1
@@ -102,9 +102,4 @@ def to_levels(images: torch.Tensor) -> torch.Tensor:
 
 def on_levels(images: torch.Tensor) -> bool:
     """Returns whether images are on the levels of 8 bit. Reads the values: not for every step."""
-    return bool(((to_levels(images) - images).abs() < LEVEL / 100).all())
-
-
-def check_levels(images: torch.Tensor) -> None:
-    """Raises `ValueError` for images that are not on the levels of 8 bit. Reads the values: not for every step."""
-    check_images(images, "logistic")
+    return bool(((round_to_levels(images) - images).abs() < LEVEL / 100).all())

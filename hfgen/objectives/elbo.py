@@ -239,8 +239,8 @@ def level_log_likelihood(
     variance: float | torch.Tensor | None = None,
     num_mixtures: int = 5,
 ) -> torch.Tensor:
-    """[`log_likelihood`] as a probability of 8-bit images under any likelihood: [`discretised_gaussian`] for the one
-    that is a density. `(B,)`, nats."""
+    """Computes the log-probability `(B,)` of 8-bit images in nats, as [`log_likelihood`] does, and by
+    [`discretised_gaussian`] where that is a density."""
     if likelihood == "gaussian":
         assert variance is not None
         return discretised_gaussian(images, parameters, variance)

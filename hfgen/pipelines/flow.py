@@ -1,15 +1,15 @@
 """The pipeline of normalizing flows: sampling, encoding, exact densities, walks and edits."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers import ImagePipelineOutput, ModelMixin
 
+from hfgen.objectives.dequantisation import LEVEL
+from hfgen.objectives.elbo import log_normal
 from hfgen.pipelines.base import Generators, Pipeline, at_least, check_generators
 
-LEVEL = 2 / 255  # the distance of two levels of 8 bit in [-1, 1]
 VISIBLE = 1.0  # levels: noise of less than this is gone when pixels are rounded
 
 
@@ -225,7 +225,7 @@ class FlowPipeline(Pipeline):
     def log_density(self, sample: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Computes the log-density `(B,)` of pixels `(B, C, H, W)` in about [-1, 1], with the model as it is."""
         latents, log_det = self._encode(sample, labels)
-        return log_det - 0.5 * (latents.square() + math.log(2 * math.pi)).flatten(1).sum(1)
+        return log_normal(latents) + log_det
 
     def _denoise(self, sample: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         """Takes off the noise of training: the mean of images given noisy ones, by Tweedie's formula."""

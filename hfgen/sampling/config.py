@@ -71,7 +71,7 @@ class VAESamplingConfig(Options):
     """Sampling of VAEs."""
 
     temperature: float = option(
-        1.0, "scale of what is drawn: below 1 for more typical images, 0 for the most typical one", least=0, most=100
+        1.0, "how much is left to chance: below 1 for more typical images, 0 for the most typical", least=0, most=100
     )
     prior: str | None = option(
         None,
@@ -85,7 +85,7 @@ class AutoregressiveSamplingConfig(Options):
     """Sampling of autoregressive models."""
 
     temperature: float = option(
-        1.0, "how much is left to chance: below 1 for more typical images, 0 for none", least=0, most=100
+        1.0, "how much is left to chance: below 1 for more typical images, 0 for the most typical", least=0, most=100
     )
     top_p: float = option(
         1.0,
@@ -117,7 +117,7 @@ class FlowSamplingConfig(Options):
     """Sampling of flows."""
 
     temperature: float = option(
-        1.0, "scale of what is drawn: below 1 for more typical images, 0 for the most typical one", least=0, most=100
+        1.0, "how much is left to chance: below 1 for more typical images, 0 for the most typical", least=0, most=100
     )
     guidance_scale: float | None = option(
         None, "classifier-free guidance; 1 turns it off (default: the model's own)", least=0, most=1000

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from hfgen.objectives import dequantisation as dequantising
+from hfgen.objectives import elbo
 from hfgen.runtime.errors import UserError
 from hfgen.sampling.capabilities import Density, Generates, HasDensity, HasLatents, Slider
 from hfgen.sampling.config import FlowSamplingConfig
@@ -117,7 +118,7 @@ def probability_bound(
     Raises:
         ValueError: For images that the model does not fit, or that are not on the 256 levels.
     """
-    dequantising.check_levels(images)
+    elbo.check_images(images, "logistic")  # on the levels of 8 bit
     noise_std = pipe.config.noise_std
     pipe.model.eval()
     terms = []

@@ -39,7 +39,7 @@ def test_the_run_directory(trained):
 def test_the_card(trained, monkeypatch):
     folder, _ = trained
     card = (folder / "README.md").read_text()
-    assert "autoregressive model (gated PixelCNN, categorical)" in card
+    assert "An autoregressive model (gated PixelCNN, categorical)" in card
     assert "knows the exact probability of every image" in card
     assert "{{" not in card and "{%" not in card and "None" not in card
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)

@@ -38,7 +38,7 @@ def test_the_run_directory(trained):
 def test_the_card(trained, monkeypatch):
     folder, _ = trained
     card = (folder / "README.md").read_text()
-    assert "normalizing flow (TarFlow)" in card and "2 blocks of 1 transformer layers, patches of 4x4 pixels" in card
+    assert "normalizing flow (TarFlow)" in card and "2 blocks of 1 transformer layer, patches of 4x4 pixels" in card
     assert "{{" not in card and "{%" not in card and "None" not in card
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)
     monkeypatch.chdir(folder)

@@ -9,7 +9,7 @@ from helpers import data_info, modules_of
 
 from hfgen.families.flow.options import FlowConfig, resolve
 from hfgen.families.flow.recipe import FlowRecipe
-from hfgen.objectives.dequantisation import to_levels
+from hfgen.objectives.dequantisation import round_to_levels
 from hfgen.pipelines.flow import FlowPipeline
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.machine import Machine
@@ -140,7 +140,7 @@ def test_images_between_two_levels_are_rounded_and_it_is_said():
         loss, _ = recipe.loss(recipe.phases[0], batch_of(images, 0), Progress(0, 0.0, 0))
     assert len(said) == 1 and "rounded" in said[0]
     with notes_to(said.append):
-        same, _ = recipe.loss(recipe.phases[0], batch_of(to_levels(images), 0), Progress(0, 0.0, 0))
+        same, _ = recipe.loss(recipe.phases[0], batch_of(round_to_levels(images), 0), Progress(0, 0.0, 0))
     assert torch.equal(loss, same) and len(said) == 1
     with pytest.raises(ValueError, match="between two of them"):
         adapter_of(recipe.pipeline(modules_of(recipe))).log_prob(images)

@@ -117,7 +117,7 @@ COMMON: dict[str, Any] = {
 
 def tarflow() -> dict[str, Any]:
     """A flow of causal transformers over patches, for the fewest bits per dimension."""
-    return COMMON | {"architecture": "tarflow", "train_batch_size": 16, "mixed_precision": "bf16"}
+    return COMMON | {"architecture": "tarflow", "train_batch_size": 16}
 
 
 def glow() -> dict[str, Any]:

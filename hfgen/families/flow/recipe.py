@@ -89,7 +89,7 @@ class FlowRecipe(Recipe):
         config, images = self.config, batch["image"]
         if progress.step == 0 and not dequantising.on_levels(images):
             note("augmentation takes images off the 256 levels of 8 bit: they are rounded to these before the noise.")
-        images = dequantising.to_levels(images)
+        images = dequantising.round_to_levels(images)
         labels = batch["label"] if self.class_names else None
         if labels is not None and self.null_class is not None:
             dropped = batch.random.uniform() < config.label_dropout
@@ -113,9 +113,4 @@ class FlowRecipe(Recipe):
             self.flow.initialise_()
 
     def pipeline(self, modules: dict[str, nn.Module], fitted: Any = None) -> DiffusionPipeline:
-        config = self.config
-        return FlowPipeline(
-            modules["flow"],
-            **self._class_arguments,
-            noise_std=config.noise_std,
-        )
+        return FlowPipeline(modules["flow"], **self._class_arguments, noise_std=self.config.noise_std)
