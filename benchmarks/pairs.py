@@ -30,7 +30,8 @@ from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import as_dict, option
 
 PACED = Path(__file__).parent / "paced.py"
-EVERY = {"ddpm": 4, "gan": 30, "vae": 20}  # steps of an optimiser in a turn: about half a second on one core
+# Steps of an optimiser in a turn: about half a second on one core.
+EVERY = {"autoregressive": 3, "ddpm": 4, "flow": 10, "gan": 30, "vae": 20}
 FIRST = 4  # turns that are slow, and do not count
 RESAMPLES = 10_000
 THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")

@@ -59,9 +59,14 @@ class TransformerBlock(nn.Module):
         heads = self.to_qkv(self.norm1(hidden)).unflatten(2, (3, self.num_heads, -1))
         query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
         wide = self.norm_key.weight.dtype  # under autocast the projections are narrower
-        # On CPUs the backward pass of attention takes five times as long in bfloat16, of 49 positions.
+        # On CPUs the backward pass of attention takes five to ten times as long in bfloat16, of 49 and 16 positions.
         used = wide if hidden.device.type == "cpu" else value.dtype
         return self.norm_query(query.to(wide)).to(used), self.norm_key(key.to(wide)).to(used), value.to(used)
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bool) -> torch.Tensor:
+        """Looks at the positions of `key` and `value`; with `is_causal`, only at those before and the same one."""
+        with torch.autocast(query.device.type, enabled=False):  # which would make them narrower again
+            return F.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
 
     def finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Adds what attention and the perceptron make to the hidden features."""
@@ -169,7 +174,7 @@ class CausalTransformer(ModelMixin, Autoregressive, ConfigMixin):
         hidden = torch.cat([first, values], dim=1) + self._places(torch.arange(values.shape[1] + 1), class_labels)
         for block in self.blocks:
             query, key, value = block.project(hidden)
-            hidden = block.finish(hidden, F.scaled_dot_product_attention(query, key, value, is_causal=True))
+            hidden = block.finish(hidden, block.attend(query, key, value, is_causal=True))
         parameters = self._finish(hidden).transpose(1, 2).unflatten(2, sample.shape[2:])
         return AutoregressiveOutput(parameters=parameters) if return_dict else (parameters,)
 
@@ -212,7 +217,7 @@ class CausalTransformer(ModelMixin, Autoregressive, ConfigMixin):
                 cache.keys, cache.values = key.new_empty(shape), key.new_empty(shape)
             cache.keys[index, :, :, position], cache.values[index, :, :, position] = key[:, :, 0], value[:, :, 0]
             keys, values = (kept[index, :, :, : position + 1] for kept in (cache.keys, cache.values))
-            hidden = block.finish(hidden, F.scaled_dot_product_attention(query, keys, values))
+            hidden = block.finish(hidden, block.attend(query, keys, values, is_causal=False))
         cache.position += 1
         return self._finish(hidden)[:, 0]
 

@@ -47,7 +47,8 @@ def train(
     ```
 
     Args:
-        family (`str`): `"ddpm"`, `"gan"`, `"vae"`, or one that an installed package adds.
+        family (`str`):
+            `"ddpm"`, `"gan"`, `"vae"`, `"autoregressive"`, `"flow"`, or one that an installed package adds.
         preset (`str`, *optional*): A set of defaults that fit together.
         command (`str`, *optional*): What repeats the run, for its record; by default this call.
         say (`Callable`, *optional*): Told what a person should know; by default it is printed.
