@@ -17,6 +17,8 @@ from hfgen.runtime.seeds import SEEDS
 if TYPE_CHECKING:
     from hfgen.sampling.capabilities import Adapter
 
+TEMPERATURE = "how much is left to chance: below 1 for more typical images, 0 for the most typical"
+
 
 @dataclass(frozen=True)
 class SamplingConfig(Options):
@@ -70,9 +72,7 @@ class GANSamplingConfig(Options):
 class VAESamplingConfig(Options):
     """Sampling of VAEs."""
 
-    temperature: float = option(
-        1.0, "how much is left to chance: below 1 for more typical images, 0 for the most typical", least=0, most=100
-    )
+    temperature: float = option(1.0, TEMPERATURE, least=0, most=100)
     prior: str | None = option(
         None,
         "what a VAE's latents are drawn from (default: the mixture, if one was fitted)",
@@ -84,9 +84,7 @@ class VAESamplingConfig(Options):
 class AutoregressiveSamplingConfig(Options):
     """Sampling of autoregressive models."""
 
-    temperature: float = option(
-        1.0, "how much is left to chance: below 1 for more typical images, 0 for the most typical", least=0, most=100
-    )
+    temperature: float = option(1.0, TEMPERATURE, least=0, most=100)
     top_p: float = option(
         1.0,
         "nucleus: draws from the fewest likeliest levels whose shares reach this together (autoregressive models)",
@@ -116,9 +114,7 @@ class DDPMSamplingConfig(Options):
 class FlowSamplingConfig(Options):
     """Sampling of flows."""
 
-    temperature: float = option(
-        1.0, "how much is left to chance: below 1 for more typical images, 0 for the most typical", least=0, most=100
-    )
+    temperature: float = option(1.0, TEMPERATURE, least=0, most=100)
     guidance_scale: float | None = option(
         None, "classifier-free guidance; 1 turns it off (default: the model's own)", least=0, most=1000
     )

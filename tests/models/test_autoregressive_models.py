@@ -155,3 +155,17 @@ def test_wrong_inputs(name):
         network(torch.zeros(1, 1, 4, 4), labels)
     with pytest.raises(ValueError, match="expects class_labels"):
         network.start(1)
+
+
+def test_attention_on_cpus_stays_in_float32_under_autocast():
+    """In bfloat16, to which autocast casts, its backward pass takes many times as long."""
+    network = make("transformer", sample_size=4, num_levels=4, likelihood="categorical")
+    seen = []
+    for block in network.blocks:
+        block.to_out.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
+    levels = torch.randint(4, (2, 1, 4, 4))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        network.log_prob(levels).sum().backward()
+        with torch.no_grad():
+            network.step(network.start(2))
+    assert seen == [torch.float32] * 4
