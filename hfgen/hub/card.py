@@ -150,7 +150,8 @@ def read_places(config: dict[str, Any]) -> dict[str, Path]:
         name: Path(value).expanduser()
         for name, value in config.items()
         if isinstance(value, str) and name not in NOT_READ and value not in ("digits", *CLUSTER_FEATURES)
-        if name.endswith(("_dir", "_path", "dataset_name", "cluster_features")) and Path(value).expanduser().exists()
+        if name.endswith(("_dir", "_path", "_from", "dataset_name", "cluster_features"))
+        if Path(value).expanduser().exists()
     }
 
 
@@ -225,7 +226,7 @@ def write_card(folder: Path, record: dict[str, Any], home: Path | None = None, t
         tags=["hfgen", family.name, *["class-conditional" if conditional else "unconditional"] * generates],
         datasets=[name] if on_hub else None,
     )
-    shown = escape_markdown(record)
+    shown = escape_markdown(public_record(record))
     card = render(
         family.card or "base.md",
         family=family,

@@ -246,7 +246,7 @@ class TarFlow(Flow, ModelMixin, ConfigMixin):
             Channels of a token, a multiple of `attention_head_dim`.
         attention_head_dim (`int`, *optional*, defaults to 64):
             Channels of an attention head.
-        pixel_channels (`int`, *optional*, defaults to 8):
+        pixel_channels (`int`, *optional*, defaults to 16):
             Channels of the small networks through which a pixel sees those before it in its patch; 0 for none, as in
             the paper.
         num_class_embeds (`int`, *optional*):
@@ -271,7 +271,7 @@ class TarFlow(Flow, ModelMixin, ConfigMixin):
         layers_per_block: int = 2,
         hidden_size: int = 128,
         attention_head_dim: int = 64,
-        pixel_channels: int = 8,
+        pixel_channels: int = 16,
         num_class_embeds: int | None = None,
         pixel_map: str = "logit",
     ):

@@ -38,7 +38,8 @@ class AutoregressivePipeline(Pipeline):
             Images of the model's size and channels; arrays `(B, H, W, C)` or `(H, W, C)` and tensors `(B, C, H, W)` or
             `(C, H, W)` in [0, 1], on the levels of 8 bit.
         class_labels (`int`, `str`, list of them or `torch.Tensor`, *optional*):
-            Classes by number or by name, one for all or one per image. A conditional model needs them, but to sample.
+            Classes by number or by name, one for all or one per image. A conditional model needs them, but to sample,
+            and for `log_prob` where its classes are groups.
         temperature (`float`, *optional*, defaults to 1.0):
             Divides the log-probabilities of the levels before each is drawn: below 1 for more typical images, 0 for
             the likeliest level at each position, which makes a dull image.
@@ -245,6 +246,10 @@ class AutoregressivePipeline(Pipeline):
         Computes the log-probability of 8-bit images in nats: exact for a model of pixels, a lower bound for one of
         codes. Divided by `-log(2)` and by the number of channels and pixels, it is in bits per dimension.
 
+        Args:
+            class_labels (*optional*):
+                Without it, a model whose classes are groups sums over all of them, which takes as many times as long.
+
         Returns:
             `torch.Tensor` of shape `(B,)`, float32.
 
@@ -253,10 +258,11 @@ class AutoregressivePipeline(Pipeline):
                 unknown classes.
         """
         pixels = 2 * self._pixels(image).to(self._execution_device) - 1
-        labels = self._given_classes(class_labels, len(pixels))
         elbo.check_images(pixels, "logistic")
         with self._running(*self._others):
-            return self._in_parts(self._log_prob, pixels, labels)
+            if class_labels is None and self._grouped:
+                return self._in_parts(self._log_prob_of_any_class, pixels)
+            return self._in_parts(self._log_prob, pixels, self._given_classes(class_labels, len(pixels)))
 
     @property
     def _others(self) -> tuple[torch.nn.Module, ...]:
@@ -275,15 +281,34 @@ class AutoregressivePipeline(Pipeline):
 
     def _log_prob(self, images: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         """Computes the log-probability of images in [-1, 1]."""
+        levels, given_levels = self._levels(images, labels)
+        return given_levels + self.model.log_prob(levels, labels)
+
+    def _log_prob_of_any_class(self, images: torch.Tensor) -> torch.Tensor:
+        """Computes the same of images whose classes are not known, as the sum over all of them."""
+        shares = torch.tensor(self._shares(), dtype=torch.float64, device=images.device)
+        alike = self.vae is None or not self.vae.config.num_class_embeds  # the levels, whatever the class
+        levels, given_levels = self._levels(images, None) if alike else (None, None)
+        each = []
+        for number in range(len(shares)):
+            labels = torch.full((len(images),), number, device=images.device)
+            if not alike:
+                levels, given_levels = self._levels(images, labels)
+            each.append(given_levels + self.model.log_prob(levels, labels))
+        return torch.logsumexp(torch.stack(each).double() + (shares / shares.sum()).log()[:, None], dim=0).float()
+
+    def _levels(self, images: torch.Tensor, labels: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """Finds what the network models of images in [-1, 1], `(B, C, h, w)`, and the log-probability of the images
+        given these."""
         if self.vae is None:
-            return self.model.log_prob(autoregressive.to_levels(images, self.model.config.num_levels), labels)
+            return autoregressive.to_levels(images, self.model.config.num_levels), 0.0
         vae, config = self.vae, self.vae.config
         quantised = vae.quantize(vae.encode(images, self._vae_labels(labels)).latents)
         decoded = vae.decode(quantised.latents, self._vae_labels(labels), force_not_quantize=True)
         given_codes = elbo.level_log_likelihood(
             images, decoded.parameters, config.likelihood, vae.variance, config.num_mixtures
         )
-        return given_codes + self.model.log_prob(quantised.indices[:, None], labels)
+        return quantised.indices[:, None], given_codes
 
 
 def draw_grid(

@@ -61,12 +61,22 @@ class ClassPipeline(SelfContained):
         numbers = [names.index(label) if isinstance(label, str) else int(label) for label in labels]
         return torch.tensor(numbers, device=self._execution_device)
 
+    @property
+    def _grouped(self) -> bool:
+        """Whether the classes are groups of similar images, without a meaning."""
+        kind = self.config.class_kind or ("groups" if self.config.class_shares else "labels")
+        return bool(self.class_names) and kind == "groups"
+
+    def _shares(self) -> list[float]:
+        """Returns how often each class is in the data, or equal shares where that is not known."""
+        count, shares = len(self.class_names), self.config.class_shares
+        return [shares[str(number)] for number in range(count)] if shares else [1 / count] * count
+
     def _classes_without_labels(self, batch_size: int, generator: Generators) -> torch.Tensor:
         """Draws classes `(batch_size,)` for a call that names none: each by its share or, where that is not known, as
         likely as the others."""
-        shares = self.config.class_shares
-        if shares:
-            return draw_classes([shares[str(number)] for number in range(len(shares))], batch_size, generator)
+        if self.config.class_shares:
+            return draw_classes(self._shares(), batch_size, generator)
         generators = generator if isinstance(generator, Sequence) else [generator] * batch_size
         count = len(self.class_names)
         draws = [torch.randint(count, (), generator=one, device=one.device if one else "cpu") for one in generators]

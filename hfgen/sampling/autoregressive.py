@@ -31,6 +31,10 @@ class AutoregressiveAdapter(Generates, HasDensity):
 
     # HasDensity
 
+    @property
+    def without_classes(self) -> bool:
+        return self.classes is None or self.classes.groups  # it sums over groups
+
     def log_prob(
         self,
         images: torch.Tensor,

@@ -102,11 +102,11 @@ def test_a_vq_vae_and_its_second_stage_by_command(tmp_path, monkeypatch):
     data += " --mixed_precision no"
     vq = f"--preset vq {data} --block_out_channels 8 8 --latent_channels 4 --num_vq_embeddings 16"
     Command("train vae").main([*vq.split(), "--output_dir", str(tmp_path / "vq")])
-    small = f"{data} --base_channels 8 --dilations 1 1 --lr_warmup_steps 2"
+    small = f"{data} --hidden_size 16 --num_layers 1 --num_attention_heads 2 --lr_warmup_steps 2"
     codes = ["--preset", "codes", "--codes_from", str(tmp_path / "vq"), *small.split()]
     Command("train autoregressive").main([*codes, "--output_dir", str(tmp_path / "codes")])
     index = json.loads((tmp_path / "codes" / "model_index.json").read_text())
-    assert index["vae"][1] == "VQVAE" and index["model"][1] == "PixelCNN"
+    assert index["vae"][1] == "VQVAE" and index["model"][1] == "CausalTransformer"
     sample = ["--model", str(tmp_path / "codes"), "--num_images", "2", "--output_dir", str(tmp_path / "samples")]
     Command("sample").main(sample)
     assert len(list((tmp_path / "samples").glob("0*.png"))) == 2

@@ -13,7 +13,7 @@ from hfgen.sampling.capabilities import HasDensity
 TINY = {"dataset_name": "digits", "resolution": 8, "train_batch_size": 16, "logging_steps": 2, "eval_batch_size": 4}
 TINY |= {"save_images_epochs": 0.0, "mixed_precision": "no", "cpu_threads": 1, "lr_warmup_steps": 2}
 PIXELS = TINY | {"base_channels": 8, "dilations": (1, 2)}
-CODES = TINY | {"preset": "codes", "base_channels": 8, "dilations": (1, 1)}
+CODES = TINY | {"preset": "codes", "hidden_size": 16, "num_layers": 1, "num_attention_heads": 2}
 VQ = TINY | {"preset": "vq", "block_out_channels": (8, 8), "latent_channels": 4, "num_vq_embeddings": 16}
 
 
@@ -75,6 +75,9 @@ def test_codes(vq, tmp_path, on_the_cpu):
     assert adapter.obstacle(HasDensity) is None
     card = (tmp_path / "run" / "README.md").read_text()
     assert "over the codes of a VQ-VAE" in card and "{{" not in card and "pipe.complete" not in card
+    assert str(tmp_path) not in card and "those of the VQ-VAE `vq`" in card  # no folder of this machine
+    assert f"--codes_from ../../{vq.parent.name}/vq --output_dir" in card
+    assert "give your own with `--codes_from`" in card
 
 
 def test_near_codes_begin_alike(vq):
@@ -92,12 +95,12 @@ def test_near_codes_begin_alike(vq):
         assert close > 0.8
 
 
-def test_a_transformer_over_codes(vq, tmp_path, on_the_cpu):
-    small = {"hidden_size": 16, "num_layers": 1, "num_attention_heads": 2, "architecture": "transformer"}
+def test_a_pixelcnn_over_codes(vq, tmp_path, on_the_cpu):
+    small = {"base_channels": 8, "dilations": (1, 1), "architecture": "pixelcnn"}
     train("autoregressive", tmp_path / "run", 20, **CODES | small, codes_from=str(vq))
     lines = log(tmp_path / "run")
     assert lines[-1]["bits_per_code"] < lines[0]["bits_per_code"]
-    assert "causal transformer over the codes" in (tmp_path / "run" / "README.md").read_text()
+    assert "gated PixelCNN over the codes" in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_codes_of_mirrored_and_of_augmented_images(vq, tmp_path, on_the_cpu):
@@ -137,7 +140,7 @@ def test_what_codes_cannot_come_from(vq, tmp_path, on_the_cpu):
 
 def test_codes_of_a_vq_vae_by_class(tmp_path, on_the_cpu):
     train("vae", tmp_path / "vq", 2, **VQ, class_conditional=True)
-    with pytest.raises(UserError, match="is a VQ-VAE of 10 classes, and this run has 0"):
+    with pytest.raises(UserError, match="is a VQ-VAE of 10 classes, and this run has 100: train both"):
         train("autoregressive", tmp_path / "run", 1, **CODES, codes_from=str(tmp_path / "vq"))
     train("autoregressive", tmp_path / "run", 2, **CODES, codes_from=str(tmp_path / "vq"), class_conditional=True)
     pipe = hfgen.load_pipeline(str(tmp_path / "run"))

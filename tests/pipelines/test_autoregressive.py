@@ -200,6 +200,32 @@ def test_classes_of_codes():
     assert not torch.equal(*nats)
 
 
+@pytest.mark.parametrize("kind", ["pixels", "codes", "codes by group"])
+def test_images_of_no_known_group(kind):
+    """Their probability is the sum over the groups, each as frequent as in the data."""
+    if kind == "pixels":
+        made = make("transformer", num_class_embeds=3)
+    else:
+        made = with_codes(classes=3)
+        if kind == "codes":
+            made.register_modules(vae=with_codes().vae)
+    names, shares = dict(enumerate("012")), [0.5, 0.5, 0.0]
+    pipe = AutoregressivePipeline(made.model, made.vae, names, shares, "groups")
+    images = torch.randint(256, (3, 1, 8, 8)) / 255
+    each = torch.stack([pipe.log_prob(images, label) for label in range(3)]).double()
+    expected = torch.logsumexp(each[:2] - np.log(2), 0)
+    assert (each[0] - each[1]).abs().min() > 1e-3
+    torch.testing.assert_close(pipe.log_prob(images), expected.float())
+    assert torch.equal(
+        pipe.log_prob(images), AutoregressivePipeline(made.model, made.vae, names, shares).log_prob(images)
+    )
+    assert adapter_of(pipe).without_classes and adapter_of(pipe).classes.groups
+    labelled = AutoregressivePipeline(made.model, made.vae, names, shares, "labels")
+    assert not adapter_of(labelled).without_classes
+    with pytest.raises(ValueError, match="class_labels is missing"):
+        labelled.log_prob(images)
+
+
 def test_a_vae_that_does_not_fit():
     vae = with_codes().vae
     with pytest.raises(ValueError, match="vae has 2x2 positions and 16 codes, but the model was made for 4x4 and 16"):

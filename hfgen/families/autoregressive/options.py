@@ -124,15 +124,15 @@ def transformer() -> dict[str, Any]:
 
 
 def codes() -> dict[str, Any]:
-    """A gated PixelCNN over the codes of a VQ-VAE (`codes_from`): its second stage, fast and for larger images."""
+    """A causal transformer over the codes of a VQ-VAE (`codes_from`): its second stage, fast and for larger images."""
     return COMMON | {
-        "architecture": "pixelcnn",
+        "architecture": "transformer",
         "draws": "codes",
-        "dilations": (1, 1, 1, 1, 1),  # an image has few positions
-        "learning_rate": 4e-3,
-        "train_batch_size": 32,
+        "dilations": (1, 1, 1, 1, 1),  # of pixelcnn: an image has few positions
+        "train_batch_size": 64,
         "dropout": 0.1,  # few positions: it would learn them by heart
-        "num_epochs": 5,
+        "num_clusters": None,  # the group of an image says how its parts fit together before the first is drawn
+        "num_epochs": 8,
     }
 
 

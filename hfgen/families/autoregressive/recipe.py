@@ -111,7 +111,8 @@ class AutoregressiveRecipe(Recipe):
         if classes and classes != len(self.class_names or ()):
             raise UserError(
                 f"`codes_from` {source} is a VQ-VAE of {classes} classes, and this run has "
-                f"{len(self.class_names or ())}: train both on the same classes, or the VQ-VAE without."
+                f"{len(self.class_names or ())}: train both on the same ones (`class_conditional`, or the same "
+                "`num_clusters`), or the VQ-VAE without."
             )
         return vae
 

@@ -35,7 +35,7 @@ class FlowConfig(Options):
     )
     attention_head_dim: int = option(64, "channels per attention head of tarflow", least=1, most=2**16)
     pixel_channels: int = option(
-        8,
+        16,
         "channels of the networks through which pixels see those before them in a patch of tarflow; 0 for none, as in "
         "its paper",
         least=0,
@@ -68,7 +68,7 @@ class FlowConfig(Options):
     label_dropout: float = option(
         0.1, "share of labels replaced by 'no class', for guidance of tarflow; 0 turns guidance off", least=0, below=1
     )
-    learning_rate: float = option(3e-3, "peak learning rate of AdamW", above=0, most=100)
+    learning_rate: float = option(4e-3, "peak learning rate of AdamW", above=0, most=100)
     adam_beta1: float = option(0.9, "AdamW beta 1", least=0, below=1)
     adam_beta2: float = option(0.95, "AdamW beta 2", least=0, below=1)
     adam_weight_decay: float = option(1e-4, "AdamW weight decay", least=0, most=100)
@@ -117,7 +117,7 @@ COMMON: dict[str, Any] = {
 
 def tarflow() -> dict[str, Any]:
     """A flow of causal transformers over patches, for the fewest bits per dimension."""
-    return COMMON | {"architecture": "tarflow", "train_batch_size": 16}
+    return COMMON | {"architecture": "tarflow", "train_batch_size": 16, "num_epochs": 3.75}
 
 
 def glow() -> dict[str, Any]:

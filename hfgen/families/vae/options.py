@@ -174,8 +174,14 @@ def hierarchical() -> dict[str, Any]:
 
 
 def vq() -> dict[str, Any]:
-    """VQ-VAE: latents from a codebook."""
-    return COMMON | {"architecture": "vq"}
+    """VQ-VAE: codes from a codebook, few enough for a second stage (autoregressive, `codes`) to learn them."""
+    return COMMON | {
+        "architecture": "vq",
+        "block_out_channels": (64, 128, 128),
+        "latent_channels": 8,
+        "num_vq_embeddings": 512,
+        "num_epochs": 4,
+    }
 
 
 def denoise() -> dict[str, Any]:
