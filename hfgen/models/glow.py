@@ -116,12 +116,13 @@ class InvertibleConv(nn.Module):
         self.lower = nn.Parameter(lower.tril(-1).float())
         self.upper = nn.Parameter(upper.triu(1).float())
 
-    def matrix(self, dtype: torch.dtype) -> torch.Tensor:
-        """Returns the matrix `(C, C)`."""
-        unit = torch.eye(len(self.sign), dtype=dtype, device=self.sign.device)
-        diagonal = torch.diag(self.sign.to(dtype) * self.log_diagonal.to(dtype).exp())
-        triangles = (self.lower.to(dtype).tril(-1) + unit) @ (self.upper.to(dtype).triu(1) + diagonal)
-        return triangles[self.permutation]
+    def matrix(self, dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
+        """Returns the matrix `(C, C)`, on the device of the parameters unless told otherwise."""
+        parts = (self.sign, self.log_diagonal, self.lower, self.upper)
+        sign, log_diagonal, lower, upper = (part.to(device or part.device, dtype) for part in parts)
+        unit = torch.eye(len(sign), dtype=sign.dtype, device=sign.device)
+        triangles = (lower.tril(-1) + unit) @ (upper.triu(1) + torch.diag(sign * log_diagonal.exp()))
+        return triangles[self.permutation.to(triangles.device)]
 
     def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mixes the channels of `(B, C, H, W)`; returns it, and the log-determinant `()` of an image."""
@@ -132,7 +133,8 @@ class InvertibleConv(nn.Module):
     def inverse(self, hidden: torch.Tensor) -> torch.Tensor:
         """Inverts `forward`."""
         with torch.autocast(hidden.device.type, enabled=False):
-            matrix = torch.linalg.inv(self.matrix(torch.float64)).to(hidden.dtype)
+            place = torch.device("cpu") if hidden.device.type == "mps" else None  # an Apple GPU has no float64
+            matrix = torch.linalg.inv(self.matrix(torch.float64, place)).to(hidden)
             return F.conv2d(hidden, matrix[:, :, None, None])
 
 

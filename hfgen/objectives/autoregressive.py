@@ -124,12 +124,18 @@ def draw_levels(
     """
     if temperature == 0:
         return log_probs.argmax(1)
-    shares = (log_probs.double() / temperature).softmax(1)
+    device, log_probs, quantiles = log_probs.device, in_float64(log_probs), in_float64(quantiles)
+    shares = (log_probs / temperature).softmax(1)
     if top_p < 1:
         ordered, order = shares.sort(dim=1, descending=True, stable=True)
         kept = ordered.cumsum(1) - ordered < top_p
-        shares = shares * torch.zeros_like(shares).scatter(1, order, kept.double())
+        shares = shares * torch.zeros_like(shares).scatter(1, order, kept.to(shares))
     upper = shares.cumsum(1)
     # Below the sum of all, as rounding may make the last quantile reach it: a level of no share is never drawn.
-    targets = torch.minimum(quantiles.double().unsqueeze(1) * upper[:, -1:], upper[:, -1:] * (1 - 1e-12))
-    return torch.searchsorted(upper, targets, right=True).squeeze(1)
+    targets = torch.minimum(quantiles.unsqueeze(1) * upper[:, -1:], upper[:, -1:] * (1 - 1e-12))
+    return torch.searchsorted(upper, targets, right=True).squeeze(1).to(device)
+
+
+def in_float64(x: torch.Tensor) -> torch.Tensor:
+    """Returns a tensor in float64; that of an Apple GPU, which has none, on the CPU."""
+    return (x.cpu() if x.device.type == "mps" else x).double()

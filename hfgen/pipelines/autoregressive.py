@@ -286,7 +286,7 @@ class AutoregressivePipeline(Pipeline):
 
     def _log_prob_of_any_class(self, images: torch.Tensor) -> torch.Tensor:
         """Computes the same of images whose classes are not known, as the sum over all of them."""
-        shares = torch.tensor(self._shares(), dtype=torch.float64, device=images.device)
+        shares = torch.tensor(self._shares(), device=images.device)
         alike = self.vae is None or not self.vae.config.num_class_embeds  # the levels, whatever the class
         levels, given_levels = self._levels(images, None) if alike else (None, None)
         each = []
@@ -295,7 +295,7 @@ class AutoregressivePipeline(Pipeline):
             if not alike:
                 levels, given_levels = self._levels(images, labels)
             each.append(given_levels + self.model.log_prob(levels, labels))
-        return torch.logsumexp(torch.stack(each).double() + (shares / shares.sum()).log()[:, None], dim=0).float()
+        return torch.logsumexp(torch.stack(each) + (shares / shares.sum()).log()[:, None], dim=0)
 
     def _levels(self, images: torch.Tensor, labels: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | float]:
         """Finds what the network models of images in [-1, 1], `(B, C, h, w)`, and the log-probability of the images
@@ -336,7 +336,7 @@ def draw_grid(
         `torch.Tensor` of shape `(B, C, h, w)`, int64.
     """
     size, channels, height, width = latents.shape
-    quantiles = torch.special.ndtr(latents.double()).flatten(2)
+    quantiles = torch.special.ndtr(autoregressive.in_float64(latents)).flatten(2)
     levels = torch.zeros(size, channels, height * width, dtype=torch.int64, device=latents.device)
     cache, before = model.start(size, class_labels), None
     for position in progress(range(height * width)):
