@@ -120,16 +120,15 @@ class PatchHead(nn.Module):
             blocks = self.weight.to(hidden.dtype)[:, :, None] * torch.eye(size, device=hidden.device)[:, None, :, None]
             return bounded((hidden @ blocks.flatten(2).flatten(0, 1)).unflatten(2, (size, 2)) + self.bias)
 
-    def next(self, context: torch.Tensor, before: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Makes shift and log-scale `(B, t, 1)` of one number, given those before it in its patch, of that shape."""
-        index = len(before)
+    def next(self, context: torch.Tensor, before: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Makes shift and log-scale `(B, t, 1)` of one number, given the n before it in its patch, `(B, t, n)`."""
+        index = before.shape[2]
         context = context[:, :, index : index + 1]
         if not self.channels:
             return bounded(context)
         with torch.autocast(context.device.type, enabled=False):
-            if before:
-                weight = self.from_patch[:index, index].to(context.dtype)
-                context = context + (torch.cat(before, dim=2) @ weight)[:, :, None]
+            if index:
+                context = context + (before @ self.from_patch[:index, index].to(context.dtype))[:, :, None]
             weight, bias = self.weight[index].to(context.dtype), self.bias[index]
             return bounded(F.gelu(context) @ weight + bias)
 
@@ -204,7 +203,7 @@ class FlowBlock(nn.Module):
         copies, weight = 1 if guidance is None else 2, self.proj_in.weight
         shape = (len(self.layers), 2, copies * count, self.heads, length, weight.shape[0] // self.heads)
         caches: Any = None
-        done: list[torch.Tensor] = []  # T of (B, 1, patch_dim)
+        known = values.new_empty(copies * count, length, values.shape[2])  # what has been found, for each copy
         token = self.start.expand(copies * count, 1, -1)
         for index in range(length):
             hidden = self.embed(token, slice(index, index + 1), class_labels)
@@ -212,17 +211,17 @@ class FlowBlock(nn.Module):
             for layer, cache in zip(self.layers, caches, strict=True):
                 hidden = layer(hidden, cache=cache, index=index)
             context = self.head.context(hidden, values.dtype)
-            patch: list[torch.Tensor] = []  # numbers (B, 1, 1)
-            for value in values[:, index : index + 1].split(1, dim=2):
-                shift, log_scale = self.head.next(context, [number.repeat(copies, 1, 1) for number in patch])
+            patch = known[:, index : index + 1]
+            for number in range(values.shape[2]):
+                shift, log_scale = self.head.next(context, patch[:, :, :number])
                 if guidance is not None:
                     (shift, no_shift), (log_scale, no_scale) = shift.chunk(2), log_scale.chunk(2)
                     shift = shift + guidance[index] * (shift - no_shift)
                     log_scale = log_scale + guidance[index] * (log_scale - no_scale)
-                patch.append(value * torch.exp(log_scale) + shift)
-            done.append(torch.cat(patch, dim=2))
-            token = self.proj_in(done[-1].repeat(copies, 1, 1).to(weight.dtype))
-        return torch.cat(done, dim=1)
+                found = values[:, index : index + 1, number : number + 1] * torch.exp(log_scale) + shift
+                patch[:, :, number : number + 1] = found.repeat(copies, 1, 1)
+            token = self.proj_in(patch.to(weight.dtype))
+        return known[:count]
 
 
 class TarFlow(Flow, ModelMixin, ConfigMixin):

@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hfgen.models.flow_base import from_line, to_line
 from hfgen.models.glow import ActNorm, Glow, InvertibleConv
@@ -125,6 +126,25 @@ def test_the_cached_inverse_is_faster():
             invert(values, None)
             seconds.append(time.perf_counter() - start)
     assert 5 * seconds[0] < seconds[1], seconds
+
+
+def test_the_inverse_takes_as_many_operations_per_number_in_larger_patches():
+    """One that copied all numbers of a patch for each next one took minutes for images of 64 pixels in colour."""
+
+    class Counter(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += 1
+            return function(*args, **(kwargs or {}))
+
+    counts = []
+    for patch_size in (2, 16):  # as many patches
+        model = make("tarflow", 2 * patch_size, patch_size=patch_size, num_blocks=1)
+        with torch.no_grad(), Counter() as counter:
+            model.decode(torch.randn(2, *model.latent_shape))
+        counts.append(counter.count / patch_size**2)
+    assert counts[1] < counts[0]
 
 
 def test_a_patch_depends_on_those_before_it():
