@@ -153,7 +153,8 @@ def remarks(report: dict[str, Any], extractor: dict[str, Any]) -> list[str]:
         notes.append(
             "distances in the features of this extractor can only be compared with each other: they are no FID or KID"
         )
-    return [sentence(note) for note in dict.fromkeys(notes)]
+    names = (report["model"]["name"], *short_names([report]))
+    return [sentence(note, names) for note in dict.fromkeys(notes)]
 
 
 def mixed_remarks(reports: Sequence[dict[str, Any]]) -> list[str]:
@@ -162,9 +163,10 @@ def mixed_remarks(reports: Sequence[dict[str, Any]]) -> list[str]:
     return [sentence(note) for note in explain_mixture(details.get("kind") for details in densities)]
 
 
-def sentence(note: str) -> str:
-    """Returns a note with a capital letter and a full stop."""
-    return note[:1].upper() + note[1:].rstrip(".") + "."
+def sentence(note: str, names: tuple[str, ...] = ()) -> str:
+    """Returns a note with a full stop and, unless it begins with one of these names, a capital letter."""
+    first = note[:1] if note.startswith(names) else note[:1].upper()
+    return first + note[1:].rstrip(".") + "."
 
 
 def heading(report: dict[str, Any], extractor: dict[str, Any]) -> str:

@@ -221,6 +221,11 @@ def test_models_of_different_kinds_in_one_table(tmp_path, capsys):
     assert "- Bits per dimension of different kinds: where a bound is below" in shown
 
 
+def test_remarks_leave_names_of_models_as_they_are():
+    report = reported("out/gan", "exact") | {"notes": ["out/gan was trained elsewhere", "gan is small", "few images"]}
+    assert remarks(report, {"notes": []})[:3] == ["out/gan was trained elsewhere.", "gan is small.", "Few images."]
+
+
 def test_each_number_says_what_it_is():
     reports = [reported("ar", "exact"), reported("vae", "bound"), reported("ddpm", "estimate"), reported("old", None)]
     assert table(reports).splitlines()[2].split(" | ")[1:] == [
