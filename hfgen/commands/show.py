@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     arrays, numbers, info = pick_images(
         following(source, config.model), adapter.image_shape, config.num_images, config.seed
     )
-    if adapter.classes and numbers is None:
+    if adapter.classes and not adapter.classes.groups and numbers is None:
         raise UserError(f"{info.name} has no classes, which {config.model} needs: name `label_column`.")
     images = torch.from_numpy(arrays).float() / 255
     labels = None if numbers is None else torch.from_numpy(numbers)

@@ -57,7 +57,14 @@ def show_grids(
     if "super_resolve" in tasks and images.shape[-1] % factor:
         raise UserError(f"`factor` {factor} does not divide the {images.shape[-1]} pixels of the images.")
     classes = None
-    if adapter.classes:
+    if adapter.classes and adapter.classes.groups:
+        classes = adapter.classes_of(images.to(adapter.pipe.device)) if encodes else None
+        if classes is None:
+            raise UserError(
+                f"the classes of {name} are groups of images, and those of real images are not known: give another "
+                "model."
+            )
+    elif adapter.classes:
         assert labels is not None
         # The data may number its classes in another way, or have some of them alone.
         classes = torch.tensor([*adapter.classes.numbers(class_names), -1])[labels]

@@ -48,13 +48,17 @@ class Autoregressive:
     def _distribution(self) -> tuple[str, int, int]:
         return self.config.likelihood, self.config.num_levels, self.config.num_mixtures
 
-    def log_prob(self, sample: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
+    def log_prob(
+        self, sample: torch.Tensor, class_labels: torch.Tensor | None = None, known: torch.Tensor | None = None
+    ) -> torch.Tensor:
         r"""
         Computes the log-probability of grids of levels: exact, in nats.
 
         Args:
             sample (`torch.Tensor` of shape `(B, C, H, W)`): Levels, int64.
             class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes, for a class-conditional network.
+            known (`torch.Tensor` of shape `(B, H, W)`, bool, *optional*): Of grids whose beginning in raster order is
+                known, where that is; by default everywhere.
 
         Returns:
             `torch.Tensor` of shape `(B,)`, float32.
@@ -63,7 +67,8 @@ class Autoregressive:
             ValueError: As `forward`.
         """
         (parameters,) = self.forward(sample, class_labels, return_dict=False)
-        return autoregressive.log_prob(sample, parameters, *self._distribution).sum((1, 2))
+        nats = autoregressive.log_prob(sample, parameters, *self._distribution)
+        return (nats if known is None else nats * known).sum((1, 2))
 
     def level_log_probs(self, parameters: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
         r"""

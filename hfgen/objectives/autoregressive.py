@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from hfgen.objectives import elbo
 
 LIKELIHOODS = ("categorical", "logistic_mixture")
+LEVELS = 256  # of 8-bit pixels
 
 
 def num_parameters(likelihood: str, channels: int, num_levels: int, num_mixtures: int) -> int:

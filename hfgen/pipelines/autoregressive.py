@@ -8,6 +8,7 @@ from diffusers import ImagePipelineOutput, ModelMixin
 
 from hfgen.objectives import autoregressive, elbo
 from hfgen.pipelines.base import Generators, Pipeline, at_least, check_generators
+from hfgen.pipelines.classes import draw_quantiles
 
 
 class AutoregressivePipeline(Pipeline):
@@ -38,8 +39,8 @@ class AutoregressivePipeline(Pipeline):
             Images of the model's size and channels; arrays `(B, H, W, C)` or `(H, W, C)` and tensors `(B, C, H, W)` or
             `(C, H, W)` in [0, 1], on the levels of 8 bit.
         class_labels (`int`, `str`, list of them or `torch.Tensor`, *optional*):
-            Classes by number or by name, one for all or one per image. A conditional model needs them, but to sample,
-            and for `log_prob` where its classes are groups.
+            Classes by number or by name, one for all or one per image. A conditional model needs them, but to sample;
+            one whose classes are groups never does.
         temperature (`float`, *optional*, defaults to 1.0):
             Divides the log-probabilities of the levels before each is drawn: below 1 for more typical images, 0 for
             the likeliest level at each position, which makes a dull image.
@@ -83,6 +84,13 @@ class AutoregressivePipeline(Pipeline):
         self._register_classes(self._check_names(id2label), class_shares, class_kind)
         if vae is None:
             return
+        if not hasattr(vae, "lookup"):
+            raise ValueError(f"vae is a {type(vae).__name__}, which has no codes: give a VQVAE.")
+        if model.config.in_channels != 1:
+            raise ValueError(
+                f"the model has {model.config.in_channels} channels, but codes have one: give the network that was "
+                "trained on them."
+            )
         wanted = (vae.latent_shape[1], vae.config.num_vq_embeddings)
         if (model.config.sample_size, model.config.num_levels) != wanted:
             raise ValueError(
@@ -140,6 +148,7 @@ class AutoregressivePipeline(Pipeline):
             ValueError: For classes that the model does not know, or an argument of the wrong shape, length or range.
         """
         self._check_output(output_type, latents=True)
+        _check_sampling(temperature, top_p)
         batch_size = self._batch_size(batch_size, latents, class_labels)
         if output_type == "latent":
             images, _ = self._chances(batch_size, class_labels, latents, generator)
@@ -200,6 +209,9 @@ class AutoregressivePipeline(Pipeline):
         r"""
         Draws the rest of images whose beginning is given, which is left exactly as it was.
 
+        Without `class_labels`, a model whose classes are groups draws the group of each image, by how probable its
+        beginning is in each.
+
         Args:
             mask (`PIL.Image.Image`, list of them, `np.ndarray` or `torch.Tensor`):
                 What to draw: white, 1 or `True`, or everything from 0.5 on; all pixels from some one on in raster
@@ -230,13 +242,15 @@ class AutoregressivePipeline(Pipeline):
                 f"drawn from those before it; but the pixel in row {row} and column {column} is given, and one before "
                 "it is not."
             )
-        labels = self._given_classes(class_labels, len(target))
+        drawn = class_labels is None and self._grouped
+        labels = None if drawn else self._given_classes(class_labels, len(target))
         with self._running():
             latents = self._noise(len(target), self.grid_shape, generator)
-            given = autoregressive.to_levels(2 * target - 1, self.model.config.num_levels)
-            levels = draw_grid(
-                self.model, latents, labels, temperature, top_p, given, ~unknown[:, 0], self.progress_bar
-            )
+            given, known = autoregressive.to_levels(2 * target - 1, self.model.config.num_levels), ~unknown[:, 0]
+            if drawn:
+                joint = self._with_each_class(lambda each: self.model.log_prob(given, each, known), len(target))
+                labels = autoregressive.draw_levels(joint, draw_quantiles(len(target), generator).to(joint.device))
+            levels = draw_grid(self.model, latents, labels, temperature, top_p, given, known, self.progress_bar)
             images = torch.where(unknown, self._render(levels, labels), target)
         return self._export(images, output_type)
 
@@ -259,6 +273,13 @@ class AutoregressivePipeline(Pipeline):
         """
         pixels = 2 * self._pixels(image).to(self._execution_device) - 1
         elbo.check_images(pixels, "logistic")
+        if self.vae is not None:
+            elbo.check_images(pixels, self.vae.config.likelihood)
+        elif (levels := self.model.config.num_levels) != autoregressive.LEVELS:
+            raise ValueError(
+                f"this model's pixels have {levels} levels, and not the {autoregressive.LEVELS} of 8-bit images: use "
+                "model.log_prob with levels."
+            )
         with self._running(*self._others):
             if class_labels is None and self._grouped:
                 return self._in_parts(self._log_prob_of_any_class, pixels)
@@ -286,16 +307,18 @@ class AutoregressivePipeline(Pipeline):
 
     def _log_prob_of_any_class(self, images: torch.Tensor) -> torch.Tensor:
         """Computes the same of images whose classes are not known, as the sum over all of them."""
-        shares = torch.tensor(self._shares(), device=images.device)
-        alike = self.vae is None or not self.vae.config.num_class_embeds  # the levels, whatever the class
-        levels, given_levels = self._levels(images, None) if alike else (None, None)
-        each = []
-        for number in range(len(shares)):
-            labels = torch.full((len(images),), number, device=images.device)
-            if not alike:
-                levels, given_levels = self._levels(images, labels)
-            each.append(given_levels + self.model.log_prob(levels, labels))
-        return torch.logsumexp(torch.stack(each) + (shares / shares.sum()).log()[:, None], dim=0)
+        if self.vae is not None and self.vae.config.num_class_embeds:
+            return self._with_each_class(lambda labels: self._log_prob(images, labels), len(images)).logsumexp(1)
+        levels, given_levels = self._levels(images, None)
+        joint = self._with_each_class(lambda labels: self.model.log_prob(levels, labels), len(images))
+        return given_levels + joint.logsumexp(1)
+
+    def _with_each_class(self, log_prob: Callable[[torch.Tensor], torch.Tensor], count: int) -> torch.Tensor:
+        """Computes the log-probability of `count` images and each class together, `(B, classes)`, by that of images
+        given their classes."""
+        device, shares = self._execution_device, torch.tensor(self._shares())
+        each = [log_prob(torch.full((count,), number, device=device)) for number in range(len(shares))]
+        return torch.stack(each, dim=1) + (shares / shares.sum()).log().to(device)
 
     def _levels(self, images: torch.Tensor, labels: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | float]:
         """Finds what the network models of images in [-1, 1], `(B, C, h, w)`, and the log-probability of the images

@@ -94,7 +94,13 @@ def draw_classes(shares: Sequence[float], count: int, generator: Generators = No
     Returns:
         `torch.Tensor` of shape `(count,)`, int64, on the CPU.
     """
+    upper = torch.tensor(shares, dtype=torch.float64).cumsum(0)
+    return torch.searchsorted(upper, draw_quantiles(count, generator) * upper[-1], right=True)
+
+
+def draw_quantiles(count: int, generator: Generators = None) -> torch.Tensor:
+    """Draws `(count,)` uniform numbers in [0, 1), float64, on the CPU; with one generator per image, each from its
+    own."""
     generators = generator if isinstance(generator, Sequence) else [generator] * count
     quantiles = [torch.rand((), generator=one, device=one.device if one else "cpu").item() for one in generators]
-    upper = torch.tensor(shares, dtype=torch.float64).cumsum(0)
-    return torch.searchsorted(upper, torch.tensor(quantiles).double() * upper[-1], right=True)
+    return torch.tensor(quantiles).double()

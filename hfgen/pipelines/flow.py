@@ -1,8 +1,10 @@
-"""The pipeline of normalizing flows: sampling, encoding, exact densities, walks and edits."""
+"""The pipeline of normalizing flows: sampling, encoding, and exact densities."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import ImagePipelineOutput, ModelMixin
 
@@ -23,8 +25,8 @@ class FlowPipeline(Pipeline):
     Parameters:
         model ([`ModelMixin`]):
             The flow, a [`TarFlow`] or [`Glow`]: `encode(sample, class_labels)` gives `latents` and `log_det`, and
-            `decode(latents, class_labels).sample` inverts it; with `latent_shape`. If it has one class more than
-            `id2label`, the last one stands for "no class", as guidance needs it.
+            `decode(latents, class_labels).sample` inverts it; with `latent_shape`. If a [`TarFlow`] has one class
+            more than `id2label`, the last one stands for "no class", as guidance needs it.
         id2label (`dict[int, str]`, *optional*):
             Names of the classes, for a class-conditional model.
         class_shares (`list[float]` or `dict[int, float]`, *optional*):
@@ -43,7 +45,7 @@ class FlowPipeline(Pipeline):
     >>> pipe = FlowPipeline.from_pretrained("out/flow-mnist")
     >>> images = pipe(batch_size=16, generator=torch.Generator().manual_seed(0)).images
     >>> latents = pipe.encode(images)
-    >>> same = pipe(latents=latents).images
+    >>> same = pipe.decode(latents)
     >>> pipe.log_prob(images)  # of the density, in nats
     ```
     """
@@ -188,7 +190,7 @@ class FlowPipeline(Pipeline):
             ValueError: For latents of another shape, missing or unknown classes.
         """
         self._check_output(output_type)
-        count = len(latents) if isinstance(latents, torch.Tensor) and latents.ndim else 1
+        count = len(latents) if np.ndim(latents) else 1
         labels = self._given_classes(class_labels, count)
         with self._running():
             latents = self._given_latents(latents, (count, *self.latent_shape), "one per image")
@@ -242,3 +244,5 @@ class FlowPipeline(Pipeline):
                 f"guidance_scale is {guidance_scale}, but this network was trained without label dropout: leave it "
                 "out."
             )
+        if guidance_scale != 1 and "guidance_scale" not in inspect.signature(self.model.decode).parameters:
+            raise ValueError(f"guidance_scale is {guidance_scale}, which {type(self.model).__name__} does not know.")

@@ -20,6 +20,7 @@ Adapters stay outside of what is published: a checkpoint needs none.
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -214,6 +215,27 @@ class HasLatents(Adapter):
     def straight(self) -> bool:
         """Whether walks are straight lines; else they are arcs, which suit latents with a normal prior."""
         return False
+
+    def classes_of(self, images: Tensor) -> Tensor | None:
+        """Finds the classes of images for a model whose classes are groups, which nobody knows of other images; `None`
+        if that cannot be done. By default those under which the images are most probable.
+
+        Args:
+            images (`torch.Tensor` of shape `(B, C, H, W)`): Images in [0, 1] with 256 levels.
+
+        Returns:
+            `torch.Tensor` of shape `(B,)`, int64.
+        """
+        if not isinstance(self, HasDensity) or self.classes is None:
+            return None
+        import torch
+
+        each = []
+        for number, share in enumerate(self.classes.shares or (1.0,) * len(self.classes.names)):
+            labels = torch.full((len(images),), number, device=images.device)
+            generator = torch.Generator().manual_seed(0)  # the same draws for all of them
+            each.append(self.log_prob(2 * images - 1, labels, generator).lower + math.log(max(share, 1e-30)))
+        return torch.stack(each).argmax(0)
 
     @abc.abstractmethod
     def encode(self, images: Tensor, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 
 from hfgen.objectives import dequantisation as dequantising
 from hfgen.objectives import elbo
@@ -49,6 +50,10 @@ class FlowAdapter(Generates, HasDensity, HasLatents):
 
     # HasDensity
 
+    @property
+    def without_classes(self) -> bool:
+        return self.classes is None or self.pipe.null_class is not None
+
     def samples(self, asked: int | None) -> int:
         return 10 if asked is None else asked
 
@@ -59,6 +64,8 @@ class FlowAdapter(Generates, HasDensity, HasLatents):
         generator: torch.Generator | None = None,
         num_samples: int = 1,
     ) -> Density:
+        if labels is None and self.pipe.null_class is not None:
+            labels = torch.full((len(images),), self.pipe.null_class, device=images.device)
         return probability_bound(self.pipe, images, labels, num_samples, generator)
 
     def details(self, num_samples: int) -> dict[str, Any]:
@@ -72,7 +79,7 @@ class FlowAdapter(Generates, HasDensity, HasLatents):
         return self.pipe.encode(images, labels)
 
     def decode(self, latents: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        return self.pipe.decode(latents, labels, output_type="pt")
+        return self.pipe(class_labels=labels, latents=latents, output_type="pt").images  # denoised, where samples are
 
     @torch.no_grad()
     def draw(
@@ -80,16 +87,11 @@ class FlowAdapter(Generates, HasDensity, HasLatents):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Draws the latents that the images are made from. Without `labels`, all have the class of the first."""
         self.check(options)
+        shape = (len(generators), *self.pipe.latent_shape)
+        noise = randn_tensor(shape, generator=list(generators), device=self.pipe.device, dtype=torch.float32)
         if labels is None and self.classes is not None:
             labels = self.pipe.class_numbers(None, 1, generators[:1]).expand(len(generators))
-        latents = self.pipe(
-            len(generators),
-            class_labels=labels,
-            temperature=options.temperature,
-            generator=list(generators),
-            output_type="latent",
-        ).images
-        return latents, labels
+        return options.temperature * noise, labels
 
 
 @torch.no_grad()

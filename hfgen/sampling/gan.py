@@ -37,6 +37,9 @@ class GANAdapter(Generates, HasLatents, HasStyles):
 
     # HasLatents
 
+    def classes_of(self, images: torch.Tensor) -> torch.Tensor:
+        return self.pipe.project(images, steps=1, restarts=1, output_type="pt").class_labels
+
     @property
     def straight(self) -> bool:
         return self.pipe.style_based

@@ -82,6 +82,24 @@ def test_classes_are_matched_by_name(show, tmp_path):
         show(f"--model {folder} --train_data_dir {tmp_path / 'data'} --num_images 4".split())
 
 
+def test_groups_are_no_labels(tmp_path):
+    """Labels of the data may have the names of groups, and have nothing to do with them."""
+    shares = {"class_shares": [0.5, 0.3, 0.2], "class_kind": "groups"}
+    adapter = adapter_of(load_pipeline(str(save(tmp_path / "vae", 3, **shares))))
+    with torch.no_grad():
+        for parameter in adapter.pipe.model.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    images = (torch.rand(12, 1, 1, 1) * torch.rand(12, 1, 8, 8) * 255).round() / 255
+    groups = adapter.classes_of(images)
+    each = [adapter.log_prob(2 * images - 1, torch.full((12,), number), torch.Generator().manual_seed(0)).lower
+            for number in range(3)]  # fmt: skip
+    assert torch.equal(groups, (torch.stack(each, 1) + torch.tensor([0.5, 0.3, 0.2]).log()).argmax(1))
+    assert len(groups.unique()) > 1
+    for labels, names in ((torch.zeros(12, dtype=torch.long), ["0", "1"]), (None, [])):
+        shown = next(show_grids(adapter, "it", images, labels, names, 0.3, 2, 1))[2][1]
+        assert torch.equal(shown, adapter.decode(adapter.encode(images, groups), groups))
+
+
 def test_a_model_for_a_task_shows_its_task(show, tmp_path):
     folder = save(tmp_path / "vae", task="super_resolve", task_level=4)
     show(f"--model {folder} --num_images 2".split())

@@ -47,6 +47,17 @@ def test_the_card(trained, monkeypatch):
     assert len(namespace["images"]) == len(namespace["same"]) == len(namespace["nats"]) == 4
 
 
+@pytest.mark.parametrize("family", ["flow", "vae"])
+def test_the_card_of_a_model_of_groups(family, tmp_path, monkeypatch):
+    small = {"flow": "--preset glow --num_steps 1 --hidden_size 8", "vae": "--block_out_channels 8 8"}[family]
+    common = f"--num_clusters 3 --resolution 8 --max_train_steps 2 --eval_batch_size 4 --output_dir {tmp_path}"
+    Command(f"train {family}").main(f"--dataset_name digits {small} {common}".split())
+    code = re.search(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.DOTALL).group(1)
+    assert "labels = [0, 0, 0, 0]  # groups of similar images\nimages = pipe(class_labels=labels" in code
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})  # it encodes images, for which a model needs the class
+
+
 def test_the_readmes_example(trained):
     folder, _ = trained
     readme = (ROOT / "README.md").read_text()

@@ -186,6 +186,9 @@ def test_what_depends_on_the_size_is_resolved():
 
     for size, patch in ((8, 1), (16, 2), (28, 4), (32, 4), (64, 8), (29, 1)):
         assert resolved(size).patch_size == patch, size
+    for channels, size, patch in ((4, 64, 4), (3, 128, 8), (1, 256, 8)):  # of 192 numbers at most
+        info = data_info(resolution=size, mode={1: "L", 3: "RGB", 4: "RGBA"}[channels])
+        assert resolve(FlowConfig(), info, CPU).patch_size == patch, size
     for size, levels in ((8, 1), (28, 2), (32, 3), (256, 3)):
         assert resolved(size, architecture="glow").num_levels == levels, size
     assert resolved(28).num_levels is None and resolved(28, architecture="glow").patch_size is None

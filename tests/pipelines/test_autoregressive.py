@@ -6,7 +6,7 @@ import torch
 from caches import Whole
 from PIL import Image
 
-from hfgen import VQVAE, AutoregressivePipeline, CausalTransformer, PixelCNN, adapter_of
+from hfgen import VQVAE, AutoregressivePipeline, CausalTransformer, ConvVAE, PixelCNN, adapter_of
 from hfgen.objectives import elbo
 from hfgen.pipelines.autoregressive import draw_grid
 
@@ -85,6 +85,15 @@ def test_log_prob_of_images(name):
         pipe.log_prob(arrays * 0.99)
 
 
+def test_images_whose_probability_is_not_known():
+    images = torch.randint(256, (2, 1, 8, 8)) / 255
+    with pytest.raises(ValueError, match="pixels have 16 levels, and not the 256 of 8-bit images"):
+        make(num_levels=16).log_prob(images)
+    with pytest.raises(ValueError, match="bernoulli"):  # of black and white, and these are gray
+        with_codes(likelihood="bernoulli").log_prob(images)
+    assert with_codes(likelihood="bernoulli").log_prob(images.round()).isfinite().all()
+
+
 def test_images_and_their_log_prob_do_not_depend_on_their_batch():
     pipe = make(num_class_embeds=3)
     together = pipe(class_labels=[0, 1, 2], generator=generators(3), output_type="pt").images
@@ -145,6 +154,11 @@ def test_what_is_out_of_range(given, message):
         pipe(1, **given)
     with pytest.raises(ValueError, match=message):
         pipe.complete(torch.zeros(1, 1, 8, 8), torch.ones(8, 8), **given)
+
+
+def test_latents_are_of_no_temperature_that_is_out_of_range():
+    with pytest.raises(ValueError, match="temperature is -1, but must be at least 0"):
+        make()(1, temperature=-1, output_type="latent")
 
 
 def test_temperature_0_leaves_nothing_to_chance():
@@ -226,10 +240,38 @@ def test_images_of_no_known_group(kind):
         labelled.log_prob(images)
 
 
+def test_a_completion_draws_the_group_by_how_probable_the_beginning_is_in_it():
+    network = make("transformer", num_class_embeds=2, sample_size=4, num_levels=256).model
+    pipe = AutoregressivePipeline(network, None, {0: "0", 1: "1"}, [0.3, 0.7], "groups")
+    pipe.set_progress_bar_config(disable=True)
+    image = torch.randint(256, (1, 1, 4, 4)) / 255
+    mask, known = torch.zeros(4, 4), torch.ones(1, 4, 4, dtype=torch.bool)
+    mask[2:], known[:, 2:] = 1, False
+    levels = (image * 255).round().long()
+    with torch.no_grad():
+        joint = torch.cat([network.log_prob(levels, torch.tensor([label]), known) for label in (0, 1)])
+        wholes = torch.cat([network.log_prob(levels, torch.tensor([label])) for label in (0, 1)])
+        other = levels.clone()
+        other[:, :, 2:] = 7  # what is not known does not count
+        assert torch.equal(network.log_prob(other, torch.tensor([0]), known), joint[:1])
+    assert (joint > wholes).all()
+    share = (joint + torch.tensor([0.3, 0.7]).log()).softmax(0)[0].item()
+    assert 0.05 < share < 0.95 and abs(share - 0.3) > 0.05
+    images = image.expand(1000, -1, -1, -1)
+    drawn, first = (
+        pipe.complete(images, mask, label, generator=generators(1000), output_type="pt") for label in (None, 0)
+    )
+    assert (drawn == first).flatten(1).all(1).float().mean().item() == pytest.approx(share, abs=0.05)
+
+
 def test_a_vae_that_does_not_fit():
     vae = with_codes().vae
     with pytest.raises(ValueError, match="vae has 2x2 positions and 16 codes, but the model was made for 4x4 and 16"):
         make("transformer", vae, sample_size=4, num_levels=16)
+    with pytest.raises(ValueError, match="vae is a ConvVAE, which has no codes"):
+        make("transformer", ConvVAE(8), sample_size=2, num_levels=16)
+    with pytest.raises(ValueError, match="the model has 3 channels, but codes have one"):
+        make("transformer", vae, sample_size=2, num_levels=16, in_channels=3, likelihood="logistic_mixture")
     with pytest.raises(ValueError, match="vae knows 2 classes, but the model None"):
         make("transformer", with_codes(classes=2).vae, sample_size=2, num_levels=16)
 

@@ -11,6 +11,7 @@ from hfgen.models.flow_base import FlowDecoderOutput, FlowEncoderOutput
 from hfgen.models.glow import Glow
 from hfgen.models.tarflow import TarFlow
 from hfgen.pipelines.flow import LEVEL, FlowPipeline
+from hfgen.sampling.capabilities import adapter_of
 
 SMALL = {"sample_size": 8, "in_channels": 1}
 KINDS = {
@@ -28,6 +29,10 @@ def make(kind="tarflow", classes=None, **options):
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return FlowPipeline(model.eval(), **options)
+
+
+def seeded(count):
+    return [torch.Generator().manual_seed(seed) for seed in range(count)]
 
 
 def pictures(count=2, seed=5):
@@ -140,6 +145,43 @@ def test_guidance_needs_no_class():
 def test_mistakes(arguments, message):
     with pytest.raises(ValueError, match=message):
         make()(**arguments)
+
+
+def test_a_flow_of_groups_or_classes_says_how_probable_images_are_without_them():
+    for kind in ("groups", "labels"):
+        pipe = make(classes=4, id2label={0: "0", 1: "1", 2: "2"}, class_kind=kind)
+        adapter, images = adapter_of(pipe), (pictures() * 255).round() / 127.5 - 1
+        assert adapter.without_classes
+        found, null = (
+            adapter.log_prob(images, labels, torch.Generator().manual_seed(0), 2).estimate
+            for labels in (None, torch.full((2,), 3))
+        )
+        assert torch.equal(found, null)
+    assert not adapter_of(make(classes=3)).without_classes
+
+
+def test_what_the_adapter_draws_is_what_samples_are_made_from():
+    pipe = make(classes=3, noise_std=6.4)
+    adapter = adapter_of(pipe)
+    options = adapter.options(temperature=0.7)
+    latents, labels = adapter.draw(seeded(3), None, options)
+    assert len(labels.unique()) == 1
+    made = pipe(class_labels=labels, temperature=0.7, generator=seeded(3), output_type="pt").images
+    torch.testing.assert_close(adapter.decode(latents, labels), made)  # denoised, both
+    first = pipe(temperature=0.7, generator=seeded(1), output_type="pt").images
+    torch.testing.assert_close(made[:1], first)
+
+
+def test_guidance_of_a_network_that_has_none():
+    pipe = make("glow", classes=4, id2label={0: "0", 1: "1", 2: "2"})
+    with pytest.raises(ValueError, match="guidance_scale is 2, which Glow does not know"):
+        pipe(class_labels=[0], guidance_scale=2)
+
+
+def test_latents_as_an_array():
+    pipe = make()
+    latents = pipe.encode(pictures())
+    assert torch.equal(pipe.decode(latents.numpy(), output_type="pt"), pipe.decode(latents, output_type="pt"))
 
 
 def test_mistakes_of_other_methods():

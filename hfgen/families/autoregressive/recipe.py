@@ -33,7 +33,6 @@ from hfgen.training.recipe import (
     class_names,
 )
 
-LEVELS = 256  # of 8-bit pixels
 UNDECAYED = ("*.bias", "*norm*", "*embed*", "*rows*", "*columns*", "*classes*", "*first*")  # scales, not weights
 
 NETWORKS: dict[str, tuple[type, tuple[str, ...]]] = {  # with the options that are theirs alone
@@ -59,7 +58,7 @@ class AutoregressiveRecipe(Recipe):
         self.config = config
         self.class_names, self.needs_labels = class_names(info, config.class_conditional), config.class_conditional
         self.vae = self._load_vae(info) if config.draws == "codes" else None
-        size, channels, levels = info.resolution, info.channels, LEVELS
+        size, channels, levels = info.resolution, info.channels, autoregressive.LEVELS
         if self.vae is not None:
             size, channels, levels = self.vae.latent_shape[1], 1, self.vae.config.num_vq_embeddings
         kind, own = NETWORKS[config.architecture]
@@ -127,7 +126,10 @@ class AutoregressiveRecipe(Recipe):
     def loss(self, phase: Phase, batch: Batch, progress: Progress) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if progress.step == 0 and self.vae is None and not on_levels(batch["image"]):
             note("augmentation takes images off the 256 levels of 8 bit: they are rounded to these.")
-        levels = autoregressive.to_levels(batch["image"], LEVELS) if self.vae is None else batch["codes"].long()
+        if self.vae is None:
+            levels = autoregressive.to_levels(batch["image"], autoregressive.LEVELS)
+        else:
+            levels = batch["codes"].long()
         nats = -self.model.log_prob(levels, batch["label"] if self.class_names else None).mean()
         loss = nats / self.dimensions
         bits = bits_per_dim(nats.detach(), self.dimensions)

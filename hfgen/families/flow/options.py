@@ -7,7 +7,7 @@ from hfgen.runtime.errors import UserError
 from hfgen.runtime.machine import Machine
 from hfgen.runtime.options import Options, option
 
-TOKENS = 49  # patches of an image, at least, where `patch_size` is left out
+TOKENS, NUMBERS = 49, 192  # patches of an image, at least, and numbers of a patch, at most, without `patch_size`
 NOISE_STD = 0.3  # levels: with it the bound is tightest, see objectives/dequantisation.py
 
 
@@ -18,10 +18,12 @@ class FlowConfig(Options):
     architecture: str = option("tarflow", "the network", choices=("tarflow", "glow"))
     patch_size: int | None = option(
         None,
-        "height and width of the patches of tarflow (default: the largest that leaves 49 of them)",
+        "height and width of the patches of tarflow (default: the largest that leaves 49 of them, of 192 "
+        "numbers at most)",
         resolved=True,
         least=1,
         most=256,
+        weighs=True,
     )
     num_blocks: int = option(4, "transformations of tarflow", least=1, most=256, weighs=True)
     layers_per_block: int = option(1, "transformer layers of each of them", least=1, most=256, weighs=True)
@@ -97,7 +99,11 @@ def resolve(options: FlowConfig, data: Any, machine: Machine) -> FlowConfig:
     if options.noise_std is None and options.dequantisation == "gaussian":
         values["noise_std"] = NOISE_STD
     if tarflow and options.patch_size is None:
-        fitting = [patch for patch in range(1, size + 1) if size % patch == 0 and (size // patch) ** 2 >= TOKENS]
+        fitting = [
+            patch
+            for patch in range(1, size + 1)
+            if size % patch == 0 and (size // patch) ** 2 >= TOKENS and data.channels * patch**2 <= NUMBERS
+        ]
         values["patch_size"] = max(fitting, default=1)
     if not tarflow and options.num_levels is None:
         values["num_levels"] = max(
