@@ -246,6 +246,7 @@ def test_card_says_fid_only_of_the_published_network():
         result = {"title": title, "value": 3.0, "better": "lower", "error": None, "real": 1.0, "notes": [],
                   "details": {}}  # fmt: skip
         return {
+            "model": {"name": "it"},
             "data": {"name": "user/data", "split": "train", "num_images": 50_000, "held_out": None},
             "generation": {"num_images": 50_000, "seeds": [0], "precision": "no"},
             "results": {key: result},
