@@ -269,7 +269,9 @@ def bars(canvas: Image.Image, reports: Sequence[dict[str, Any]], key: str, x: in
     real = find_real(reports, key)
     shown = [0.0, *ends, *([] if real is None else [real])]
     first, row = y + FONT + GAP, BAR + GAP
-    write(canvas, x, y, f"{title} ({better} is better)" if better else title)
+    beside = 0.0 if real is None else length(f"real images {number(real)}") + GAP
+    whole = f"{title} ({better} is better)" if better else title
+    write(canvas, x, y, whole if length(whole) + beside <= width else title)
     rows = enumerate(short_names(reports))
     names = 2 * GAP + max(write(canvas, x, first + index * row, name[-28:]) for index, name in rows)
     known = [result["value"] is not None for result in results]

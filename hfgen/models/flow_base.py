@@ -53,6 +53,11 @@ class Flow:
         """The shape of an image's latents."""
         return (self.config.in_channels, self.config.sample_size, self.config.sample_size)
 
+    @property
+    def decoding_steps(self) -> int:
+        """How often a part of the network runs for an image that is decoded; 1, where all of it runs once."""
+        return 1
+
     def forward(
         self, sample: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
     ) -> FlowEncoderOutput | tuple[torch.Tensor, torch.Tensor]:

@@ -296,6 +296,10 @@ class TarFlow(Flow, ModelMixin, ConfigMixin):
             for _ in range(num_blocks)
         )
 
+    @property
+    def decoding_steps(self) -> int:
+        return len(self.blocks) * (self.config.sample_size // self.config.patch_size) ** 2
+
     def encode(
         self, sample: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
     ) -> FlowEncoderOutput | tuple[torch.Tensor, torch.Tensor]:

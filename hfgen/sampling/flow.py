@@ -42,6 +42,9 @@ class FlowAdapter(Generates, HasDensity, HasLatents):
             len(generators), class_labels=labels, generator=generators, output_type="pt", **settings
         ).images
 
+    def passes(self, options: FlowSamplingConfig) -> int:
+        return self.pipe.model.decoding_steps * (1 + (options.guidance_scale not in (None, 1)))
+
     def sliders(self) -> dict[str, Slider]:
         sliders = {"temperature": Slider("Temperature", 0, 2, 0.05, 1)}
         if self.pipe.null_class is not None:

@@ -178,6 +178,13 @@ def test_guidance_of_a_network_that_has_none():
         pipe(class_labels=[0], guidance_scale=2)
 
 
+def test_steps_of_an_image():
+    options = adapter_of(make()).options
+    assert adapter_of(make()).passes(options()) == 8  # four patches, two blocks
+    assert adapter_of(make(classes=2, id2label={0: "0"})).passes(options(guidance_scale=2)) == 16
+    assert adapter_of(make("glow")).passes(options()) == 1
+
+
 def test_latents_as_an_array():
     pipe = make()
     latents = pipe.encode(pictures())
