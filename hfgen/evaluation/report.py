@@ -165,7 +165,7 @@ def mixed_remarks(reports: Sequence[dict[str, Any]]) -> list[str]:
 
 def sentence(note: str, names: tuple[str, ...] = ()) -> str:
     """Returns a note with a full stop and, unless it begins with one of these names, a capital letter."""
-    first = note[:1] if note.startswith(names) else note[:1].upper()
+    first = note[:1] if note.startswith(tuple(f"{name} " for name in names)) else note[:1].upper()
     return first + note[1:].rstrip(".") + "."
 
 

@@ -222,8 +222,10 @@ def test_models_of_different_kinds_in_one_table(tmp_path, capsys):
 
 
 def test_remarks_leave_names_of_models_as_they_are():
-    report = reported("out/gan", "exact") | {"notes": ["out/gan was trained elsewhere", "gan is small", "few images"]}
-    assert remarks(report, {"notes": []})[:3] == ["out/gan was trained elsewhere.", "gan is small.", "Few images."]
+    notes = ["out/gan was trained elsewhere", "gan is small", "gangs of images"]
+    report = reported("out/gan", "exact") | {"notes": notes}
+    said = ["out/gan was trained elsewhere.", "gan is small.", "Gangs of images."]
+    assert remarks(report, {"notes": []})[:3] == said
 
 
 def test_each_number_says_what_it_is():
