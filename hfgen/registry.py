@@ -67,6 +67,9 @@ class Family:
             other families, on other data than the digits; a family without is only compared when asked for.
         resolve (`str`, *optional*): A function `(options, data, machine)` that returns the options with numbers in
             place of what was left out; no torch.
+        follow (`str`, *optional*): A function `(options, data, machine)` of the
+            [`~training.options.RunOptions`] that returns, by name, what options of data, training and family are
+            where nobody decided them: neither the user nor the preset; no torch. See [`~training.defaults`].
         task (`str`, *optional*): What the Hub calls what its pipelines do.
     """
 
@@ -80,6 +83,7 @@ class Family:
     default_preset: str | None = None
     spec: str | None = None
     resolve: str | None = None
+    follow: str | None = None
     compare: Mapping[str, Any] | None = field(default=None, compare=False)
     task: str = "unconditional-image-generation"
     origin: str = field(default="hfgen", compare=False)
@@ -111,7 +115,7 @@ class Family:
     def fault(self) -> str | None:
         """Returns what is missing of the parts that the declaration names; imports only those without torch."""
         try:
-            for part in ("options", "presets", "spec", "resolve"):
+            for part in ("options", "presets", "spec", "resolve", "follow"):
                 self.load(part)
             for entry in self.pipelines:
                 if entry.options is not None:

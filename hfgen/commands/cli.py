@@ -270,7 +270,9 @@ def _add_flag(group: argparse._ArgumentGroup, kind: type, field: dataclasses.Fie
     """Adds the flag of one field; a flag that is not given leaves no trace in the namespace."""
     one_kind, optional, many = hints(kind)[field.name]
     text = field.metadata["help"]
-    if field.default is not None and field.default is not False:
+    if field.metadata.get("follows"):
+        text += " (default: follows the data and the machine)"
+    elif field.default is not None and field.default is not False:
         shown = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         text += f" (default: {shown})"
     kwargs: dict[str, Any] = {

@@ -134,10 +134,13 @@ def train_missing(config: CompareConfig, reference: ReferenceConfig, folder: Pat
 def evaluations(family: Family, values: dict[str, Any]) -> dict[str, Any]:
     """Returns the options by which a training measures its own quality at intervals."""
     from hfgen.data.cache import open_images
+    from hfgen.runtime.machine import Machine
     from hfgen.training.schedules import Schedule
 
     options = collect(family, **values)
-    schedule = Schedule(options.training, open_images(options.data).info.num_images)
+    info = open_images(options.data).info
+    options = options.resolve(info, Machine.here(), options.training.mixed_precision)
+    schedule = Schedule(options.training, info.num_images)
     every = -(-schedule.total // schedule.batch // EVALUATIONS)  # rounded up: the last one comes anyway
     return {"eval_every": every, "eval_metrics": ("fd",), "eval_num_images": EVALUATION_IMAGES}
 

@@ -19,10 +19,12 @@ class Machine:
         kind (`str`): `"cpu"`, `"cuda"`, `"mps"` or `"xpu"`.
         memory (`int`, *optional*): Its total memory in bytes, if it says so. How much of it is free plays no role: a
             run must not depend on what else goes on.
+        processes (`int`): How many train together.
     """
 
     kind: str = "cpu"
     memory: int | None = None
+    processes: int = 1
 
     @classmethod
     def here(cls) -> "Machine":

@@ -45,10 +45,11 @@ def option(
             cost nobody could pay: numbers that overflow, loops that do not end.
         metadata: `weighs=True` marks what decides how large networks are; `resumable=True` what may differ when a run
             is resumed (it changes no number that is trained); `resolved=True` what data or machine decide where it is
-            left out; `before` the value by which runs go on that were made before there was the option (by default,
-            that of today), or a function that makes it of their other options; `secret=True` what is never written to
-            a file; `once=True` what the record of a run does not repeat, because it deletes, resumes or publishes
-            something.
+            left out; `follows=True` what a family's rule may choose from data and machine where nobody decided it, the
+            default being for whoever makes the object; `before` the value by which runs go on that were made before
+            there was the option (by default, that of today), or a function that makes it of their other options;
+            `secret=True` what is never written to a file; `once=True` what the record of a run does not repeat,
+            because it deletes, resumes or publishes something.
     """
     limits = {"least": least, "above": above, "most": most, "below": below}
     metadata |= {"help": help, "choices": choices} | {name: at for name, at in limits.items() if at is not None}

@@ -199,7 +199,7 @@ def open_recipe(options: RunOptions, accelerator: Any) -> tuple[Recipe, Stream, 
     classes = RunFolder(options).recorded_classes if goes_on else None
     load = partial(_image_model, accelerator.device)
     stream = open_stream(sources, options.data, training.seed, training.hub_token, groups, classes, load)
-    machine = Machine.here()
+    machine = dataclasses.replace(Machine.here(), processes=accelerator.num_processes)
     options = options.resolve(stream.info, machine, accelerator.mixed_precision)
     check_memory(options, stream.info, machine)
     torch.manual_seed(seed_from(training.seed, "weights"))

@@ -41,9 +41,13 @@ class TrainingConfig(Options):
     seed: int = option(
         0, "seed of everything: weights, order of the data, noise, augmentation, sample grids", least=0, most=SEEDS - 1
     )
-    train_batch_size: int = option(64, "images per process and micro-batch", resumable=True, least=1, most=2**20)
+    train_batch_size: int = option(
+        64, "images per process and micro-batch", follows=True, resumable=True, least=1, most=2**20
+    )
     gradient_accumulation_steps: int = option(1, "micro-batches per update", resumable=True, least=1, most=2**16)
-    num_epochs: float = option(100.0, "length in passes over the data", resumable=True, above=0, most=1e9)
+    num_epochs: float = option(
+        100.0, "length in passes over the data", follows=True, resumable=True, above=0, most=1e9
+    )
     max_train_steps: int | None = option(
         None, "length in updates; wins over `num_epochs`", resumable=True, least=1, most=LONG
     )
@@ -73,10 +77,12 @@ class TrainingConfig(Options):
     cpu_threads: int | None = option(
         None, "threads per process on a CPU (default: cores / processes)", resumable=True, least=1, most=MOST_THREADS
     )
-    logging_steps: int = option(50, "updates between two lines of metrics", least=1, most=LONG)
+    logging_steps: int = option(50, "updates between two lines of metrics", follows=True, least=1, most=LONG)
     logger: str = option("none", "tracker, besides logs/metrics.jsonl", choices=LOGGERS, resumable=True)
     logging_dir: str = option("logs", "folder of the metrics within `output_dir`", resumable=True)
-    checkpointing_steps: int = option(500, "updates between two checkpoints", resumable=True, least=1, most=LONG)
+    checkpointing_steps: int = option(
+        500, "updates between two checkpoints", follows=True, resumable=True, least=1, most=LONG
+    )
     checkpoints_total_limit: int | None = option(
         2, "checkpoints to keep, `none` for all", resumable=True, least=1, most=LONG
     )
@@ -84,9 +90,9 @@ class TrainingConfig(Options):
         10.0, "epochs between two sample grids; 0 for none but the last", resumable=True, least=0, most=1e9
     )
     save_images_steps: int | None = option(
-        None, "updates between two sample grids; wins over epochs", resumable=True, least=1, most=LONG
+        None, "updates between two sample grids; wins over epochs", follows=True, resumable=True, least=1, most=LONG
     )
-    eval_batch_size: int = option(64, "images in a sample grid", resumable=True, least=1, most=2**20)
+    eval_batch_size: int = option(64, "images in a sample grid", follows=True, resumable=True, least=1, most=2**20)
     provenance: bool = option(True, "write into PNG files which model made them, and how", resumable=True)
     eval_every: int | None = option(
         None,

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ class RunOptions:
         data ([`DataConfig`]), training ([`TrainingConfig`]): The options that all families share.
         own: Those of the family.
         given (`frozenset[str]`): The names of those that the user gave.
+        decided (`frozenset[str]`): Those that the user, the preset or the record of a resumed run decided; the others
+            follow the data.
+        followed (`dict`): After [`resolve`], the values of those that followed it.
         command (`str`): The command that repeats the run, for its record.
     """
 
@@ -35,6 +38,8 @@ class RunOptions:
     training: TrainingConfig
     own: Any
     given: frozenset[str] = frozenset()
+    decided: frozenset[str] = frozenset()
+    followed: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
 
     @property
@@ -54,18 +59,23 @@ class RunOptions:
         return {name: value for name, value in self.values.items() if name not in resumable}
 
     def left_open(self, name: str, *values: Any) -> bool:
-        """Says whether one of some values of an option leaves it to data or machine."""
+        """Says whether an option is left to data or machine: because nobody decided it, or by one of some values."""
         fields = {field.name: field for part in self.parts for field in dataclasses.fields(part)}
-        return bool(fields[name].metadata.get("resolved")) and any(value in (None, "auto") for value in values)
+        metadata = fields[name].metadata
+        if metadata.get("follows") and name not in self.decided:
+            return True
+        return bool(metadata.get("resolved")) and any(value in (None, "auto") for value in values)
 
     def resolve(self, info: Any, machine: Machine, precision: str) -> "RunOptions":
-        """Returns the options with numbers in place of what was left to the data and the machine.
+        """Returns the options with numbers in place of what was left to the data and the machine: first what follows
+        them because nobody decided it, then what is left open by the values that there are now.
 
         Args:
             info ([`~data.info.DataInfo`]): What is known of the data.
             machine ([`~runtime.machine.Machine`]): What it will run on.
             precision (`str`): What `mixed_precision` "auto" is there.
         """
+        options, followed = self._follow(info, machine)
         found = {
             "resolution": info.resolution,
             "image_mode": info.mode,
@@ -78,12 +88,23 @@ class RunOptions:
             found["cluster_features"] = self.data.features_for(info.mode)
         if self.data.num_clusters is None:
             found["num_clusters"] = len(groups.names) if groups else 0
-        data = dataclasses.replace(self.data, **found)
-        training = dataclasses.replace(self.training, mixed_precision=precision)
+        data = dataclasses.replace(options.data, **found)
+        training = dataclasses.replace(options.training, mixed_precision=precision)
         resolve = self.family.load("resolve")
-        own = resolve(self.own, info, machine) if resolve else self.own
+        own = resolve(options.own, info, machine) if resolve else options.own
         check_together(own, data, training)
-        return dataclasses.replace(self, data=data, training=training, own=own)
+        return dataclasses.replace(options, data=data, training=training, own=own, followed=followed)
+
+    def _follow(self, info: Any, machine: Machine) -> tuple["RunOptions", dict[str, Any]]:
+        """Returns the options with those that nobody decided as the family's rule has them, and these."""
+        follow = self.family.load("follow")
+        values = follow(self, info, machine) if follow else {}
+        values = {name: value for name, value in values.items() if name not in self.decided}
+        changed = {}
+        for name, part in (("data", self.data), ("training", self.training), ("own", self.own)):
+            follows = {field.name for field in dataclasses.fields(part) if field.metadata.get("follows")}
+            changed[name] = dataclasses.replace(part, **{key: values[key] for key in follows & values.keys()})
+        return dataclasses.replace(self, **changed), values
 
 
 def check_together(own: Any, data: DataConfig, training: TrainingConfig) -> None:
@@ -133,14 +154,16 @@ def collect(family: str | Family, preset: str | None = None, command: str = "", 
     if record and given.get("train_data_dir") is not None:  # which stands in place of the other
         record.pop("dataset_name", None)
     values = record | (values if asked else {}) if record else values
-    data, training, own = make(option_kinds(family), values | given)
+    kinds = option_kinds(family)
+    decided = {field.name for kind in kinds for field in dataclasses.fields(kind)} if record else {*values, *given}
+    data, training, own = make(kinds, values | given)
     if data.dataset_name in (None, DIGITS) and data.train_data_dir is None and data.resolution is None:
         data = dataclasses.replace(data, resolution=16)  # 8x8, their own size, are too few pixels to look at
     check_together(own, data, training)
     if data.streaming and training.max_train_steps is None:
         raise UserError("`streaming` has no epochs: give the length with `max_train_steps`.")
     training = dataclasses.replace(training, output_dir=training.output_dir or default_folder(family, values | given))
-    return RunOptions(family, data, training, own, frozenset(given), command)
+    return RunOptions(family, data, training, own, frozenset(given), frozenset(decided), command=command)
 
 
 def default_folder(family: Family, values: Mapping[str, Any]) -> str:

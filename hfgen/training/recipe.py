@@ -198,9 +198,9 @@ class Recipe:
     def after_step(self, images: int) -> None:
         """Changes state that no optimizer trains, after each step of `images` images, in all processes alike."""
 
-    def warnings(self, means: dict[str, float], images_seen: int) -> list[str]:
+    def warnings(self, means: dict[str, float], progress: Progress) -> list[str]:
         """Returns warnings about the means of the metrics since the last call: what is wrong, and what to try. Options
-        are named in backticks."""
+        are named in backticks. See [`~training.alarms.Patience`] for how long something must last."""
         return []
 
     def fit(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> Any:

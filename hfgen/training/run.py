@@ -15,6 +15,7 @@ from hfgen.runtime.files import remove_temporary, write_json
 from hfgen.runtime.launch import StopSignal, describe, make_accelerator
 from hfgen.runtime.lock import FolderLock
 from hfgen.runtime.notes import say
+from hfgen.runtime.options import shown
 from hfgen.training import checkpoint
 from hfgen.training.checkpoint import Checkpoints
 from hfgen.training.console import progress_bar
@@ -23,7 +24,7 @@ from hfgen.training.folder import RunFolder
 from hfgen.training.metrics import MetricsLog
 from hfgen.training.options import RunOptions
 from hfgen.training.publisher import Publisher
-from hfgen.training.recipe import FROZEN, Recipe
+from hfgen.training.recipe import FROZEN, Progress, Recipe
 from hfgen.training.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -177,6 +178,9 @@ class Run:
         steps = self.schedule.total // self.schedule.batch
         machine = describe(self.accelerator, self.accelerator.mixed_precision)
         self.say(f"{machine}; {millions:.2f} M parameters; {steps} steps of {self.schedule.batch} images")
+        if self.options.followed:
+            values = (f"`{name}` {shown(value)}" for name, value in self.options.followed.items())
+            self.say(f"Chosen for these images and this machine: {', '.join(values)}")
         if self.images_seen:
             self.say(f"Resuming from {self.folder.checkpoint}, at {self.images_seen} images")
 
@@ -257,7 +261,8 @@ class Run:
         rates = {f"lr_{name}" if len(rates) > 1 else "lr": rate for name, rate in rates.items()}
         with self.folder.writing():
             self.log.write(self.images_seen, position | means | rates)
-        for warning in self.recipe.warnings(means, self.images_seen):
+        progress = Progress(self.images_seen, self.images_seen / self.schedule.total, position["step"])
+        for warning in self.recipe.warnings(means, progress):
             self.say(f"Warning: {warning}")
         return {name: f"{value:.3g}" for name, value in means.items() if name.endswith("loss")}
 

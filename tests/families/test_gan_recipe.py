@@ -367,6 +367,10 @@ def test_a_penalised_discriminator_is_not_compiled():
 HEALTHY = {"ranked_right": 0.7, "diversity": 1.0, "d_loss": 0.6}
 
 
+def at(images_seen, total=10**9):
+    return Progress(images_seen, images_seen / total)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -378,16 +382,16 @@ HEALTHY = {"ranked_right": 0.7, "diversity": 1.0, "d_loss": 0.6}
 def test_alarms_are_raised_once_and_only_if_a_sign_lasts(changes, words):
     alarms = Alarms(TINY, patience=1000)
     sick = HEALTHY | changes
-    assert alarms(HEALTHY, 100) == []
-    assert alarms(sick, 200) == []
-    assert alarms(HEALTHY, 1200) == []  # it has recovered in between
-    assert alarms(sick, 1300) == []
-    assert alarms(sick, 2200) == []
-    (message,) = alarms(sick, 2300)
+    assert alarms(HEALTHY, at(100)) == []
+    assert alarms(sick, at(200)) == []
+    assert alarms(HEALTHY, at(1200)) == []  # it has recovered in between
+    assert alarms(sick, at(1300)) == []
+    assert alarms(sick, at(2200)) == []
+    (message,) = alarms(sick, at(2300))
     assert words in message and "ry " in message
-    assert alarms(sick, 9000) == []
-    assert alarms(HEALTHY, 9100) == []
-    assert alarms(sick, 9200) == [] and len(alarms(sick, 10200)) == 1
+    assert alarms(sick, at(9000)) == []
+    assert alarms(HEALTHY, at(9100)) == []
+    assert alarms(sick, at(9200)) == [] and len(alarms(sick, at(10200))) == 1
 
 
 def test_what_is_no_alarm():
@@ -396,16 +400,16 @@ def test_what_is_no_alarm():
     wasserstein = dataclasses.replace(TINY, objective="wasserstein", r1_gamma=0.0, r2_gamma=0.0, lipschitz_weight=10.0)
     for config, metrics in ((TINY, won), (wasserstein, critic)):
         alarms = Alarms(config, patience=10)
-        assert [alarms(metrics, seen) for seen in (10, 30, 60)] == [[], [], []]
+        assert [alarms(metrics, at(seen)) for seen in (10, 30, 60)] == [[], [], []]
 
 
 def test_the_advice_can_be_followed():
     dcgan = dataclasses.replace(TINY, discriminator_norm="batch", r1_gamma=0.0, r2_gamma=0.0)
     alarms = Alarms(dcgan, patience=0)
-    (message,) = alarms(HEALTHY | {"ranked_right": 1.0}, 10)
+    (message,) = alarms(HEALTHY | {"ranked_right": 1.0}, at(10))
     assert "`r1_gamma` 0.05 `r2_gamma` 0.05 with `discriminator_norm` group" in message
     dataclasses.replace(dcgan, r1_gamma=0.05, r2_gamma=0.05, discriminator_norm="group").validate()
     for bound, advised in (("none", True), ("tanh", False)):
         alarms = Alarms(dataclasses.replace(STYLE, output_activation=bound), patience=0)
-        (message,) = alarms(HEALTHY | {"diversity": 0.1}, 10)
+        (message,) = alarms(HEALTHY | {"diversity": 0.1}, at(10))
         assert ("try `output_activation` tanh, " in message) == advised

@@ -158,13 +158,17 @@ def test_tasks_degrade_what_the_encoder_sees():
     torch.testing.assert_close(small, torch.full((1, 1, 8, 8), 31.5))
 
 
+def at(images_seen, total=10**9):
+    return Progress(images_seen, images_seen / total)
+
+
 def test_the_alarm_fires_on_the_classic_mistake_and_not_on_the_default():
     """Averaging the likelihood over pixels beside a summed KL divergence is the ELBO with a beta of all pixels."""
     for changes, wanted in (({}, False), ({"beta": 64.0, "variance": 0.5}, True)):
         config = dataclasses.replace(TINY, **changes)
         _, logs = trained(config, steps=120)
         alarm = CollapseAlarm(config, patience=640)
-        messages = [text for step, means in enumerate(logs) for text in alarm(means, step * 32)]
+        messages = [text for step, means in enumerate(logs) for text in alarm(means, at(step * 32))]
         assert len(messages) == wanted, logs[-1]
         if wanted:
             assert "the posterior has collapsed" in messages[0]
@@ -174,11 +178,11 @@ def test_the_alarm_fires_on_the_classic_mistake_and_not_on_the_default():
 
 def test_the_alarm_of_a_codebook():
     alarm = CollapseAlarm(dataclasses.replace(TINY, architecture="vq"), patience=100)
-    assert alarm({"perplexity": 1.2}, 0) == []
-    (message,) = alarm({"perplexity": 1.2}, 100)
+    assert alarm({"perplexity": 1.2}, at(0)) == []
+    (message,) = alarm({"perplexity": 1.2}, at(100))
     assert "the codebook collapses: only 1.2 codes" in message
-    assert alarm({"perplexity": 1.2}, 200) == []  # said once
-    assert alarm({"perplexity": 30.0}, 300) == []
+    assert alarm({"perplexity": 1.2}, at(200)) == []  # said once
+    assert alarm({"perplexity": 30.0}, at(300)) == []
 
 
 @pytest.mark.parametrize(

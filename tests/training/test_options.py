@@ -167,7 +167,8 @@ def test_what_a_resumed_run_may_change():
     assert {"seed", "beta", "learning_rate", "dataset_name", "resolution"} <= options.fixed.keys()
     assert not {"output_dir", "max_train_steps", "train_batch_size", "hub_token"} & options.fixed.keys()
     assert "hub_token" not in options.values and set(options.fixed) < set(options.values)
-    assert options.left_open("latent_channels", None, 32) and not options.left_open("latent_channels", 16, 32)
+    assert options.left_open("latent_channels", None, 32) and options.left_open("latent_channels", 16, 32)
+    assert not collect("vae", latent_channels=16).left_open("latent_channels", 16, 32)  # decided, and not left to data
     assert not options.left_open("variance", None, 0.1)
 
 

@@ -10,6 +10,7 @@ FAMILY = Family(
     default_preset="pixelcnn",
     spec="hfgen.families.autoregressive.options:spec",
     resolve="hfgen.families.autoregressive.options:resolve",
+    follow="hfgen.families.autoregressive.options:follow",
     recipe="hfgen.families.autoregressive.recipe:AutoregressiveRecipe",
     pipelines=(
         PipelineEntry(

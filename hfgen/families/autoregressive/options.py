@@ -7,6 +7,8 @@ from hfgen.data.columns import DEFAULT, VARIANTS, Derived, Spec
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.machine import Machine
 from hfgen.runtime.options import Options, option
+from hfgen.training import defaults
+from hfgen.training.defaults import Pace
 
 
 @dataclass(frozen=True)
@@ -98,13 +100,21 @@ def resolve(options: AutoregressiveConfig, data: Any, machine: Machine) -> Autor
     return replace(options, likelihood="categorical" if categorical else "logistic_mixture")
 
 
+PACES = {
+    "pixels": Pace(images=60_000, passes=200, batch=16),  # many small steps: each image has hundreds of positions
+    "codes": Pace(images=480_000, passes=500),
+}
+
+
+def follow(options: Any, data: Any, machine: Machine) -> dict[str, Any]:
+    """Chooses length and intervals: see [`~training.defaults.follow`]."""
+    return defaults.follow(PACES[options.own.draws], options, data, machine)
+
+
 COMMON: dict[str, Any] = {
-    "train_batch_size": 16,  # many small steps: each image has hundreds of positions to learn from
     "lr_warmup_steps": 100,
     "max_grad_norm": 1.0,
     "ema_half_life": 5_000,
-    "save_images_epochs": 1,
-    "num_epochs": 1,
 }
 
 
@@ -129,10 +139,8 @@ def codes() -> dict[str, Any]:
         "architecture": "transformer",
         "draws": "codes",
         "dilations": (1, 1, 1, 1, 1),  # of pixelcnn: an image has few positions
-        "train_batch_size": 64,
         "dropout": 0.1,  # few positions: it would learn them by heart
         "num_clusters": None,  # the group of an image says how its parts fit together before the first is drawn
-        "num_epochs": 8,
     }
 
 

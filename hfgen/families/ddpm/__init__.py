@@ -8,6 +8,7 @@ FAMILY = Family(
     options="hfgen.families.ddpm.options:DDPMConfig",
     presets="hfgen.families.ddpm.options:PRESETS",
     resolve="hfgen.families.ddpm.options:resolve",
+    follow="hfgen.families.ddpm.options:follow",
     recipe="hfgen.families.ddpm.recipe:DDPMRecipe",
     pipelines=(
         PipelineEntry(
@@ -22,5 +23,5 @@ FAMILY = Family(
         ),
     ),
     card="hfgen.families.ddpm:card.md",
-    compare={"preset": "mnist", "resolution": None},
+    compare={"num_clusters": None, "lr_warmup_steps": 100},
 )

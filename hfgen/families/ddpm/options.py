@@ -6,6 +6,8 @@ from typing import Any
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.machine import Machine
 from hfgen.runtime.options import Options, option
+from hfgen.training import defaults
+from hfgen.training.defaults import Pace
 
 
 @dataclass(frozen=True)
@@ -13,18 +15,19 @@ class DDPMConfig(Options):
     """DDPM: network, noise schedule, objective and optimiser."""
 
     block_out_channels: tuple[int, ...] = option(
-        (32, 64, 64), "channels of each level of the UNet", least=1, most=2**16, weighs=True
+        (32, 64, 64), "channels of each level of the UNet", follows=True, least=1, most=2**16, weighs=True
     )
-    layers_per_block: int = option(1, "residual blocks per level", least=1, most=64, weighs=True)
+    layers_per_block: int = option(1, "residual blocks per level", follows=True, least=1, most=64, weighs=True)
     attention_resolutions: tuple[int, ...] | None = option(
         None,
         "heights of the feature maps that get attention (default: the lowest level)",
         resolved=True,
+        follows=True,
         least=1,
         most=4096,
     )
-    attention_head_dim: int = option(32, "channels per attention head", least=1, most=2**16)
-    norm_num_groups: int = option(8, "groups of the group normalisation", least=1, most=2**16)
+    attention_head_dim: int = option(32, "channels per attention head", follows=True, least=1, most=2**16)
+    norm_num_groups: int = option(8, "groups of the group normalisation", follows=True, least=1, most=2**16)
     dropout: float = option(0.0, "dropout in the residual blocks", least=0, below=1)
     model_config_name_or_path: str | None = option(
         None,
@@ -93,6 +96,30 @@ def resolve(options: DDPMConfig, data: Any, machine: Machine) -> DDPMConfig:
     if options.attention_resolutions is not None or options.model_config_name_or_path is not None:
         return options
     return replace(options, attention_resolutions=(data.resolution >> (len(options.block_out_channels) - 1),))
+
+
+NETWORK = (
+    *("block_out_channels", "layers_per_block", "attention_resolutions", "attention_head_dim", "norm_num_groups"),
+    "model_config_name_or_path",
+)
+PACE = Pace(images=126_000, passes=500)
+
+
+def follow(options: Any, data: Any, machine: Machine) -> dict[str, Any]:
+    """Chooses length and intervals, see [`~training.defaults.follow`], and a network that halves images down to 8
+    pixels or less, where it attends: a narrow one on a CPU, at 128 pixels and more with half of the channels."""
+    values = defaults.follow(PACE, options, data, machine)
+    if defaults.any_decided(options, *NETWORK):
+        return values
+    if machine.kind == "cpu":
+        first, most = (32, 64) if data.resolution < 64 else (32 if data.resolution < 128 else 16, 128)
+        return values | {"block_out_channels": defaults.widths(data.resolution, first, most)}
+    return values | {
+        "block_out_channels": defaults.widths(data.resolution, 64, 256),
+        "layers_per_block": 2,
+        "attention_head_dim": 64,
+        "norm_num_groups": 32,
+    }
 
 
 def digits() -> dict[str, Any]:

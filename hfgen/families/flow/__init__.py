@@ -9,6 +9,7 @@ FAMILY = Family(
     presets="hfgen.families.flow.options:PRESETS",
     default_preset="tarflow",
     resolve="hfgen.families.flow.options:resolve",
+    follow="hfgen.families.flow.options:follow",
     recipe="hfgen.families.flow.recipe:FlowRecipe",
     pipelines=(
         PipelineEntry(

@@ -6,6 +6,8 @@ from typing import Any
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.machine import Machine
 from hfgen.runtime.options import Options, option
+from hfgen.training import defaults
+from hfgen.training.defaults import Pace
 
 TOKENS, NUMBERS = 49, 192  # patches of an image, at least, and numbers of a patch, at most, without `patch_size`
 NOISE_STD = 0.3  # levels: with it the bound is tightest, see objectives/dequantisation.py
@@ -112,23 +114,32 @@ def resolve(options: FlowConfig, data: Any, machine: Machine) -> FlowConfig:
     return replace(options, **values)
 
 
+PACES = {
+    "tarflow": Pace(images=225_000, passes=300, batch=16),  # many small steps: each image has many patches
+    "glow": Pace(images=180_000, passes=300),
+}
+
+
+def follow(options: Any, data: Any, machine: Machine) -> dict[str, Any]:
+    """Chooses length and intervals: see [`~training.defaults.follow`]."""
+    return defaults.follow(PACES[options.own.architecture], options, data, machine)
+
+
 COMMON: dict[str, Any] = {
     "lr_warmup_steps": 100,
     "max_grad_norm": 1.0,
     "ema_half_life": 20_000,
-    "save_images_epochs": 1,
-    "num_epochs": 3,
 }
 
 
 def tarflow() -> dict[str, Any]:
     """A flow of causal transformers over patches, for the fewest bits per dimension."""
-    return COMMON | {"architecture": "tarflow", "train_batch_size": 16, "num_epochs": 3.75}
+    return COMMON | {"architecture": "tarflow"}
 
 
 def glow() -> dict[str, Any]:
     """A flow of coupling layers: encodes and decodes in one pass."""
-    return COMMON | {"architecture": "glow", "train_batch_size": 64, "learning_rate": 1e-3}
+    return COMMON | {"architecture": "glow", "learning_rate": 1e-3}
 
 
 def digits() -> dict[str, Any]:

@@ -9,6 +9,7 @@ FAMILY = Family(
     presets="hfgen.families.gan.options:PRESETS",
     default_preset="stable",
     resolve="hfgen.families.gan.options:resolve",
+    follow="hfgen.families.gan.options:follow",
     recipe="hfgen.families.gan.recipe:GANRecipe",
     pipelines=(
         PipelineEntry(
@@ -18,5 +19,5 @@ FAMILY = Family(
         ),
     ),
     card="hfgen.families.gan:card.md",
-    compare={"num_epochs": 10},
+    compare={},
 )

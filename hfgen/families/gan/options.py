@@ -7,6 +7,8 @@ from typing import Any
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.machine import Machine
 from hfgen.runtime.options import Options, option
+from hfgen.training import defaults
+from hfgen.training.defaults import Pace
 
 AUGMENTATIONS = (  # those of objectives.adaptive_augmentation, which imports torch
     *("flip", "rotate90", "translate_integer", "scale", "rotate", "anisotropic", "translate"),
@@ -28,7 +30,7 @@ class GANConfig(Options):
     latent_dim: int = option(64, "length of the latents", least=1, most=2**16, weighs=True)
     base_channels: int = option(
         32, "width: of the first layer (mlp), at the full size (dcgan), of all stages (residual), 1/32 of the "
-        "channels times the pixels per side (stylegan2)", least=1, most=2**16, weighs=True,
+        "channels times the pixels per side (stylegan2)", follows=True, least=1, most=2**16, weighs=True,
     )  # fmt: skip
     group_width: int | None = option(
         None,
@@ -85,9 +87,17 @@ class GANConfig(Options):
     discriminator_steps: int = option(1, "steps of the discriminator per step of the generator", least=1, most=10_000)
     ada_target: float | None = option(
         None,
-        "adaptive augmentation: keeps the mean sign of the real logits at this, 0.6 in its paper",
+        "adaptive augmentation: keeps the mean sign of the real logits at this, 0.6 in its paper; none turns it off",
+        follows=True,
         least=0,
         most=1,
+    )
+    ada_images: int = option(
+        500_000,
+        "images in which adaptive augmentation changes its probability by 1, as long as it goes one way",
+        follows=True,
+        least=1,
+        most=2**40,
     )
     augment_probability: float = option(
         0.0, "probability of each differentiable augmentation (initial, if adaptive)", least=0, most=1
@@ -203,11 +213,29 @@ def resolve(options: GANConfig, data: Any, machine: Machine) -> GANConfig:
     return replace(options, **values)
 
 
+PACE = Pace(images=600_000, passes=2000)
+FEW = 10_000  # images, of which a discriminator soon knows each
+ADA_SHARE = 0.1  # of the run, in which adaptive augmentation may go from nothing to always
+
+
+def follow(options: Any, data: Any, machine: Machine) -> dict[str, Any]:
+    """Chooses length and intervals, see [`~training.defaults.follow`]; narrower networks for 128 pixels and more on a
+    CPU; and, of few images, adaptive augmentation, which acts within a tenth of the run."""
+    values = defaults.follow(PACE, options, data, machine)
+    if options.own.architecture == "dcgan" and data.resolution >= 128 and machine.kind == "cpu":
+        values["base_channels"] = 16 if data.resolution < 256 else 8
+    if data.num_images and data.num_images < FEW:
+        values["ada_target"] = 0.6
+    if values.get("ada_target", options.own.ada_target) is not None:
+        total = defaults.planned(values, options, data, machine).total
+        values["ada_images"] = defaults.between(1, round(ADA_SHARE * total), 500_000)
+    return values
+
+
 COMMON: dict[str, Any] = {
     "lr_warmup_steps": 0,
     "max_grad_norm": 0.0,  # Adam forgets the scale of a gradient, and clipping would couple the two games
     "ema_half_life": 20_000,
-    "save_images_epochs": 1,
 }
 
 
@@ -226,7 +254,14 @@ def conditional() -> dict[str, Any]:
     return COMMON | {"class_conditional": True}
 
 
-CLASSICAL = COMMON | {"latent_dim": 100, "r1_gamma": 0.0, "r2_gamma": 0.0, "adam_beta1": 0.5, "adam_beta2": 0.999}
+CLASSICAL = COMMON | {
+    "latent_dim": 100,
+    "r1_gamma": 0.0,
+    "r2_gamma": 0.0,
+    "adam_beta1": 0.5,
+    "adam_beta2": 0.999,
+    "ada_target": None,
+}
 
 
 def dcgan() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from hfgen.objectives.path_length import PathLengthMean, path_lengths
 from hfgen.pipelines.gan import GANPipeline
 from hfgen.runtime.errors import UserError
 from hfgen.sampling.config import GANSamplingConfig
+from hfgen.training.alarms import Patience
 from hfgen.training.recipe import (
     STATE,
     AdamW,
@@ -68,7 +69,7 @@ class GANRecipe(Recipe):
             self.batch_statistics = "the deviation within a batch, which the discriminator sees,"
         self.adaptive: AdaptiveProbability | None = None
         if config.ada_target is not None:
-            self.adaptive = AdaptiveProbability(config.ada_target, config.augment_probability)
+            self.adaptive = AdaptiveProbability(config.ada_target, config.augment_probability, config.ada_images)
             self.networks["augmentation"] = Network(self.adaptive, STATE)
         self.path_length: PathLengthMean | None = None
         if config.path_length_weight:
@@ -210,8 +211,8 @@ class GANRecipe(Recipe):
         if self.path_length is not None:
             self.path_length.update()
 
-    def warnings(self, means: dict[str, float], images_seen: int) -> list[str]:
-        return self._alarms(means, images_seen)
+    def warnings(self, means: dict[str, float], progress: Progress) -> list[str]:
+        return self._alarms(means, progress)
 
     def pipeline(self, modules: dict[str, nn.Module], fitted: Any = None) -> DiffusionPipeline:
         return GANPipeline(modules["generator"], **self._class_arguments)
@@ -243,16 +244,14 @@ class Alarms:
 
     Args:
         config ([`GANConfig`]): What is in use already is not advised.
-        patience (`int`, *optional*, defaults to 50000): Images over which a sign must last.
+        patience (`int`, *optional*, defaults to 50000): Images over which a sign must last, in a long run.
     """
 
     def __init__(self, config: GANConfig, patience: int = 50_000):
-        self.config, self.patience = config, patience
-        self._since: dict[str, int] = {}  # images seen when a sign was first noticed
-        self._told: set[str] = set()
+        self.config, self.patience = config, Patience(patience)
 
-    def __call__(self, means: dict[str, float], images_seen: int) -> list[str]:
-        """Returns warnings about the means of an interval of steps that ended at `images_seen`."""
+    def __call__(self, means: dict[str, float], progress: Progress) -> list[str]:
+        """Returns warnings about the means of an interval of steps, and of how far the run is at its end."""
         ranked, diversity = means.get("ranked_right", math.nan), means.get("diversity", math.nan)
         saturated = (
             f"the discriminator is saturated: it tells {ranked:.1%} of the pairs apart, and the generator learns "
@@ -277,13 +276,9 @@ class Alarms:
         }
         messages = []
         for text, sign in signs.items():
-            name = text.partition(":")[0]
-            if not sign:
-                self._since.pop(name, None)
-                self._told.discard(name)
-            elif images_seen - self._since.setdefault(name, images_seen) >= self.patience and name not in self._told:
-                self._told.add(name)
-                messages.append(f"for {self.patience} images {text}")
+            lasted = self.patience.lasts(text.partition(":")[0], sign, progress)
+            if lasted is not None:
+                messages.append(f"for {lasted} images {text}")
         return messages
 
     def _bound(self) -> str:

@@ -9,6 +9,7 @@ FAMILY = Family(
     presets="hfgen.families.vae.options:PRESETS",
     default_preset="residual",
     resolve="hfgen.families.vae.options:resolve",
+    follow="hfgen.families.vae.options:follow",
     recipe="hfgen.families.vae.recipe:VAERecipe",
     pipelines=(
         PipelineEntry(

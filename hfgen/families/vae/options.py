@@ -1,11 +1,14 @@
 """The options of the family; no torch here, so that `--help` answers at once."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.machine import Machine
 from hfgen.runtime.options import Options, option
+from hfgen.training import defaults
+from hfgen.training.defaults import Pace
 
 
 @dataclass(frozen=True)
@@ -15,8 +18,10 @@ class VAEConfig(Options):
     architecture: str = option("residual", "the network", choices=("conv", "residual", "hierarchical", "vq"))
     latent_channels: int | None = option(
         None,
-        "latents: all of conv and residual, per position of the others (default: 32; hierarchical 8, vq 16)",
+        "latents: all of conv and residual, per position of the others (default: 32 to 128 by the size of the images; "
+        "hierarchical 8, vq 16)",
         resolved=True,
+        follows=True,
         least=1,
         most=2**16,
         weighs=True,
@@ -104,6 +109,7 @@ class VAEConfig(Options):
 
 
 # What each network has by default; a test compares these with the networks, which cannot be asked without torch.
+SIZES = 32  # pixels of a side up to which that is deep enough
 LATENT_CHANNELS = {"conv": 32, "residual": 32, "hierarchical": 8, "vq": 16}
 BLOCK_OUT_CHANNELS = {"conv": (32, 64, 128), "residual": (32, 64, 64), "hierarchical": (48, 64), "vq": (64, 128)}
 
@@ -120,18 +126,29 @@ def resolve(options: VAEConfig, data: Any, machine: Machine) -> VAEConfig:
     if options.latent_channels is None:
         values["latent_channels"] = LATENT_CHANNELS[options.architecture]
     if options.block_out_channels is None:
-        values["block_out_channels"] = BLOCK_OUT_CHANNELS[options.architecture]
+        channels = BLOCK_OUT_CHANNELS[options.architecture]
+        more = max(0, math.ceil(math.log2(data.resolution / SIZES)))  # levels, each of which halves the images
+        values["block_out_channels"] = channels + channels[-1:] * more
     return replace(options, **values)
+
+
+PACES = {"hierarchical": Pace(images=600_000, passes=500, batch=32), "vq": Pace(images=240_000, passes=500)}
+PACE = Pace(images=600_000, passes=500)  # of all others
+
+
+def follow(options: Any, data: Any, machine: Machine) -> dict[str, Any]:
+    """Chooses length and intervals, see [`~training.defaults.follow`]; and more latents for larger images."""
+    values = defaults.follow(PACES.get(options.own.architecture, PACE), options, data, machine)
+    if options.own.architecture in ("conv", "residual") and not options.own.spatial_latent:
+        values["latent_channels"] = 32 if data.resolution <= 32 else 64 if data.resolution <= 64 else 128
+    return values
 
 
 COMMON: dict[str, Any] = {
     "learning_rate": 2e-3,
     "lr_warmup_steps": 100,
     "max_grad_norm": 10.0,  # an accident's norm: usual ones are 1 to 8, and clipping these costs likelihood
-    "train_batch_size": 64,
     "ema_half_life": 20_000,
-    "save_images_epochs": 1,
-    "num_epochs": 10,
 }
 
 
@@ -168,7 +185,6 @@ def hierarchical() -> dict[str, Any]:
         "kl_warmup": 0.1,
         "free_bits": 4.0,  # per group: without, the coarse ones stay empty, and shapes do not hang together
         "learning_rate": 4e-3,
-        "train_batch_size": 32,
         "prior_components": 0,  # its own prior is learnt
     }
 
@@ -180,7 +196,6 @@ def vq() -> dict[str, Any]:
         "block_out_channels": (64, 128, 128),
         "latent_channels": 8,
         "num_vq_embeddings": 512,
-        "num_epochs": 4,
     }
 
 

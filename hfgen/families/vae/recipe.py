@@ -17,6 +17,7 @@ from hfgen.models.gaussian_mixture import GaussianMixturePrior
 from hfgen.objectives import elbo
 from hfgen.pipelines.vae import VAEPipeline
 from hfgen.runtime.errors import UserError
+from hfgen.training.alarms import Patience
 from hfgen.training.recipe import (
     STATE,
     AdamW,
@@ -162,8 +163,8 @@ class VAERecipe(Recipe):
             self.statistics.update_(self.vae.variance)
         self.architecture.after_step(self.vae)
 
-    def warnings(self, means: dict[str, float], images_seen: int) -> list[str]:
-        return self._alarm(means, images_seen)
+    def warnings(self, means: dict[str, float], progress: Progress) -> list[str]:
+        return self._alarm(means, progress)
 
     def fit(self, modules: dict[str, nn.Module], batches: Iterator[Batch]) -> GaussianMixturePrior | None:
         """Fits a prior to the latents of training images."""
@@ -232,16 +233,14 @@ class CollapseAlarm:
 
     Args:
         config ([`VAEConfig`]): What is in use already is not advised.
-        patience (`int`, *optional*, defaults to 20000): Images over which the sign must last.
+        patience (`int`, *optional*, defaults to 20000): Images over which the sign must last, in a long run.
     """
 
     def __init__(self, config: VAEConfig, patience: int = 20_000):
-        self.config, self.patience = config, patience
-        self._since: int | None = None
-        self._told = False
+        self.config, self.patience = config, Patience(patience)
 
-    def __call__(self, means: dict[str, float], images_seen: int) -> list[str]:
-        """Returns warnings about the means of an interval of steps that ended at `images_seen`."""
+    def __call__(self, means: dict[str, float], progress: Progress) -> list[str]:
+        """Returns warnings about the means of an interval of steps, and of how far the run is at its end."""
         if self.config.architecture == "vq":
             collapsed = means.get("perplexity", math.inf) < 2
             text = (
@@ -262,11 +261,5 @@ class CollapseAlarm:
                 "mean image. The KL divergence weighs too much beside the likelihood: check that neither is averaged "
                 f"over what the other sums. Try {', '.join(remedies) or 'another `seed`'}."
             )
-        if not collapsed:
-            self._since, self._told = None, False
-            return []
-        self._since = images_seen if self._since is None else self._since
-        if self._told or images_seen - self._since < self.patience:
-            return []
-        self._told = True
-        return [f"for {self.patience} images {text}"]
+        lasted = self.patience.lasts("collapse", collapsed, progress)
+        return [] if lasted is None else [f"for {lasted} images {text}"]
