@@ -70,6 +70,9 @@ class Family:
         follow (`str`, *optional*): A function `(options, data, machine)` of the
             [`~training.options.RunOptions`] that returns, by name, what options of data, training and family are
             where nobody decided them: neither the user nor the preset; no torch. See [`~training.defaults`].
+        adopt (`str`, *optional*): A dict from the names of classes of networks and schedulers to functions of one's
+            configuration and folder, which return the options that make it: with these a run begins from a checkpoint
+            (`init_from`); no torch.
         task (`str`, *optional*): What the Hub calls what its pipelines do.
     """
 
@@ -84,6 +87,7 @@ class Family:
     spec: str | None = None
     resolve: str | None = None
     follow: str | None = None
+    adopt: str | None = None
     compare: Mapping[str, Any] | None = field(default=None, compare=False)
     task: str = "unconditional-image-generation"
     origin: str = field(default="hfgen", compare=False)
@@ -115,7 +119,7 @@ class Family:
     def fault(self) -> str | None:
         """Returns what is missing of the parts that the declaration names; imports only those without torch."""
         try:
-            for part in ("options", "presets", "spec", "resolve", "follow"):
+            for part in ("options", "presets", "spec", "resolve", "follow", "adopt"):
                 self.load(part)
             for entry in self.pipelines:
                 if entry.options is not None:

@@ -19,7 +19,7 @@ from hfgen.runtime.errors import UserError
 from hfgen.runtime.launch import make_accelerator
 from hfgen.runtime.lock import FolderLock
 from hfgen.runtime.machine import Machine, weight_bytes
-from hfgen.runtime.notes import notes_to
+from hfgen.runtime.notes import note, notes_to
 from hfgen.runtime.notes import say as print_line
 from hfgen.runtime.seeds import seed_from
 from hfgen.training.engine import digest
@@ -27,6 +27,7 @@ from hfgen.training.folder import RunFolder
 from hfgen.training.options import RunOptions, collect
 from hfgen.training.recipe import FROZEN, TRAINED, Recipe
 from hfgen.training.run import Run
+from hfgen.training.start import Start
 
 FIRST = 256  # rows that a recipe checks beforehand
 
@@ -191,6 +192,10 @@ def open_recipe(options: RunOptions, accelerator: Any) -> tuple[Recipe, Stream, 
     """
     training = options.training
     recipe_of(options.family)  # before the data is read
+    start = None
+    if training.init_from and RunFolder(options).checkpoint is None:
+        start = Start(training.init_from, training.hub_token)
+        options = options.adopt(start.options(options.family))
     spec = options.family.load("spec")
     asked = spec(options.own, options.data) if spec else DEFAULT
     sources = asked if isinstance(asked, Sources) else Sources(asked)
@@ -204,6 +209,8 @@ def open_recipe(options: RunOptions, accelerator: Any) -> tuple[Recipe, Stream, 
     check_memory(options, stream.info, machine)
     torch.manual_seed(seed_from(training.seed, "weights"))
     recipe = recipe_of(options.family)(options.own, stream.info)
+    for text in start.load(recipe, options) if start else ():
+        note(text)
     if isinstance(stream, StreamedStream):  # its images come once
         stream.needs_labels = recipe.needs_labels
     else:

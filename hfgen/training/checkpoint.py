@@ -4,6 +4,7 @@ A checkpoint is written under a temporary name, synced to the disk and renamed. 
 `checkpoint-<images>` is complete.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -40,6 +41,14 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """Lists the checkpoints of a run, oldest first."""
     found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
     return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
+
+
+def latest_tensors(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Returns the tensors of the newest checkpoint of a folder that can be read; none without one."""
+    for path in reversed(list_checkpoints(folder)):
+        with contextlib.suppress(UnreadableError):
+            return load(path)[0]
+    return {}
 
 
 def save(folder: Path, images_seen: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> Path:

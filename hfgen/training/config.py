@@ -38,6 +38,17 @@ class TrainingConfig(Options):
         None, "a checkpoint folder, or `latest`: the newest that is whole; starts from zero where there is none",
         resumable=True, once=True,
     )  # fmt: skip
+    init_from: str | None = option(
+        None,
+        "begin with the weights of a checkpoint: folder or Hub id of a pipeline, ours or one of diffusers, or the "
+        "folder of one network; its architecture, size and channels are taken, too",
+    )
+    freeze: tuple[str, ...] = option(
+        (), "weights that stay as they are: their names, with * for any characters, such as unet.down_blocks.*"
+    )
+    lower_rates: tuple[str, ...] = option(
+        (), "factors of the learning rate for some weights, named in the same way: unet.down_blocks.*=0.1"
+    )
     seed: int = option(
         0, "seed of everything: weights, order of the data, noise, augmentation, sample grids", least=0, most=SEEDS - 1
     )
@@ -134,7 +145,20 @@ class TrainingConfig(Options):
         None, "token for the Hub (default: HF_TOKEN, or what `hf auth login` stored)", resumable=True, secret=True
     )
 
+    @property
+    def rate_factors(self) -> dict[str, float]:
+        """Returns the factors of `lower_rates` by the pattern of names."""
+        return {text.rpartition("=")[0]: float(text.rpartition("=")[2]) for text in self.lower_rates}
+
     def validate(self) -> None:
+        for text in self.lower_rates:
+            pattern, _, factor = text.rpartition("=")
+            try:
+                wrong = not pattern or not 0 < float(factor) < 1000
+            except ValueError:
+                wrong = True
+            if wrong:
+                raise UserError(f"`lower_rates` {text}: give names, = and a factor, as unet.down_blocks.*=0.1.")
         best = self.metric_for_best_model
         if best is not None and (self.eval_every is None or best not in self.eval_metrics):
             lacking = "`eval_every`" if self.eval_every is None else f"{best} among `eval_metrics`"

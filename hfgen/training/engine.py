@@ -13,6 +13,7 @@ for images_seen in range(0, schedule.total, schedule.batch):
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,9 +29,9 @@ from hfgen.runtime.seeds import seed_from
 from hfgen.training.config import TrainingConfig
 from hfgen.training.ema import EMA
 from hfgen.training.metrics import Metrics
-from hfgen.training.optimizers import load_optimizer, parameter_groups, select
+from hfgen.training.optimizers import load_optimizer, matches, parameter_groups, select
 from hfgen.training.random import StepRandom, seed_global
-from hfgen.training.recipe import FROZEN, TRAINED, Batch, Network, Phase, Progress, Recipe
+from hfgen.training.recipe import FROZEN, TRAINED, Batch, Network, ParameterGroup, Phase, Progress, Recipe
 from hfgen.training.schedules import Schedule
 
 Tensors = dict[str, torch.Tensor]
@@ -87,6 +88,7 @@ class Engine:
                     say(f"`compile` leaves the network {name!r} alone: {network.eager_reason}")
                 else:
                     network.module.compile()  # in place: the names of the weights stay
+        frozen_names = self._freeze()
         candidates = {
             f"{name}.{parameter_name}": parameter
             for name, network in self.networks.items()
@@ -95,6 +97,9 @@ class Engine:
             if parameter.requires_grad
         }
         self._candidates = list(candidates.values())
+        for phase in recipe.phases:
+            if frozen_names and not any(matches(name, phase.updates) for name in candidates):
+                raise UserError(f"`freeze` {' '.join(config.freeze)} leaves phase {phase.name!r} nothing to train.")
         self.parameters = {phase.name: select(candidates, phase) for phase in recipe.phases}
         self.optimizers = {phase.name: self._optimizer(phase) for phase in recipe.phases}
         self._updated: str | None = None  # the phase whose parameters require gradients now
@@ -114,8 +119,38 @@ class Engine:
             module.enable_gradient_checkpointing()  # type: ignore[operator]
         module.train(network.role != FROZEN)
 
+    def _freeze(self) -> set[str]:
+        """Takes the weights that `freeze` names from the training; returns their names.
+
+        Raises:
+            UserError: If `freeze` or `lower_rates` name none.
+        """
+        trained = {
+            f"{name}.{key}": parameter
+            for name, network in self.networks.items()
+            if network.role == TRAINED
+            for key, parameter in network.module.named_parameters()
+        }
+        options = [("freeze", pattern) for pattern in self.config.freeze]
+        for option, pattern in [*options, *(("lower_rates", pattern) for pattern in self.config.rate_factors)]:
+            if not any(matches(name, (pattern,)) for name in trained):
+                parts = sorted({".".join(name.split(".")[:2]) for name in trained})
+                raise UserError(
+                    f"`{option}` {pattern} is the name of no weights. Those there are begin with: {', '.join(parts)}."
+                )
+        chosen = {name for name in trained if matches(name, self.config.freeze)}
+        for name in chosen:
+            trained[name].requires_grad_(False)
+        return chosen
+
     def _optimizer(self, phase: Phase) -> Any:
         value = phase.optimizer
+        own = tuple(
+            ParameterGroup((pattern, f"{pattern}.*"), value.learning_rate * factor)
+            for pattern, factor in self.config.rate_factors.items()
+        )
+        if own:
+            value = replace(value, groups=(*own, *value.groups))
         groups = [
             {"params": list(part.values()), "lr": rate, "peak": rate, "weight_decay": decay}
             for part, rate, decay in parameter_groups(self.parameters[phase.name], value)

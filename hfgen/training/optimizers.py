@@ -1,6 +1,6 @@
 """Which parameters an optimizer has, in which groups, and its state by the names of the parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -14,11 +14,17 @@ def select(candidates: Mapping[str, nn.Parameter], phase: Phase) -> dict[str, nn
     """Returns the parameters that a phase updates, by name, in the order of its patterns."""
     chosen: dict[str, nn.Parameter] = {}
     for pattern in phase.updates:
-        matches = {n: p for n, p in candidates.items() if n.startswith(f"{pattern}.") or fnmatchcase(n, pattern)}
-        if not matches:
+        found = {name: parameter for name, parameter in candidates.items() if matches(name, (pattern,))}
+        if not found:
             raise ValueError(f"the phase {phase.name!r} updates {pattern!r}, which no trained network has.")
-        chosen |= matches
+        chosen |= found
     return chosen
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Says whether a weight has a name, or belongs to the part of a network that has it; `*` stands for any
+    characters."""
+    return any(name.startswith(f"{pattern}.") or fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def parameter_groups(
@@ -28,8 +34,8 @@ def parameter_groups(
     group."""
     parts: list[dict[str, nn.Parameter]] = [{} for _ in range(len(value.groups) + 1)]
     for name, parameter in parameters.items():
-        matches = (i for i, g in enumerate(value.groups, 1) if any(fnmatchcase(name, pattern) for pattern in g.select))
-        parts[next(matches, 0)][name] = parameter
+        own = (i for i, g in enumerate(value.groups, 1) if any(fnmatchcase(name, pattern) for pattern in g.select))
+        parts[next(own, 0)][name] = parameter
     rates = [value.learning_rate, *(g.learning_rate for g in value.groups)]
     decays = [value.weight_decay, *(g.weight_decay for g in value.groups)]
     return [

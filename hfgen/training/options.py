@@ -60,11 +60,16 @@ class RunOptions:
 
     def left_open(self, name: str, *values: Any) -> bool:
         """Says whether an option is left to data or machine: because nobody decided it, or by one of some values."""
-        fields = {field.name: field for part in self.parts for field in dataclasses.fields(part)}
-        metadata = fields[name].metadata
+        metadata = self._fields[name].metadata
         if metadata.get("follows") and name not in self.decided:
             return True
         return bool(metadata.get("resolved")) and any(value in (None, "auto") for value in values)
+
+    def adopt(self, values: Mapping[str, Any]) -> "RunOptions":
+        """Returns the options with those of a checkpoint that the run begins from, where the user did not give
+        others."""
+        new = {name: value for name, value in values.items() if name not in self.given}
+        return dataclasses.replace(self._changed(new), decided=self.decided | new.keys())
 
     def resolve(self, info: Any, machine: Machine, precision: str) -> "RunOptions":
         """Returns the options with numbers in place of what was left to the data and the machine: first what follows
@@ -99,12 +104,25 @@ class RunOptions:
         """Returns the options with those that nobody decided as the family's rule has them, and these."""
         follow = self.family.load("follow")
         values = follow(self, info, machine) if follow else {}
+        fields = self._fields
+        if wrong := [name for name in values if not (name in fields and fields[name].metadata.get("follows"))]:
+            raise UserError(f"{self.family.follow} of {self.family.origin} chooses {wrong[0]}, which may not follow.")
         values = {name: value for name, value in values.items() if name not in self.decided}
-        changed = {}
-        for name, part in (("data", self.data), ("training", self.training), ("own", self.own)):
-            follows = {field.name for field in dataclasses.fields(part) if field.metadata.get("follows")}
-            changed[name] = dataclasses.replace(part, **{key: values[key] for key in follows & values.keys()})
-        return dataclasses.replace(self, **changed), values
+        return self._changed(values), values
+
+    @property
+    def _fields(self) -> dict[str, dataclasses.Field]:
+        return {field.name: field for part in self.parts for field in dataclasses.fields(part)}
+
+    def _changed(self, values: Mapping[str, Any]) -> "RunOptions":
+        """Returns the options with other values, checked."""
+
+        def changed(part: Any) -> Any:
+            names = {field.name for field in dataclasses.fields(part)} & values.keys()
+            return dataclasses.replace(part, **{name: values[name] for name in names})
+
+        data, training, own = map(changed, self.parts)
+        return dataclasses.replace(self, data=data, training=training, own=own)
 
 
 def check_together(own: Any, data: DataConfig, training: TrainingConfig) -> None:

@@ -26,6 +26,7 @@ from hfgen.training.options import RunOptions
 from hfgen.training.publisher import Publisher
 from hfgen.training.recipe import FROZEN, Progress, Recipe
 from hfgen.training.schedules import Schedule
+from hfgen.training.start import public_name
 
 if TYPE_CHECKING:
     from hfgen.training.evaluation import Evaluation
@@ -318,6 +319,7 @@ class Run:
                 name: {"origin": self.engine.networks[name].origin, "digest": value}
                 for name, value in self.engine.digests.items()
             },
+            **({"init_from": public_name(self.config.init_from)} if self.config.init_from else {}),
             "images_per_step": self.schedule.batch,
             "images_seen": self.images_seen,
             "images_total": self.schedule.total,

@@ -242,7 +242,7 @@ def test_help_answers_without_torch():
         ),
         ("--resolution 2", "--resolution 2 is out of range"),
         ("--mixed_precision fp16", "--mixed_precision fp16 does not exist on a CPU: use bf16 or no."),
-        ("--model_config_name_or_path UNET --class_conditional", "num_class_embeds 4, but this run has 11"),
+        ("--model_config_name_or_path EMPTY", "--model_config_name_or_path"),
         ("--rezolution 8", "unknown flag --rezolution. Did you mean --resolution?"),
         ("--ema_max_decay 0.9", "--ema_max_decay does not exist here: the moving average is set by its half-life"),
         ("--config CONFIG", "has the unknown key 'learning_rat'. Did you mean learning_rate?"),

@@ -11,6 +11,7 @@ FAMILY = Family(
     spec="hfgen.families.autoregressive.options:spec",
     resolve="hfgen.families.autoregressive.options:resolve",
     follow="hfgen.families.autoregressive.options:follow",
+    adopt="hfgen.families.autoregressive.options:ADOPT",
     recipe="hfgen.families.autoregressive.recipe:AutoregressiveRecipe",
     pipelines=(
         PipelineEntry(

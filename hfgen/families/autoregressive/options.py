@@ -111,6 +111,18 @@ def follow(options: Any, data: Any, machine: Machine) -> dict[str, Any]:
     return defaults.follow(PACES[options.own.draws], options, data, machine)
 
 
+ADOPT = {
+    "PixelCNN": lambda config, folder: {
+        "architecture": "pixelcnn",
+        **{name: config[name] for name in ("base_channels", "dilations", "kernel_size", "likelihood", "num_mixtures")},
+    },
+    "CausalTransformer": lambda config, folder: {
+        "architecture": "transformer",
+        **{name: config[name] for name in ("hidden_size", "num_layers", "num_attention_heads")},
+        **{name: config[name] for name in ("likelihood", "num_mixtures")},
+    },
+}
+
 COMMON: dict[str, Any] = {
     "lr_warmup_steps": 100,
     "max_grad_norm": 1.0,

@@ -9,6 +9,7 @@ FAMILY = Family(
     presets="hfgen.families.ddpm.options:PRESETS",
     resolve="hfgen.families.ddpm.options:resolve",
     follow="hfgen.families.ddpm.options:follow",
+    adopt="hfgen.families.ddpm.options:ADOPT",
     recipe="hfgen.families.ddpm.recipe:DDPMRecipe",
     pipelines=(
         PipelineEntry(

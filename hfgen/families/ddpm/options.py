@@ -31,7 +31,8 @@ class DDPMConfig(Options):
     dropout: float = option(0.0, "dropout in the residual blocks", least=0, below=1)
     model_config_name_or_path: str | None = option(
         None,
-        "Hub id or folder with the config.json of a UNet2DModel to train from scratch, instead of the flags above",
+        "Hub id or folder with the config.json of a UNet2DModel to train from scratch, instead of the flags above; "
+        "size, channels and classes are those of the images",
         weighs=True,
     )
     class_conditional: bool = option(False, "train on the labels, for sampling by class")
@@ -120,6 +121,17 @@ def follow(options: Any, data: Any, machine: Machine) -> dict[str, Any]:
         "attention_head_dim": 64,
         "norm_num_groups": 32,
     }
+
+
+ADOPT = {
+    "UNet2DModel": lambda config, folder: {"model_config_name_or_path": folder},
+    "DDPMScheduler": lambda config, folder: {
+        "ddpm_num_steps": config["num_train_timesteps"],
+        "ddpm_beta_schedule": config["beta_schedule"],
+        "prediction_type": config.get("prediction_type", "epsilon"),
+        "rescale_betas_zero_snr": config.get("rescale_betas_zero_snr", False),
+    },
+}
 
 
 def digits() -> dict[str, Any]:

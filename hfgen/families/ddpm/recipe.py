@@ -112,24 +112,12 @@ class DDPMRecipe(Recipe):
                 f"`model_config_name_or_path` {path} cannot be loaded: {one_line(error)}. Give a folder with a "
                 "config.json."
             ) from None
-        embeds = loaded.get("num_class_embeds")
-        if (embeds or 0) != (classes or 0):
-            needed = f"{classes}, 'no class' included," if config.label_dropout and classes else str(classes or 0)
-            raise UserError(
-                f"`model_config_name_or_path` {path} has num_class_embeds {embeds or 0}, but this run has {needed} "
-                "classes: change the file, `class_conditional` or `label_dropout`."
-            )
-        for key in ("in_channels", "out_channels"):
-            if loaded.get(key, 3) != info.channels:
-                raise UserError(
-                    f"`model_config_name_or_path` {path} has {key} {loaded.get(key, 3)}, but the images have "
-                    f"{info.channels}: change the file, or choose `image_mode`."
-                )
         try:
             level_sizes(info.resolution, len(loaded["block_out_channels"]))
         except ValueError as error:
             raise UserError(f"`resolution` {info.resolution} does not fit {path}: {error}") from None
-        unet = UNet2DModel.from_config(dict(loaded) | {"sample_size": info.resolution})
+        images = {"sample_size": info.resolution, "in_channels": info.channels, "out_channels": info.channels}
+        unet = UNet2DModel.from_config(dict(loaded) | images | {"num_class_embeds": classes})
         zero_init_(unet)
         return unet
 

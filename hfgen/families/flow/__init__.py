@@ -10,6 +10,7 @@ FAMILY = Family(
     default_preset="tarflow",
     resolve="hfgen.families.flow.options:resolve",
     follow="hfgen.families.flow.options:follow",
+    adopt="hfgen.families.flow.options:ADOPT",
     recipe="hfgen.families.flow.recipe:FlowRecipe",
     pipelines=(
         PipelineEntry(

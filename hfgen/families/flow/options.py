@@ -125,6 +125,19 @@ def follow(options: Any, data: Any, machine: Machine) -> dict[str, Any]:
     return defaults.follow(PACES[options.own.architecture], options, data, machine)
 
 
+TARFLOW = ("patch_size", "num_blocks", "layers_per_block", "hidden_size", "attention_head_dim", "pixel_channels")
+ADOPT = {
+    "TarFlow": lambda config, folder: {
+        "architecture": "tarflow",
+        **{name: config[name] for name in (*TARFLOW, "pixel_map")},
+    },
+    "Glow": lambda config, folder: {
+        "architecture": "glow",
+        **{name: config[name] for name in ("num_levels", "num_steps", "pixel_map")},
+        "hidden_size": config["hidden_channels"],
+    },
+}
+
 COMMON: dict[str, Any] = {
     "lr_warmup_steps": 100,
     "max_grad_norm": 1.0,

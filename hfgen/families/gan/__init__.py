@@ -10,6 +10,7 @@ FAMILY = Family(
     default_preset="stable",
     resolve="hfgen.families.gan.options:resolve",
     follow="hfgen.families.gan.options:follow",
+    adopt="hfgen.families.gan.options:ADOPT",
     recipe="hfgen.families.gan.recipe:GANRecipe",
     pipelines=(
         PipelineEntry(

@@ -1,6 +1,7 @@
 """The options of the family; no torch here, so that `--help` answers at once."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -231,6 +232,29 @@ def follow(options: Any, data: Any, machine: Machine) -> dict[str, Any]:
         values["ada_images"] = defaults.between(1, round(ADA_SHARE * total), 500_000)
     return values
 
+
+def adopted(architecture: str, **keys: str) -> Callable[[dict[str, Any], str], dict[str, Any]]:
+    """Returns a function from the configuration of a generator to options, whose names there are given."""
+    return lambda config, folder: {
+        "architecture": architecture,
+        "latent_dim": config["latent_dim"],
+        **{name: config[key] for name, key in keys.items()},
+        **({"output_activation": config["output_activation"] or "none"} if "output_activation" in config else {}),
+    }
+
+
+ADOPT = {
+    "MLPGenerator": adopted("mlp", base_channels="base_channels"),
+    "DCGANGenerator": adopted("dcgan", base_channels="base_channels"),
+    "ResidualGenerator": lambda config, folder: {
+        **adopted("residual", group_width="group_width")(config, folder),
+        "base_channels": config["block_out_channels"][0],
+    },
+    "StyleGAN2Generator": lambda config, folder: {
+        **adopted("stylegan2", mapping_layers="mapping_layers", max_channels="channel_max")(config, folder),
+        "base_channels": config["channel_base"] // 32,
+    },
+}
 
 COMMON: dict[str, Any] = {
     "lr_warmup_steps": 0,

@@ -10,6 +10,7 @@ FAMILY = Family(
     default_preset="residual",
     resolve="hfgen.families.vae.options:resolve",
     follow="hfgen.families.vae.options:follow",
+    adopt="hfgen.families.vae.options:ADOPT",
     recipe="hfgen.families.vae.recipe:VAERecipe",
     pipelines=(
         PipelineEntry(

@@ -1,6 +1,7 @@
 """The options of the family; no torch here, so that `--help` answers at once."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -143,6 +144,22 @@ def follow(options: Any, data: Any, machine: Machine) -> dict[str, Any]:
         values["latent_channels"] = 32 if data.resolution <= 32 else 64 if data.resolution <= 64 else 128
     return values
 
+
+def adopted(architecture: str, **keys: str) -> Callable[[dict[str, Any], str], dict[str, Any]]:
+    """Returns a function from the configuration of a network to options, whose names there are given."""
+    names = ("latent_channels", "block_out_channels", "likelihood", "num_mixtures")
+    return lambda config, folder: {
+        "architecture": architecture,
+        **{name: config[key] for name, key in ({name: name for name in names} | keys).items()},
+    }
+
+
+ADOPT = {
+    "ConvVAE": adopted("conv"),
+    "ResidualVAE": adopted("residual", spatial_latent="spatial"),
+    "HierarchicalVAE": adopted("hierarchical"),
+    "VQVAE": adopted("vq", num_vq_embeddings="num_vq_embeddings"),
+}
 
 COMMON: dict[str, Any] = {
     "learning_rate": 2e-3,
