@@ -26,6 +26,7 @@ class SampleConfig(ImageSet, ModelOptions):
     output_dir: str | None = option(
         None, "folder for the images (default: <model>/images, or images-<model> for a Hub id)"
     )
+    scale: int = option(1, "enlarge the files so many times, without smoothing, as for pixel art", least=1, most=64)
     overwrite_output_dir: bool = option(False, "replace the images that `output_dir` holds")
 
 
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
         origin = origin_of(config.model, config.revision, config.hub_token, **settings)
     record = {"model": config.model, "revision": config.revision}
     shown = write_images(
-        sampler, accelerator, output, config.num_images, config.seed, config.batch_size, origin, record
+        sampler, accelerator, output, config.num_images, config.seed, config.batch_size, origin, record, config.scale
     )
     if accelerator.is_main_process:
         print(f"{config.num_images} images in {output}, the first {shown} of them in {output / 'grid.png'}")

@@ -291,6 +291,8 @@ def _images(
             more["finite"] = True  # an earlier version kept pixels that are no numbers as black ones
     if mode != "RGBA" and "RGBA" in seen.modes and config.background != "none":
         more["background"] = config.background
+    if mode == "RGBA" and config.background != "none":
+        more["hidden"] = "filled"
     key = cache_key(rows=dataset._fingerprint, column=column, mode=mode, shape=shape, **more)
 
     def build(folder: Path) -> None:
@@ -327,7 +329,10 @@ def _decode(
             image = decode(value)
             # Rounding may make an image of the greatest ratio one pixel longer than that ratio says.
             array, long, transposed = fit(
-                to_mode(image, mode, value_range, config.background), resolution, length == resolution
+                to_mode(image, mode, value_range, config.background),
+                resolution,
+                length == resolution,
+                config.background == "none",
             )
             array = array[:, :, :length]
             levels = np.bincount(array.ravel(), minlength=256) if is_deep(image) else 0

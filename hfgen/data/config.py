@@ -24,7 +24,8 @@ VALUE_RANGE = (
     "range for all images, found in them"
 )
 BACKGROUND = (
-    "what transparent pixels are laid over where `image_mode` is L or RGB; none: the colours that lie hidden in them"
+    "what transparent pixels are laid over where `image_mode` is L or RGB; none: the colours that lie hidden in them, "
+    "which RGBA has otherwise from what is around them"
 )
 CLUSTERED = (
     "what similar images of `num_clusters` have in common: pixels; patches, learnt from these images in a minute; or "

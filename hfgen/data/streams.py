@@ -606,7 +606,8 @@ class _Reader:
                             "give their `value_range`."
                         )
                     image = to_mode(image, info.mode, info.value_range, config.background)
-                    pixels, length, transposed = fit(image, info.resolution, config.center_crop)
+                    kept = config.background == "none"
+                    pixels, length, transposed = fit(image, info.resolution, config.center_crop, kept)
                 except OSError as error:
                     if config.skip_corrupt_images:
                         return None

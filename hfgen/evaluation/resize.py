@@ -27,30 +27,39 @@ def check_images(images: torch.Tensor, name: str = "images") -> None:
 
 
 def as_channels(images: torch.Tensor, channels: int) -> torch.Tensor:
-    """Gives images the channels that a network takes; gray ones (one channel) are repeated.
+    """Gives images the channels that a network takes; gray ones (one channel) are repeated, and transparent ones laid
+    over white.
 
     Args:
         images (`torch.Tensor` of shape `(N, C, H, W)`): Any type.
         channels (`int`): Those of the network.
 
     Returns:
-        `torch.Tensor` of shape `(N, channels, H, W)`: A view.
+        `torch.Tensor` of shape `(N, channels, H, W)`: A view, where nothing is laid over anything.
 
     Raises:
-        UserError: If the images have other channels. Nothing is guessed: how transparent images look depends on
-            what is behind them, and how colours become gray on a formula.
+        UserError: If the images have other channels. Nothing is guessed: how colours become gray depends on a
+            formula.
     """
     given = images.shape[1]
     if given == channels:
         return images
     if given == 1 and channels == 3:
         return images.expand(-1, 3, -1, -1)
+    if given == 4 and channels == 3 and images.dtype == torch.uint8:
+        return over_white(images)
     kinds = {1: "gray", 3: "RGB", 4: "RGBA"}
     remedy = "composite them onto a background first" if given == 4 else "convert them first"
     raise UserError(
         f"images have {given} channels ({kinds.get(given, 'of unknown meaning')}), but the network takes {channels} "
         f"({kinds.get(channels, 'of unknown meaning')}): {remedy}, or choose another network."
     )
+
+
+def over_white(images: torch.Tensor) -> torch.Tensor:
+    """Lays transparent images `(N, 4, H, W)` over white: `(N, 3, H, W)`, uint8 as they are, rounded."""
+    colours, alpha = images[:, :3].int(), images[:, 3:].int()
+    return ((colours * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)
 
 
 def resize_tf1(images: torch.Tensor, size: int | tuple[int, int]) -> torch.Tensor:

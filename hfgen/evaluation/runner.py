@@ -196,6 +196,8 @@ class Evaluator:
         if self.features and info.channels < extractor.preprocessing["channels"]:
             wanted = extractor.preprocessing["channels"]
             self.notes.append(f"gray images were repeated to the {wanted} channels that {extractor.id} takes")
+        if self.features and info.mode == "RGBA" and extractor.preprocessing["channels"] == 3:
+            self.notes.append("transparent images, real and generated ones, were laid over white")
         if self.features and len(reference.held_out.rows) < num_images and baseline:
             self.notes.append(
                 f"the held-out images are {len(reference.held_out.rows):,}, fewer than the generated ones; metrics "

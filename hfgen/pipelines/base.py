@@ -232,16 +232,22 @@ class Pipeline(ClassPipeline):
         return [self.numpy_to_pil(row) for row in arrays] if arrays.ndim == 5 else self.numpy_to_pil(arrays)
 
     @staticmethod
-    def save_gif(frames: Sequence[Image.Image], path: str | os.PathLike, fps: float = 10) -> None:
-        """Writes frames as a GIF that repeats forever: whole, or not at all.
+    def save_gif(frames: Sequence[Image.Image], path: str | os.PathLike, fps: float = 10, scale: int = 1) -> None:
+        """Writes frames as a GIF that repeats forever: whole, or not at all. Each is enlarged `scale` times, without
+        smoothing.
 
         The format counts in hundredths of a second: `fps` is met as nearly as they allow. Equal frames in a row are
         joined into one that lasts as long.
 
         Raises:
-            ValueError: If there are no frames, they differ in size or mode, or `fps` is not in (0, 100].
+            ValueError: If there are no frames, they differ in size or mode, `fps` is not in (0, 100], or `scale` is no
+                whole number from 1 to 64.
         """
         _check_frames(frames)
+        if not (isinstance(scale, int) and 1 <= scale <= 64):
+            raise ValueError(f"scale is {scale!r}, but must be a whole number from 1 to 64.")
+        size = frames[0].width * scale, frames[0].height * scale
+        frames = [frame.resize(size, Image.Resampling.NEAREST) if scale > 1 else frame for frame in frames]
         if not 0 < fps <= 100:
             raise ValueError(f"fps is {fps}, but a GIF shows more than 0 and at most 100 frames per second.")
         options = {"save_all": True, "append_images": list(frames[1:]), "duration": 10 * round(100 / fps), "loop": 0}

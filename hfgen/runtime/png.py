@@ -21,6 +21,7 @@ XMP = (
 )
 
 GRID_CELL, GRID_GAP = 64, 4  # pixels: to what small images are enlarged, and what parts them
+SQUARE, SQUARES = 8, (255, 204)  # pixels of a side, and levels of gray, of what lies behind transparent images
 
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:
@@ -33,22 +34,38 @@ def to_pil(image: np.ndarray) -> Image.Image:
     return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
 
 
+def enlarge(image: np.ndarray, factor: int) -> np.ndarray:
+    """Enlarges `(H, W, C)` by a whole factor, without smoothing."""
+    return image.repeat(factor, 0).repeat(factor, 1)
+
+
+def over_squares(image: np.ndarray, side: int = SQUARE) -> np.ndarray:
+    """Lays a transparent image `(H, W, 4)` over light and dark squares, as editors do; `(H, W, 3)`, uint8."""
+    rows, columns = (np.arange(size) // side % 2 for size in image.shape[:2])
+    squares = np.where(rows[:, None] == columns, *SQUARES)[..., None]
+    alpha = image[..., 3:].astype(np.float32) / 255
+    return (image[..., :3] * alpha + squares * (1 - alpha)).round().astype(np.uint8)
+
+
 def make_grid(
     images: Sequence[np.ndarray], columns: int | None = None, cell: int = GRID_CELL, gap: int = GRID_GAP
 ) -> Image.Image:
     """Makes a near-square grid of images of shape `(H, W, C)`, row by row.
 
     Small images are enlarged by a whole factor, without smoothing, to at most `cell` pixels; `gap` gray pixels part
-    them.
+    them. Transparent ones are laid over squares.
     """
     columns = columns or int(np.ceil(np.sqrt(len(images))))
     rows = int(np.ceil(len(images) / columns))
     factor = max(1, cell // max(images[0].shape[:2]))
     height, width = images[0].shape[0] * factor + gap, images[0].shape[1] * factor + gap
-    canvas = np.full((rows * height + gap, columns * width + gap, images[0].shape[2]), 96, dtype=np.uint8)
+    channels = 3 if images[0].shape[2] == 4 else images[0].shape[2]
+    canvas = np.full((rows * height + gap, columns * width + gap, channels), 96, dtype=np.uint8)
     for number, image in enumerate(images):
         top, left = number // columns * height + gap, number % columns * width + gap
-        canvas[top : top + height - gap, left : left + width - gap] = image.repeat(factor, 0).repeat(factor, 1)
+        large = enlarge(image, factor)
+        shown = over_squares(large) if large.shape[2] == 4 else large
+        canvas[top : top + height - gap, left : left + width - gap] = shown
     return to_pil(canvas)
 
 

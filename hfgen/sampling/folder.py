@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from hfgen.runtime.distributed import batches_of_process
 from hfgen.runtime.files import write_json
-from hfgen.runtime.png import make_grid, save_png, to_pil
+from hfgen.runtime.png import enlarge, make_grid, save_png, to_pil
 from hfgen.runtime.seeds import image_seed
 from hfgen.sampling.sampler import Sampler
 
@@ -33,6 +33,7 @@ def write_images(
     batch_size: int | None = None,
     origin: dict[str, Any] | None = None,
     record: dict[str, Any] | None = None,
+    scale: int = 1,
 ) -> int:
     """Writes the images of a seeded set, in place of those that the folder holds. Every process must call this.
 
@@ -44,6 +45,8 @@ def write_images(
         batch_size (`int`, *optional*): Images at once per process.
         origin (`dict`, *optional*): What the files say of the model that made them: see [`~runtime.png.save_png`].
         record (`dict`, *optional*): What `samples.json` says of the model.
+        scale (`int`, *optional*, defaults to 1): How many times the files, but not the grid, are enlarged, without
+            smoothing.
 
     Returns:
         `int`: How many images are in the grid.
@@ -65,7 +68,7 @@ def write_images(
             path.unlink()
     accelerator.wait_for_everyone()
     for index, image in images.items():
-        save_png(to_pil(image), folder / names[index], origin and origin | own[index])
+        save_png(to_pil(enlarge(image, scale)), folder / names[index], origin and origin | own[index])
     shown = dict(gather_object([(index, image) for index, image in images.items() if index < IN_GRID]))
     if accelerator.is_main_process:
         grid = make_grid([shown[index] for index in sorted(shown)])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hfgen.data.decode import fit, image_mode, to_mode
+from hfgen.data.decode import fill_hidden, fit, image_mode, to_mode
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,23 @@ def test_fit_centre_crop_and_strips():
     assert (length, transposed) == (10, True)
     panorama, length, _ = fit(Image.new("L", (100, 5)), 5, center_crop=False)
     assert panorama.shape == (1, 5, 10)  # what is kept of very oblong images
+
+
+def test_hidden_colours_are_those_around_them():
+    """What is hidden is black in most files, and models showed it as dark fringes."""
+    pixels = np.zeros((4, 13, 22), np.uint8)
+    pixels[:, 4:9, 3:8] = np.array([250, 40, 10, 255])[:, None, None]
+    filled = fill_hidden(pixels)
+    assert (filled[:3].reshape(3, -1).T == (250, 40, 10)).all() and (filled[3] == pixels[3]).all()
+    pixels[:, 4:9, 14:20] = np.array([20, 40, 210, 128])[:, None, None]
+    filled = fill_hidden(pixels)
+    seen = pixels[3] > 0
+    assert (filled[:, seen] == pixels[:, seen]).all(), "what is seen, half or wholly, stays"
+    assert filled[0, 6, 1] > 200 > 70 > filled[0, 6, 21], "the nearer the more"
+    assert (filled[1] == 40).all() and (filled[0] >= 20).all() and (filled[0] <= 250).all()
+    assert (fill_hidden(filled) == filled).all()
+    for plain in (np.full((4, 5, 5), 255, np.uint8), np.zeros((4, 5, 5), np.uint8)):
+        assert fill_hidden(plain) is plain
+    image = Image.fromarray(pixels.transpose(1, 2, 0))
+    kept, _, _ = fit(image, 13, True, keep_hidden=True)
+    assert kept[:3, 0, 0].tolist() == [0, 0, 0] and fit(image, 13, True)[0][1, 0, 0] == 40

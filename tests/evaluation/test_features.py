@@ -123,8 +123,16 @@ def test_images_that_do_not_fit():
         resize_pil(images(1, 3, 8, 8), 4, "area")
     gray = images(2, 1, 8, 8)
     assert torch.equal(as_channels(gray, 3), gray.repeat(1, 3, 1, 1)) and as_channels(gray, 1) is gray
-    with pytest.raises(UserError, match=r"4 channels \(RGBA\), .* takes 3 \(RGB\): composite them onto a background"):
-        as_channels(images(1, 4, 8, 8), 3)
+    transparent = images(2, 4, 8, 8)
+    expected = [
+        np.asarray(Image.alpha_composite(Image.new("RGBA", (8, 8), "white"), Image.fromarray(image))).astype(int)[
+            ..., :3
+        ]
+        for image in transparent.permute(0, 2, 3, 1).contiguous().numpy()
+    ]
+    assert np.abs(as_channels(transparent, 3).permute(0, 2, 3, 1).numpy().astype(int) - np.stack(expected)).max() <= 1
+    with pytest.raises(UserError, match=r"4 channels \(RGBA\), .* takes 1 \(gray\): composite them onto a background"):
+        as_channels(images(1, 4, 8, 8), 1)
     with pytest.raises(UserError, match=r"3 channels \(RGB\), but the network takes 1 \(gray\): convert them"):
         as_channels(images(1, 3, 8, 8), 1)
 
@@ -354,8 +362,11 @@ def test_gray_images_for_a_colour_network_are_repeated(vit):
     torch.testing.assert_close(extractor(gray)["features"], extractor(gray.repeat(1, 3, 1, 1))["features"])
     report = extractor.describe()
     assert json.loads(json.dumps(report)) == report and report["notes"] == extractor.notes
-    with pytest.raises(UserError, match="composite them onto a background first"):
-        extractor(images(3, 4, 24, 24))
+    transparent = images(3, 4, 24, 24)
+    white = extractor(as_channels(transparent, 3))["features"]
+    torch.testing.assert_close(extractor(transparent)["features"], white)
+    with pytest.raises(UserError, match="2 channels"):
+        extractor(images(3, 2, 24, 24))
     with pytest.raises(ValueError, match="images has dtype torch.float32"):
         extractor(gray.float())
 

@@ -287,6 +287,9 @@ def test_gif(tmp_path, channels):
     frames = make(out_channels=channels).interpolate(frames=5, generator=seeded())
     path = tmp_path / "walk.gif"
     path.write_text("old")
+    GANPipeline.save_gif(frames[:1], path, scale=4)
+    with Image.open(path) as gif:
+        assert gif.size == (24, 24), "enlarged"
     GANPipeline.save_gif(frames, path, fps=20)
     with Image.open(path) as gif:
         assert (gif.n_frames, gif.size, gif.info["duration"], gif.info["loop"]) == (6, (6, 6), 50, 0)
@@ -669,6 +672,7 @@ MISTAKES = [
     ({}, "save_gif", {"frames": [], "path": "x.gif"}, "frames must be at least one PIL image"),
     ({}, "save_gif", {"frames": [Image.new("L", (2, 2))], "path": "x.gif", "fps": 0}, "fps is 0, but a GIF shows"),
     ({}, "save_gif", {"frames": [Image.new("L", (2, 2))], "path": "x.gif", "fps": 101}, "fps is 101"),
+    ({}, "save_gif", {"frames": [Image.new("L", (2, 2))], "path": "x.gif", "scale": 0}, "scale is 0, but must be"),
     ({}, "make_strip", {"frames": WHITE}, "frames must be at least one PIL image"),
     (
         {},
