@@ -2,6 +2,7 @@
 
 hfgen push --folder out/ddpm-digits --hub_model_id user/ddpm-digits
 hfgen push --folder out/gan-mnist/best --hub_model_id gan-mnist --private
+hfgen push --folder out/gan-mnist/dataset --hub_model_id user/generated-digits --repo_type dataset
 hfgen push --folder out/space --hub_model_id user/demo --repo_type space
 """
 
@@ -20,7 +21,9 @@ class PushConfig(Options):
 
     folder: str | None = option(None, "the pipeline folder: `output_dir` of a training run, or best/ in it")
     repo_type: str = option(
-        "model", "what the folder holds: a pipeline, or the Space that hfgen demo wrote", choices=("model", "space")
+        "model",
+        "what the folder holds: a pipeline, the Space that hfgen demo wrote, or the data set that hfgen sample wrote",
+        choices=("model", "space", "dataset"),
     )
     hub_model_id: str | None = option(None, "name of the repository, which is made if need be")
     private: bool = option(False, "make the repository private")

@@ -24,9 +24,14 @@ class SampleConfig(ImageSet, ModelOptions):
     """Images: how many, and where they go."""
 
     output_dir: str | None = option(
-        None, "folder for the images (default: <model>/images, or images-<model> for a Hub id)"
+        None, "folder for the images (default: <model>/images, or images-<model> for a Hub id; of a data set, dataset)"
     )
     scale: int = option(1, "enlarge the files so many times, without smoothing, as for pixel art", least=1, most=64)
+    as_dataset: str | None = option(
+        None,
+        "write a data set for training, with classes, seeds and a card: PNG files in an imagefolder, or parquet",
+        choices=("imagefolder", "parquet"),
+    )
     overwrite_output_dir: bool = option(False, "replace the images that `output_dir` holds")
 
 
@@ -38,14 +43,16 @@ def read_options(argv: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
 def main(argv: Sequence[str]) -> None:
     (config, common, *_), given = read_options(argv)
     folder = Path(config.model)
-    default = folder / "images" if folder.is_dir() else Path(f"images-{folder.name}")
+    name = "dataset" if config.as_dataset else "images"
+    default = folder / name if folder.is_dir() else Path(f"{name}-{folder.name}")
     output = Path(config.output_dir or default)
 
+    from hfgen.hub.dataset import dataset_files, write_dataset
     from hfgen.runtime.writable import require_folder
     from hfgen.sampling.folder import AT_ONCE, existing_files, write_images
 
     require_folder(output, "output_dir")
-    old = existing_files(output)
+    old = dataset_files(output) or existing_files(output)
     if old and not config.overwrite_output_dir:
         more = f" and {len(old) - 1} others" if len(old) > 1 else ""
         raise UserError(
@@ -64,9 +71,17 @@ def main(argv: Sequence[str]) -> None:
         settings = {**sampler.settings, "precision": sampler.precision}
         origin = origin_of(config.model, config.revision, config.hub_token, **settings)
     record = {"model": config.model, "revision": config.revision}
-    shown = write_images(
-        sampler, accelerator, output, config.num_images, config.seed, config.batch_size, origin, record, config.scale
-    )
+    images = config.num_images, config.seed, config.batch_size, origin, record, config.scale
+    if config.as_dataset:
+        write_dataset(sampler, accelerator, output, config.as_dataset, *images)
+        if accelerator.is_main_process:
+            print(f"{config.num_images} images in {output}, as a data set; its card: {output / 'README.md'}")
+            print(f"Train:    hfgen train gan --dataset_name {output}")
+            print(f"Share:    hfgen push --folder {output} --repo_type dataset --hub_model_id NAME")
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+        return
+    shown = write_images(sampler, accelerator, output, *images)
     if accelerator.is_main_process:
         print(f"{config.num_images} images in {output}, the first {shown} of them in {output / 'grid.png'}")
     accelerator.wait_for_everyone()  # a process that ends early would tear down what the others still use

@@ -93,9 +93,10 @@ def push_folder(
     Failures that may pass are tried again for some minutes.
 
     Args:
-        folder (`Path`): A pipeline folder, such as that of a run, or `best/` in it; or what `write_space` wrote.
+        folder (`Path`): A pipeline folder, such as that of a run, or `best/` in it; or what `write_space` or
+            `write_dataset` wrote.
         model_id (`str`): `name` or `user/name`.
-        repo_type (`str`): `"model"` or `"space"`.
+        repo_type (`str`): `"model"`, `"space"` or `"dataset"`.
         private (`bool`): Whether the repository must be private.
         revision (`str`, *optional*): Branch, made from `main` if need be, or `refs/pr/<number>`. By default `main`.
         commit_message (`str`): Title of the commit.
@@ -137,8 +138,11 @@ def published(folder: Path, repo_type: str = "model", kind: type | None = None) 
         UserError: If the folder holds no such thing, or one that is not whole.
     """
     from hfgen.hub.contents import pipeline_contents, space_contents
+    from hfgen.hub.dataset import dataset_contents
 
-    return pipeline_contents(folder, kind) if repo_type == "model" else space_contents(folder)
+    if repo_type == "model":
+        return pipeline_contents(folder, kind)
+    return space_contents(folder) if repo_type == "space" else dataset_contents(folder)
 
 
 def pipeline_files(folder: Path) -> list[Path]:
@@ -246,7 +250,8 @@ def upload(
         )
 
     _ask(call, token)
-    address = f"{constants.ENDPOINT}/{'spaces/' if repo_type == 'space' else ''}{model_id}"
+    section = {"space": "spaces/", "dataset": "datasets/"}.get(repo_type, "")
+    address = f"{constants.ENDPOINT}/{section}{model_id}"
     if revision and revision.startswith("refs/pr/"):
         return f"{address}/discussions/{revision.removeprefix('refs/pr/')}"
     return f"{address}/tree/{quote(revision, safe='')}" if revision else address

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -80,12 +80,14 @@ def notes(origin: dict[str, Any], composite: bool = False) -> dict[str, str]:
     }
 
 
-def save_png(image: Image.Image, path: Path, origin: dict[str, Any] | None = None, composite: bool = False) -> None:
+def save_png(
+    image: Image.Image, path: Path | BinaryIO, origin: dict[str, Any] | None = None, composite: bool = False
+) -> None:
     """Writes a PNG file at once or not at all.
 
     Args:
         image (`PIL.Image.Image`): The image.
-        path (`Path`): The file.
+        path (`Path` or binary file): Where to write.
         origin (`dict`, *optional*): What made the image: `model`, and whatever else can be written as JSON. The file
             then says so, as the texts `Source` (the model), `Software` and `Comment` (all of it) and with IPTC's mark
             for synthetic media.
@@ -94,5 +96,8 @@ def save_png(image: Image.Image, path: Path, origin: dict[str, Any] | None = Non
     texts = PngInfo()
     for key, text in (notes(origin, composite) if origin is not None else {}).items():
         texts.add_text(key, text)
+    if not isinstance(path, Path):
+        image.save(path, format="PNG", pnginfo=texts)
+        return
     with write_at_once(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=texts)

@@ -1,0 +1,115 @@
+"""A data set out of a model: read by `datasets` and by hfgen, with its classes, and a card that says what it is."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from helpers import TINY_GAN, Command, run
+from PIL import Image
+
+from hfgen.data.cache import open_images
+from hfgen.data.config import DataConfig
+from hfgen.hub.dataset import dataset_contents, is_folder
+from hfgen.runtime.errors import UserError
+from hfgen.runtime.seeds import image_seed
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    Command("train gan").main([*TINY_GAN, "--class_conditional", "--output_dir", str(folder / "labelled")])
+    Command("train gan").main([*TINY_GAN, "--output_dir", str(folder / "groups")])
+    return folder
+
+
+def sample(model, output, kind, *options):
+    Command("sample").main(
+        ["--model", str(model), "--output_dir", str(output), "--as_dataset", kind, "--num_images", "23", *options]
+    )
+    return output
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "parquet"])
+def test_it_is_read_as_any_other_data(kind, models, tmp_path, capsys):
+    from datasets import ClassLabel, load_dataset
+
+    folder = sample(models / "labelled", tmp_path / "data", kind, "--seed", "3")
+    assert f"hfgen train gan --dataset_name {folder}" in capsys.readouterr().out
+    data = load_dataset(str(folder), split="train")
+    assert len(data) == 23, "and no grid among them"
+    assert isinstance(data.features["label"], ClassLabel) and data.features["label"].names == list("0123456789")
+    assert sorted(data["label"]) == sorted(index % 10 for index in range(23))
+    seeds = [image_seed(3, index) for index in range(23)]
+    record = json.loads((folder / "samples.json").read_text())["images"]
+    assert {line["seed"]: line["class"] for line in record} == {seeds[i]: str(i % 10) for i in range(23)}
+    if kind == "parquet":
+        assert list(data["seed"]) == seeds and list(data["label"]) == [index % 10 for index in range(23)]
+    assert data[0]["image"].size == (8, 8) and "trainedAlgorithmicMedia" in str(data[0]["image"].info)
+    images = open_images(DataConfig(dataset_name=str(folder)))
+    assert len(images.images) == 23 and images.info.class_names == tuple("0123456789")
+    assert (np.asarray(data[7]["image"]) == images.images[7][0]).all()
+    assert images.labels.tolist() == list(data["label"])
+
+
+def test_the_images_are_those_of_the_set(models, tmp_path):
+    plain = tmp_path / "plain"
+    Command("sample").main(["--model", str(models / "labelled"), "--output_dir", str(plain), "--num_images", "23"])
+    folder = sample(models / "labelled", tmp_path / "data", "imagefolder", "--batch_size", "5")
+    for path in (folder / "train").glob("*/*.png"):
+        first, second = (np.asarray(Image.open(file)).astype(int) for file in (path, plain / path.name))
+        assert np.abs(first - second).max() <= 1
+
+
+def test_two_processes(models, tmp_path):
+    for kind in ("imagefolder", "parquet"):
+        options = ["--model", models / "labelled", "--num_images", 23, "--batch_size", 4, "--as_dataset", kind]
+        done = run("sample", *options, "--output_dir", tmp_path / kind, processes=2)
+        assert done.returncode == 0, done.stderr
+        images = open_images(DataConfig(dataset_name=str(tmp_path / kind)))
+        assert sorted(images.labels.tolist()) == sorted(index % 10 for index in range(23))
+    assert len(list((tmp_path / "parquet" / "data").glob("*.parquet"))) == 2
+
+
+def test_groups_are_no_classes_and_files_can_be_large(models, tmp_path):
+    folder = sample(models / "groups", tmp_path / "data", "imagefolder", "--scale", "4")
+    assert len(list((folder / "train").glob("*.png"))) == 23
+    assert Image.open(folder / "train" / "000004.png").size == (32, 32)
+    card = (folder / "README.md").read_text()
+    assert "unconditional-image-generation" in card and "| class |" not in card
+
+
+def test_the_card(models, tmp_path):
+    model = shutil.copytree(models / "labelled", tmp_path / "model")
+    card = (sample(model, tmp_path / "a", "imagefolder") / "README.md").read_text()
+    assert "All of them are synthetic" in card and "| 3 | 2 |" in card and "n<1K" in card
+    assert "was not measured" in card and "hfgen evaluate --model model --metrics memorisation" in card
+    assert "no guarantee of privacy" in card and str(tmp_path) not in card
+    weights = next(model.glob("*/*.safetensors")).relative_to(model).as_posix()
+    result = {"value": 0.031, "real": 0.0102}
+    report = {"results": {"near_duplicates": result}, "model": {"weights": {weights: ""}}}
+    report |= {"data": {"name": "digits", "num_images": 900}, "generation": {"num_images": 500}}
+    (model / "evaluation.json").write_text(json.dumps({"models": [report]}))
+    card = (sample(model, tmp_path / "b", "imagefolder") / "README.md").read_text()
+    assert "Near-copies of training images: 3.10 %" in card and "900 images of digits" in card and "1.02 %" in card
+
+
+def test_what_is_there_stays_and_what_is_pushed(models, tmp_path):
+    folder = sample(models / "labelled", tmp_path / "data", "parquet")
+    with pytest.raises(
+        UserError, match=r"--output_dir .* holds samples.json and 2 others: add --overwrite_output_dir"
+    ):
+        sample(models / "labelled", folder, "imagefolder")
+    (folder / "notes.txt").write_text("mine")
+    sample(models / "labelled", folder, "imagefolder", "--overwrite_output_dir")
+    assert not list(folder.glob("data/*.parquet")) and (folder / "notes.txt").exists()
+    names = set(dataset_contents(folder))
+    assert {"README.md", "samples.json", "train/0/000000.png"} <= names
+    assert "notes.txt" not in names and len(names) == 23 + 2
+    with pytest.raises(UserError, match="holds no data set: give the folder that `hfgen sample` wrote"):
+        dataset_contents(models / "labelled")
+
+
+def test_classes_that_are_no_folders():
+    names = ["3", "Smileys & Emotion", "a/b", "..", "x[1]", "", "_hidden", "trailing.", "café"]
+    assert [is_folder(name) for name in names] == [True, True, False, False, False, False, False, False, True]
