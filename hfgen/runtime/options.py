@@ -143,6 +143,15 @@ def shown(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}...{text[-LONGEST // 2 :]}"
 
 
+def as_text(value: Any) -> str:
+    """Writes a value as it could be given as a flag: 32 64 64, 0.1, none."""
+    if value is None:
+        return "none"
+    if isinstance(value, list | tuple):
+        return " ".join(map(as_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _fault_of(text: str) -> str | None:
     """Says, in words that follow a text, why it is no value for any option; `None` if it may be one."""
     if not text:

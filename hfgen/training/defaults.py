@@ -46,7 +46,7 @@ def follow(pace: Pace, options: Any, data: Any, machine: Machine) -> dict[str, A
         Values by the name of the option, decided or not.
     """
     values: dict[str, Any] = {"train_batch_size": batch_size(pace.batch, data)}
-    if data.num_images:
+    if data.num_images and options.training.max_train_steps is None:
         values["num_epochs"] = three_digits(images_to_see(pace, data, machine) / data.num_images)
     values["eval_batch_size"] = 64 if data.resolution <= 64 else 16
     schedule = planned(values, options, data, machine)

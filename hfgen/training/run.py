@@ -15,7 +15,7 @@ from hfgen.runtime.files import remove_temporary, write_json
 from hfgen.runtime.launch import StopSignal, describe, make_accelerator
 from hfgen.runtime.lock import FolderLock
 from hfgen.runtime.notes import say
-from hfgen.runtime.options import shown
+from hfgen.runtime.options import as_text
 from hfgen.training import checkpoint
 from hfgen.training.checkpoint import Checkpoints
 from hfgen.training.console import progress_bar
@@ -180,7 +180,7 @@ class Run:
         machine = describe(self.accelerator, self.accelerator.mixed_precision)
         self.say(f"{machine}; {millions:.2f} M parameters; {steps} steps of {self.schedule.batch} images")
         if self.options.followed:
-            values = (f"`{name}` {shown(value)}" for name, value in self.options.followed.items())
+            values = (f"`{name}` {as_text(value)}" for name, value in self.options.followed.items())
             self.say(f"Chosen for these images and this machine: {', '.join(values)}")
         if self.images_seen:
             self.say(f"Resuming from {self.folder.checkpoint}, at {self.images_seen} images")

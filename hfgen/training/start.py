@@ -12,6 +12,7 @@ from hfgen.data.config import IMAGE_MODES
 from hfgen.pipelines.self_contained import SelfContained, check_json, index_folder
 from hfgen.registry import Family, families
 from hfgen.runtime.errors import UserError, one_line
+from hfgen.runtime.options import as_text
 from hfgen.sampling.loading import load_pipeline
 from hfgen.training.checkpoint import latest_tensors
 from hfgen.training.options import RunOptions
@@ -157,8 +158,8 @@ class Start:
         ]
         if not differing:
             return
-        fitting = [f"`{name}` {_text(value)}" for name, value in self._fitting(there, options).items()]
-        parts = ", ".join(f"{key} {_text(there[key])} there and {_text(here[key])} here" for key in differing)
+        fitting = [f"`{name}` {as_text(value)}" for name, value in self._fitting(there, options).items()]
+        parts = ", ".join(f"{key} {as_text(there[key])} there and {as_text(here[key])} here" for key in differing)
         remedy = f" Use {', '.join(fitting)}." if fitting else " Use another checkpoint."
         raise UserError(
             f"`init_from` {self.name} does not fit this run: its {type(module).__name__} has {parts}.{remedy}"
@@ -195,10 +196,6 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _shared(module: nn.Module, other: nn.Module) -> list[torch.Tensor]:

@@ -96,9 +96,7 @@ def test_the_card(models, tmp_path):
 
 def test_what_is_there_stays_and_what_is_pushed(models, tmp_path):
     folder = sample(models / "labelled", tmp_path / "data", "parquet")
-    with pytest.raises(
-        UserError, match=r"--output_dir .* holds README.md and 2 others: add --overwrite_output_dir"
-    ):
+    with pytest.raises(UserError, match=r"--output_dir .* holds README.md and 2 others: add --overwrite_output_dir"):
         sample(models / "labelled", folder, "imagefolder")
     (folder / "notes.txt").write_text("mine")
     sample(models / "labelled", folder, "imagefolder", "--overwrite_output_dir")

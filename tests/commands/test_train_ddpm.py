@@ -194,7 +194,7 @@ def test_colour_alpha_and_other_options(tmp_path, script):
     unet = json.loads((tmp_path / "out" / "unet" / "config.json").read_text())
     assert (unet["in_channels"], unet["sample_size"]) == (4, 8)
     assert not list((tmp_path / "out").rglob("ema_*"))
-    assert Image.open(tmp_path / "out" / "samples.png").mode == "RGBA"
+    assert Image.open(tmp_path / "out" / "samples.png").mode == "RGB", "laid over squares"
 
 
 def test_gradient_checkpointing_computes_the_same(tmp_path, script):

@@ -63,7 +63,7 @@ COMMON = (
 FAMILY = {
     "ddpm": "--block_out_channels 8 8 --norm_num_groups 4 --attention_head_dim 8 --lr_warmup_steps 2 "
     "--ddpm_num_inference_steps 3",
-    "gan": "--latent_dim 8 --base_channels 8",
+    "gan": "--latent_dim 8 --base_channels 8 --ada_target none --ada_images 500000",
     "autoregressive": "--lr_warmup_steps 2",
     "flow": "--lr_warmup_steps 2",
     "vae": "--latent_channels 4 --block_out_channels 8 8 --lr_warmup_steps 2 --prior_components 2",

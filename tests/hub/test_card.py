@@ -315,7 +315,7 @@ def test_templates_are_in_the_package():
     """They are found beside the code, so that a wheel has them."""
     package = Path(hfgen.hub.card.__file__).parent
     templates = sorted(path.name for path in (package / "templates").iterdir())
-    assert templates == ["base.md", "classifier.md", "short.md"]
+    assert templates == ["base.md", "classifier.md", "dataset.md", "short.md"]
     shown = Shown.of("hfgen.pipelines.gan:GANPipeline")
     values = {"card_data": "", "title": "it", "model_id": "user/it", "pipeline": shown, "call": "class_labels=[0]"}
     text = render("short.md", **values)

@@ -47,6 +47,9 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path, extra, processes,
         assert re.search(f'"command": "{starts[launcher]} --dataset_name digits', (killed / "run.json").read_text())
 
 
+ADAPTIVE = "--ada_target 0.6 --ada_images 500000 --augment_probability 0.3"
+
+
 @pytest.mark.parametrize(
     ("extra", "processes"),
     [
@@ -58,7 +61,7 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path, extra, processes,
     ids=["dcgan, accumulation, bf16", "stylegan2, two processes"],
 )
 def test_a_killed_gan_ends_like_an_uninterrupted_one(tmp_path, extra, processes):
-    options = [*TINY_GAN, *STEPS, "--ada_target", "0.6", "--augment_probability", "0.3", *extra.split()]
+    options = [*TINY_GAN, *STEPS, *ADAPTIVE.split(), *extra.split()]
     whole = finished(tmp_path / "whole", *options, script="train_gan", processes=processes)
     assert 0 < state(whole)["augmentation.probability"] != 0.3  # it has been adapted
     killed = kill_and_resume(tmp_path / "killed", options, random.Random(2), script="train_gan", processes=processes)
