@@ -41,7 +41,7 @@ class RunFolder:
     @property
     def parts(self) -> tuple[Path, ...]:
         """Returns the folders in it that hold neither a checkpoint nor a network."""
-        return self.path / "samples", self.best, self.logs
+        return self.path / "samples", self.path / "overview", self.best, self.logs
 
     def grid(self, images_seen: int) -> Path:
         """Returns the path of a sample grid."""
@@ -69,7 +69,7 @@ class RunFolder:
         require_folder(self.path, "output_dir")
         if self.path.resolve() not in self.logs.resolve().parents:
             raise UserError(f"`logging_dir` {training.logging_dir} is outside of `output_dir`: give a folder name.")
-        names = (*BESIDE_COMPONENTS, "samples", "best", training.logging_dir)
+        names = (*BESIDE_COMPONENTS, "samples", "overview", "best", training.logging_dir)
         taken = [path.name for name in names for path in self.path.glob(name)]
         if taken and not self.file.exists():
             raise UserError(

@@ -8,11 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 from hfgen.runtime.files import write_text
 
+LATENTS = (
+    "kl_",
+    "rate",
+    "active_units",
+    "mutual_information",
+    "perplexity",
+    "dead_codes",
+)  # how metrics of these begin
 NEVER = 2**62  # "no step was non-finite": later than any number of images
 
 
@@ -143,8 +153,21 @@ class MetricsLog:
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
         if self.accelerator.trackers:
-            values = {key: value for key, value in line.items() if key != "images_seen"}
+            values = {grouped(key): value for key, value in line.items() if key != "images_seen"}
             self.accelerator.log(values, step=line["images_seen"])
+
+    def show(self, image: Image.Image, images_seen: int) -> None:
+        """Gives a sample grid to the trackers that take pictures, in one process."""
+        array = np.asarray(image.convert("RGB"))
+        for tracker in self.accelerator.trackers if self.accelerator.is_main_process else ():
+            if tracker.name == "tensorboard":
+                tracker.log_images({"samples": array[None]}, step=images_seen, dataformats="NHWC")
+            elif tracker.name == "trackio":
+                import trackio
+
+                tracker.log({"samples": trackio.Image(array)}, step=images_seen)
+            elif hasattr(tracker, "log_images"):
+                tracker.log_images({"samples": [image.convert("RGB")]}, step=images_seen)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -154,6 +177,14 @@ class MetricsLog:
         start = time.perf_counter()
         yield
         self._since = (self._since[0] + time.perf_counter() - start, self._since[1])
+
+
+def grouped(name: str) -> str:
+    """Returns what trackers call a metric: in the group `eval/`, `latents/` or `train/`, so that they show each group
+    together."""
+    if name.startswith("eval_"):
+        return f"eval/{name.removeprefix('eval_')}"
+    return f"{'latents' if name.startswith(LATENTS) else 'train'}/{name}"
 
 
 def _evaluates(line: str) -> bool:

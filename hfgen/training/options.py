@@ -58,6 +58,12 @@ class RunOptions:
         resumable = {field.name for field in fields if field.metadata.get("resumable")}
         return {name: value for name, value in self.values.items() if name not in resumable}
 
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """Returns the options that followed data and machine to another value than their default."""
+        defaults = {name: field.default for name, field in self._fields.items()}
+        return {name: value for name, value in self.followed.items() if value != defaults[name]}
+
     def left_open(self, name: str, *values: Any) -> bool:
         """Says whether an option is left to data or machine: because nobody decided it, or by one of some values."""
         metadata = self._fields[name].metadata

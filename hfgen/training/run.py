@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object
+from PIL import Image
 
 from hfgen.hub.background import BackgroundPush
 from hfgen.runtime.distributed import in_first_process
@@ -23,6 +24,7 @@ from hfgen.training.engine import Engine
 from hfgen.training.folder import RunFolder
 from hfgen.training.metrics import MetricsLog
 from hfgen.training.options import RunOptions
+from hfgen.training.overview import FOLDER, write_overview
 from hfgen.training.publisher import Publisher
 from hfgen.training.recipe import FROZEN, Progress, Recipe
 from hfgen.training.schedules import Schedule
@@ -179,8 +181,9 @@ class Run:
         steps = self.schedule.total // self.schedule.batch
         machine = describe(self.accelerator, self.accelerator.mixed_precision)
         self.say(f"{machine}; {millions:.2f} M parameters; {steps} steps of {self.schedule.batch} images")
-        if self.options.followed:
-            values = (f"`{name}` {as_text(value)}" for name, value in self.options.followed.items())
+        chosen = self.options.chosen
+        if chosen:
+            values = (f"`{name}` {as_text(value)}" for name, value in chosen.items())
             self.say(f"Chosen for these images and this machine: {', '.join(values)}")
         if self.images_seen:
             self.say(f"Resuming from {self.folder.checkpoint}, at {self.images_seen} images")
@@ -211,6 +214,10 @@ class Run:
         with self.publisher.pipeline(self.publisher.batches() if complete else None) as pipeline:
             if grid:
                 self.publisher.sample_grid(pipeline, self.images_seen)
+                if self.main:
+                    with self.folder.writing():
+                        self.log.show(Image.open(self.folder.grid(self.images_seen)), self.images_seen)
+                        write_overview(self.folder.path, self.folder.logs, self.stream.info.resolution)
             if evaluation and self.evaluation:
                 self._evaluate(pipeline, last)
             if model:
@@ -225,7 +232,11 @@ class Run:
         self._publish(grid=True, evaluation=True, model=True)
         folder = self.folder
         self.say(f"Done: {self.images_seen} images in {self.seconds:.0f} s of training.")
+        if self.main:
+            with folder.writing():
+                write_overview(folder.path, folder.logs, self.stream.info.resolution)
         self.say(f"Samples:  {folder.grid(self.images_seen)}")
+        self.say(f"Overview: {folder.path / FOLDER / 'README.md'}")
         self.say(f"Pipeline: {folder.path} (its card: {folder.path / 'README.md'})")
         if (folder.best / "model_index.json").exists():
             self.say(f"Best:     {folder.best}")
