@@ -10,6 +10,7 @@ its class, which repeat it alone, are in `samples.json` and in its file.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,13 @@ def main(argv: Sequence[str]) -> None:
     default = folder / name if folder.is_dir() else Path(f"{name}-{folder.name}")
     output = Path(config.output_dir or default)
 
-    from hfgen.hub.dataset import dataset_files, write_dataset
+    from hfgen.hub.dataset import card
     from hfgen.runtime.writable import require_folder
+    from hfgen.sampling.dataset import dataset_files, write_dataset
     from hfgen.sampling.folder import AT_ONCE, existing_files, write_images
 
     require_folder(output, "output_dir")
-    old = dataset_files(output) or existing_files(output)
+    old = list(dict.fromkeys([*existing_files(output), *dataset_files(output)]))
     if old and not config.overwrite_output_dir:
         more = f" and {len(old) - 1} others" if len(old) > 1 else ""
         raise UserError(
@@ -73,7 +75,8 @@ def main(argv: Sequence[str]) -> None:
     record = {"model": config.model, "revision": config.revision}
     images = config.num_images, config.seed, config.batch_size, origin, record, config.scale
     if config.as_dataset:
-        write_dataset(sampler, accelerator, output, config.as_dataset, *images)
+        describe = partial(card, sampler, config.as_dataset, config.num_images)
+        write_dataset(sampler, accelerator, output, config.as_dataset, *images, describe)
         if accelerator.is_main_process:
             print(f"{config.num_images} images in {output}, as a data set; its card: {output / 'README.md'}")
             print(f"Train:    hfgen train gan --dataset_name {output}")

@@ -46,12 +46,17 @@ def check_images(images: torch.Tensor, likelihood: str) -> None:
             "likelihood is 'bernoulli', but images has values between -1 and 1, for which it is no probability: "
             "binarise the images, or use 'logistic_mixture' or 'gaussian'."
         )
-    levels = (images + 1) / (2 * HALF_BIN)
-    if likelihood in ("logistic", "logistic_mixture") and ((levels - levels.round()).abs() > 0.01).any():
+    if likelihood in ("logistic", "logistic_mixture") and not on_levels(images):
         raise ValueError(
             f"likelihood is {likelihood!r}, which knows 256 levels, but images has values between two of them: "
             "round the images to 8 bit, or use 'gaussian'."
         )
+
+
+def on_levels(images: torch.Tensor) -> bool:
+    """Says whether all values of images in [-1, 1] are among the 256 levels of 8 bit."""
+    levels = (images + 1) / (2 * HALF_BIN)
+    return bool(((levels - levels.round()).abs() <= 0.01).all())
 
 
 def logistic_bins(

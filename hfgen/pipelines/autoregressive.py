@@ -272,7 +272,11 @@ class AutoregressivePipeline(Pipeline):
                 unknown classes.
         """
         pixels = 2 * self._pixels(image).to(self._execution_device) - 1
-        elbo.check_images(pixels, "logistic")
+        if not elbo.on_levels(pixels):
+            raise ValueError(
+                "image has values between two of the 256 levels of 8 bit, and the model knows the probability of "
+                "levels alone: round it to 8 bit."
+            )
         if self.vae is not None:
             elbo.check_images(pixels, self.vae.config.likelihood)
         elif (levels := self.model.config.num_levels) != autoregressive.LEVELS:

@@ -173,6 +173,8 @@ class Pipeline(ClassPipeline):
             raise ValueError(f"{name} is a {type(image).__name__}: give PIL images, an array or a tensor.")
         is_array = isinstance(images, np.ndarray)
         wanted_shape = (height, width, channels) if is_array else (channels, height, width)
+        if images.ndim == 4 and not len(images):
+            raise ValueError(f"{name} has no images: give at least one.")
         if tuple(images.shape[-3:]) != wanted_shape or images.ndim > 4 or not len(images):
             raise ValueError(
                 f"{name} has shape {tuple(images.shape)}, but {must} {wanted_shape}: resize or convert it first, "

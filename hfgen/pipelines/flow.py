@@ -190,6 +190,8 @@ class FlowPipeline(Pipeline):
             ValueError: For latents of another shape, missing or unknown classes.
         """
         self._check_output(output_type)
+        if isinstance(latents, torch.Tensor) and latents.ndim != 4:
+            raise ValueError(f"latents has shape {tuple(latents.shape)}, but must have (B, *{self.latent_shape}).")
         count = len(latents) if np.ndim(latents) else 1
         labels = self._given_classes(class_labels, count)
         with self._running():

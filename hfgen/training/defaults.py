@@ -54,7 +54,7 @@ def follow(pace: Pace, options: Any, data: Any, machine: Machine) -> dict[str, A
     values["logging_steps"] = between(1, steps // LINES, 50)
     values["checkpointing_steps"] = between(25, steps // CHECKPOINTS, 5000)
     if "save_images_epochs" not in options.decided:
-        values["save_images_steps"] = max(1, steps // GRIDS)
+        values["save_images_steps"] = max(1, -(-steps // GRIDS))
     return values
 
 

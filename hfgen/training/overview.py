@@ -29,17 +29,17 @@ FILES = {
     "model_index.json": "with the folders beside it, the pipeline: `from_pretrained` takes this folder",
     "samples.png": "images of the finished model, for the card",
     "reconstructions.png": "training images, and what the model makes of them, for the card",
-    "run.json": "every option, the data, the machine, and the command: `--config run.json` repeats the run",
+    "run.json": "every option, the data, the machine, and the command; as `config`, it repeats the run",
     "samples/": "a grid at intervals, named by the images seen; the same seeds each time",
     "overview/samples.gif": "these grids, one after another",
     "overview/samples.png": "the first images of some of them, from the beginning of the run downwards",
     "overview/metrics.png": "losses and metrics over the images seen",
     "logs/metrics.jsonl": "the same as numbers, a line for each interval",
-    "checkpoint-*/": "the state of the training: `--resume_from_checkpoint latest` goes on from the last",
+    "checkpoint-*/": "the state of the training: `resume_from_checkpoint` latest goes on from the last",
     "best/": "the pipeline that was best by `metric_for_best_model`",
     "evaluation.json": "what `hfgen evaluate` measured",
     "images/": "what `hfgen sample` made",
-    "dataset/": "what `hfgen sample --as_dataset` made",
+    "dataset/": "what `hfgen sample` made with `as_dataset`",
 }
 
 

@@ -10,9 +10,10 @@ from PIL import Image
 
 from hfgen.data.cache import open_images
 from hfgen.data.config import DataConfig
-from hfgen.hub.dataset import dataset_contents, is_folder
+from hfgen.hub.dataset import dataset_contents
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.seeds import image_seed
+from hfgen.sampling.dataset import dataset_files, is_folder
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,25 @@ def test_two_processes(models, tmp_path):
     assert len(list((tmp_path / "parquet" / "data").glob("*.parquet"))) == 2
 
 
+def test_what_was_there_stays_until_the_new_one_is_whole(models, tmp_path, monkeypatch):
+    """A run that was killed left neither the old data set nor a new one."""
+    from hfgen.hub import dataset
+
+    folder = sample(models / "labelled", tmp_path / "data", "imagefolder")
+    before = {path: path.read_bytes() for path in dataset_files(folder)}
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "card", stop)
+        with pytest.raises(KeyboardInterrupt):
+            sample(models / "labelled", folder, "parquet", "--overwrite_output_dir")
+    assert {path: path.read_bytes() for path in dataset_files(folder)} == before
+    sample(models / "labelled", folder, "parquet", "--overwrite_output_dir", "--class_labels", "3")
+    assert [path.name for path in sorted(folder.iterdir())] == ["README.md", "data", "samples.json"]
+
+
 def test_groups_are_no_classes_and_files_can_be_large(models, tmp_path):
     folder = sample(models / "groups", tmp_path / "data", "imagefolder", "--scale", "4")
     assert len(list((folder / "train").glob("*.png"))) == 23
@@ -96,7 +116,7 @@ def test_the_card(models, tmp_path):
 
 def test_what_is_there_stays_and_what_is_pushed(models, tmp_path):
     folder = sample(models / "labelled", tmp_path / "data", "parquet")
-    with pytest.raises(UserError, match=r"--output_dir .* holds README.md and 2 others: add --overwrite_output_dir"):
+    with pytest.raises(UserError, match=r"--output_dir .* holds samples.json and 2 others: add --over"):
         sample(models / "labelled", folder, "imagefolder")
     (folder / "notes.txt").write_text("mine")
     sample(models / "labelled", folder, "imagefolder", "--overwrite_output_dir")

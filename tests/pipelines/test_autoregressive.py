@@ -81,7 +81,7 @@ def test_log_prob_of_images(name):
     arrays = np.stack([np.asarray(image) for image in images])[..., None] / 255
     torch.testing.assert_close(pipe.log_prob(arrays), expected)
     torch.testing.assert_close(pipe.log_prob(images[1]), expected[1:2])
-    with pytest.raises(ValueError, match="between two of them"):
+    with pytest.raises(ValueError, match="between two of the 256 levels"):
         pipe.log_prob(arrays * 0.99)
 
 

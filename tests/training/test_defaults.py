@@ -70,6 +70,8 @@ def test_what_somebody_decided_stays():
     assert not {"num_epochs", "train_batch_size", "save_images_steps"} & options.followed.keys()
     assert planned("ddpm", 300, save_images_epochs=0)[1].images is None
     assert planned("ddpm", 300, max_train_steps=50)[1].total == 50 * 64
+    short, schedule = planned("ddpm", 300, max_train_steps=20)
+    assert schedule.total // schedule.images == 10, "12 grids at most, however short"
     own = planned("ddpm", 300, block_out_channels=(8, 8), norm_num_groups=4, machine=GPU)[0].own
     assert own.block_out_channels == (8, 8) and own.layers_per_block == 1  # no part of another network beside it
     assert planned("ddpm", 300, preset="mnist")[0].own.block_out_channels == (32, 64, 64)
