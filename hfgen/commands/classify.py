@@ -49,9 +49,10 @@ def main(argv: Sequence[str]) -> None:
 
     with new_folder_at_once(folder) as temporary:  # a run cut short leaves nothing that looks like a classifier
         report = train_classifier(data, config, temporary, command_line("classify", KINDS, argv), say)
-        weak = report["test_accuracy"] < GOOD_ACCURACY
+        weak = report["test_balanced_accuracy"] < GOOD_ACCURACY
         write_classifier_card(temporary, folder.resolve().name, report, weak)
     say(f"Accuracy: {report['test_accuracy']:.2%} of {report['test_data']['num_images']} test images")
+    say(f"Balanced: {report['test_balanced_accuracy']:.2%}, the mean over the classes")
     if weak:
         say(f"          which is too low to measure other images by ({GOOD_ACCURACY:.0%} is needed): train longer")
     say(f"Saved:    {folder}")

@@ -11,11 +11,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from hfgen.data.augment import prepare
 from hfgen.data.cache import open_images
@@ -81,15 +83,14 @@ def open_parts(data: DataConfig, config: ClassifierConfig) -> tuple[Part, Part]:
             raise UserError(f"`{name}` is not for classifiers, which see all images equally often: leave it out.")
     test_split = str(config.resolved(data).test_split)
     train = open_images(data)
+    if train.info.mode == "RGBA":  # as it measures them
+        data = dataclasses.replace(data, image_mode="RGB")
+        train = open_images(data)
     names = train.info.class_names
     if train.labels is None or names is None:
         raise UserError(f"{train.info.name} has no classes to learn: name the column with `label_column`.")
     if len(names) < 2:
         raise UserError(f"{train.info.name} has only the class {names[0]!r}: give data with 2 classes or more.")
-    if train.info.mode == "RGBA":
-        raise UserError(
-            f"{train.info.name} has transparent images: add `image_mode` RGB, by which they lie over `background`."
-        )
     same: dict[str, Any] = {"resolution": train.info.resolution, "image_mode": train.info.mode, "center_crop": True}
     share = share_of(test_split)
     same["value_range"] = train.info.value_range or data.value_range
@@ -151,7 +152,7 @@ def check_memory(info: DataInfo, config: ClassifierConfig) -> None:
         UserError: If they do not, with the options that decide it.
     """
     machine, shape = Machine.here(), (COLOURS, info.resolution, info.resolution)
-    machine.require_images(config.train_batch_size, shape, f"`train_batch_size` {config.train_batch_size}")
+    machine.require_images(config.train_batch_size or 1, shape, f"`train_batch_size` {config.train_batch_size}")
     with torch.device("meta"):  # which has shapes, and no memory
         network = build_model(info, config)
     count = sum(parameter.numel() for parameter in network.parameters())
@@ -198,6 +199,8 @@ def train(model: Any, part: Part, data: DataConfig, config: ClassifierConfig) ->
         images = images.expand(-1, COLOURS, -1, -1).contiguous(memory_format=torch.channels_last)
         return {"pixel_values": images, "labels": torch.from_numpy(labels[rows])}
 
+    weights = class_weights(part) if config.class_weights else None
+    assert config.num_epochs and config.train_batch_size
     total = config.num_epochs * -(-len(part.rows) // config.train_batch_size)
     with tempfile.TemporaryDirectory() as scratch:  # of which its only use is to make sure that it exists
         arguments = TrainingArguments(
@@ -217,8 +220,26 @@ def train(model: Any, part: Part, data: DataConfig, config: ClassifierConfig) ->
             report_to="none",
         )
         model.to(memory_format=torch.channels_last)  # twice as fast on a CPU
-        Trainer(model, arguments, data_collator=collate, train_dataset=part.rows.tolist()).train()
+        Trainer(
+            model,
+            arguments,
+            data_collator=collate,
+            train_dataset=part.rows.tolist(),
+            compute_loss_func=None if weights is None else partial(weighted_loss, weights),
+        ).train()
     model.to("cpu", memory_format=torch.contiguous_format)
+
+
+def class_weights(part: Part) -> torch.Tensor:
+    """Returns a weight for each class that makes all classes count alike, and the mean of all images 1."""
+    counts = np.bincount(part.classes, minlength=len(part.data.info.class_names or ()))
+    return torch.from_numpy(len(part.classes) / (np.maximum(counts, 1) * (counts > 0).sum())).float()
+
+
+def weighted_loss(weights: torch.Tensor, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> Any:
+    """Computes the cross entropy with weights of the classes, its mean over images and not over weights."""
+    losses = F.cross_entropy(outputs["logits"], labels, weights.to(labels.device), reduction="none")
+    return losses.sum() / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
 
 def predict(folder: Path, part: Part) -> torch.Tensor:
@@ -246,6 +267,7 @@ def measure(folder: Path, train_part: Part, test_part: Part) -> dict[str, Any]:
     names = info.class_names or ()
     return {
         "test_accuracy": accuracy.accuracy,
+        "test_balanced_accuracy": float(np.mean(list(accuracy.by_class.values()))),
         "test_accuracy_by_class": {names[number]: share for number, share in accuracy.by_class.items()},
         "held_out": info.split == test_part.data.info.split,
         "train_data": train_part.record(),
@@ -275,6 +297,8 @@ def train_classifier(
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("a small classifier trains in one process: start it without a launcher.")
     train_part, test_part = open_parts(data, config)
+    counts = np.bincount(train_part.classes, minlength=len(train_part.data.info.class_names or ())).tolist()
+    config = config.suited(counts)
     info = train_part.data.info
     if on_cpu():
         torch.set_num_threads(cores())  # accelerate launch leaves torch one
@@ -284,7 +308,11 @@ def train_classifier(
     torch.manual_seed(seed_from(config.seed, "weights"))
     model = build_model(info, config)
     say(f"Data:     {info}; {len(train_part.rows)} to train on, {len(test_part.rows)} to measure on")
-    say(f"Training: {model.num_parameters() / 1e6:.2f} M parameters; {machine}")
+    weighted = "; all classes count alike" if config.class_weights else ""
+    say(
+        f"Training: {model.num_parameters() / 1e6:.2f} M parameters; {machine}; {config.num_epochs} epochs in steps "
+        f"of {config.train_batch_size} images{weighted}"
+    )
     start = time.perf_counter()
     train(model, train_part, data, config)
     seconds = time.perf_counter() - start

@@ -1,6 +1,7 @@
 """The options of evaluation; no torch here, so that `--help` answers at once."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import Options, option
 from hfgen.runtime.seeds import SEEDS
 
+SEEN = 40_000  # images that a classifier sees at least
 GOOD_ACCURACY = 0.9  # a weaker classifier says little about images
 MOST_IMAGES = 10**7  # of a measurement: their features are kept
 MOST_THREADS = 512
@@ -103,8 +105,17 @@ class ClassifierConfig(Options):
         weighs=True,
     )
     depth: int = option(1, "residual blocks per resolution", least=1, most=64, weighs=True)
-    num_epochs: int = option(6, "passes over the images", least=1, most=10**6)
-    train_batch_size: int = option(128, "images per step", least=1, most=2**20)
+    num_epochs: int | None = option(
+        None, "passes over the images (default: 6; more of few images, until 40,000 are seen)", least=1, most=10**6
+    )
+    train_batch_size: int | None = option(
+        None, "images per step (default: 128; fewer of few images, 16 at least)", least=1, most=2**20
+    )
+    class_weights: bool | None = option(
+        None,
+        "let each class count alike, whatever its share of the images (default: where one has more than twice as many "
+        "images as another)",
+    )
     learning_rate: float = option(
         3e-3, "of AdamW at its peak; it warms up and then falls as a cosine", above=0, most=100
     )
@@ -117,6 +128,20 @@ class ClassifierConfig(Options):
         "digits, a folder of images, and where it is that of `dataset_split`, a fifth is held out)",
     )
     output_dir: str | None = option(None, "folder of the classifier (default: out/classifier-<name of the data>)")
+
+    def suited(self, counts: Sequence[int]) -> "ClassifierConfig":
+        """Returns the options with numbers in place of what was left out, for so many images of each class."""
+        images, present = sum(counts), [count for count in counts if count]
+        epochs, size = max(6, min(150, -(-SEEN // images))), 128
+        while size > 16 and 16 * size > images:
+            size //= 2
+        unequal = max(present) > 2 * min(present)
+        return dataclasses.replace(
+            self,
+            num_epochs=self.num_epochs or epochs,
+            train_batch_size=self.train_batch_size or size,
+            class_weights=unequal if self.class_weights is None else self.class_weights,
+        )
 
     def resolved(self, data: DataConfig) -> "ClassifierConfig":
         """Returns the options with a split and a folder in place of what was left out."""

@@ -347,10 +347,12 @@ def load_transformers_extractor(name: str, device: torch.device, batch_size: int
 
 
 def read_accuracy(folder: Path) -> float | None:
-    """Reads the test accuracy that `hfgen classify` wrote beside a classifier; `None` for any other model."""
+    """Reads the test accuracy that `hfgen classify` wrote beside a classifier, the balanced one if it did; `None` for
+    any other model."""
     try:
-        return float(json.loads((folder / "eval.json").read_text(encoding="utf-8"))["test_accuracy"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        report = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
+        return float(report.get("test_balanced_accuracy", report["test_accuracy"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

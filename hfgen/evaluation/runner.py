@@ -196,6 +196,11 @@ class Evaluator:
         if self.features and info.channels < extractor.preprocessing["channels"]:
             wanted = extractor.preprocessing["channels"]
             self.notes.append(f"gray images were repeated to the {wanted} channels that {extractor.id} takes")
+        if self.features and extractor.accuracy is not None and extractor.accuracy < GOOD_ACCURACY:
+            self.notes.append(
+                f"{extractor.id} gets only {extractor.accuracy:.1%} of its test images right (mean over the classes): "
+                "distances in its features rank models that are far apart, and say nothing about copies"
+            )
         if self.features and info.mode == "RGBA" and extractor.preprocessing["channels"] == 3:
             self.notes.append("transparent images, real and generated ones, were laid over white")
         if self.features and len(reference.held_out.rows) < num_images and baseline:
