@@ -1,13 +1,14 @@
 """Grids of images, and PNG files that say what made them."""
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo, iTXt
 
 from hfgen.runtime.files import write_at_once
@@ -21,6 +22,7 @@ XMP = (
 )
 
 GRID_CELL, GRID_GAP = 64, 4  # pixels: to what small images are enlarged, and what parts them
+TITLE = 20  # pixels above a grid
 SQUARE, SQUARES = 8, (255, 204)  # pixels of a side, and levels of gray, of what lies behind transparent images
 
 
@@ -48,25 +50,48 @@ def over_squares(image: np.ndarray, side: int = SQUARE) -> np.ndarray:
 
 
 def make_grid(
-    images: Sequence[np.ndarray], columns: int | None = None, cell: int = GRID_CELL, gap: int = GRID_GAP
+    images: Sequence[np.ndarray | None],
+    columns: int | None = None,
+    cell: int = GRID_CELL,
+    gap: int = GRID_GAP,
+    titles: Sequence[str] = (),
 ) -> Image.Image:
-    """Makes a near-square grid of images of shape `(H, W, C)`, row by row.
+    """Makes a near-square grid of images of shape `(H, W, C)`, row by row; a place is left empty for `None`. Titles
+    stand above equal parts of the columns.
 
     Small images are enlarged by a whole factor, without smoothing, to at most `cell` pixels; `gap` gray pixels part
     them. Transparent ones are laid over squares.
     """
     columns = columns or int(np.ceil(np.sqrt(len(images))))
     rows = int(np.ceil(len(images) / columns))
-    factor = max(1, cell // max(images[0].shape[:2]))
-    height, width = images[0].shape[0] * factor + gap, images[0].shape[1] * factor + gap
-    channels = 3 if images[0].shape[2] == 4 else images[0].shape[2]
+    shape = next(image.shape for image in images if image is not None)
+    factor = max(1, cell // max(shape[:2]))
+    height, width = shape[0] * factor + gap, shape[1] * factor + gap
+    channels = 3 if shape[2] == 4 else shape[2]
     canvas = np.full((rows * height + gap, columns * width + gap, channels), 96, dtype=np.uint8)
     for number, image in enumerate(images):
+        if image is None:
+            continue
         top, left = number // columns * height + gap, number % columns * width + gap
         large = enlarge(image, factor)
         shown = over_squares(large) if large.shape[2] == 4 else large
         canvas[top : top + height - gap, left : left + width - gap] = shown
-    return to_pil(canvas)
+    grid = to_pil(canvas)
+    return with_titles(grid, titles) if titles else grid
+
+
+def with_titles(grid: Image.Image, titles: Sequence[str]) -> Image.Image:
+    """Writes titles above equal parts of an image, cut where they are too long."""
+    font = ImageFont.load_default(size=TITLE - 6)
+    titled = Image.new(grid.mode, (grid.width, grid.height + TITLE), "white")
+    titled.paste(grid, (0, TITLE))
+    width = grid.width / len(titles)
+    for number, title in enumerate(titles):
+        text = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode() or "?"  # what the font has
+        while len(text) > 1 and font.getlength(text) > width - 4:
+            text = text[:-1]
+        ImageDraw.Draw(titled).text(((number + 0.5) * width, TITLE - 4), text, "black", font, anchor="ms")
+    return titled
 
 
 def notes(origin: dict[str, Any], composite: bool = False) -> dict[str, str]:

@@ -9,8 +9,9 @@ from tqdm.auto import tqdm
 
 from hfgen.runtime.distributed import batches_of_process
 from hfgen.runtime.files import write_json
-from hfgen.runtime.png import enlarge, make_grid, save_png, to_pil
+from hfgen.runtime.png import enlarge, save_png, to_pil
 from hfgen.runtime.seeds import image_seed
+from hfgen.sampling.grid import sample_grid
 from hfgen.sampling.sampler import Sampler
 
 RECORD = "samples.json"
@@ -71,7 +72,7 @@ def write_images(
         save_png(to_pil(enlarge(image, scale)), folder / names[index], origin and origin | own[index])
     shown = dict(gather_object([(index, image) for index, image in images.items() if index < IN_GRID]))
     if accelerator.is_main_process:
-        grid = make_grid([shown[index] for index in sorted(shown)])
+        grid = sample_grid(sampler, [shown[index] for index in sorted(shown)], seed)
         save_png(grid, folder / "grid.png", origin and origin | {"seed": seed, "num_images": len(shown)})
         rows = [{"file": names[index], **own[index]} for index in own]
         write_json(

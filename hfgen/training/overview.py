@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from hfgen.evaluation.report import GAP, INK, MARGIN, number, write
 from hfgen.runtime.files import write_at_once, write_text
-from hfgen.runtime.png import GRID_CELL, GRID_GAP
+from hfgen.runtime.png import GRID_CELL, GRID_GAP, TITLE
 
 FOLDER = "overview"
 LINE, PALE = "#1f4e8c", "#a0a8b4"
@@ -169,6 +169,7 @@ def write_strip(grids: Sequence[Path], target: Path, resolution: int) -> None:
     beside = 100
     canvas = Image.new("RGB", (beside + width, len(rows) * height), "white")
     for index, (seen, image) in enumerate(rows):
-        canvas.paste(image.crop((0, 0, image.width, height)), (beside, index * height))
+        top = TITLE if image.getpixel((0, 0)) == (255, 255, 255) else 0  # below the names of classes
+        canvas.paste(image.crop((0, top, image.width, top + height)), (beside, index * height))
         write(canvas, beside - 2 * GAP, index * height + height // 2, f"{seen:,}", INK, "rm")
     save(canvas, target / "samples.png")

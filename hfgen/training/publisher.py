@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import math
 import random
 import shutil
 import tempfile
@@ -23,6 +22,7 @@ from hfgen.runtime.errors import UserError
 from hfgen.runtime.files import folder_at_once, write_json
 from hfgen.runtime.png import make_grid, save_png, to_uint8
 from hfgen.sampling.capabilities import Generates, adapter_of
+from hfgen.sampling.grid import sample_grid
 from hfgen.sampling.sampler import Sampler
 from hfgen.training.engine import Engine
 from hfgen.training.folder import RunFolder
@@ -79,22 +79,20 @@ class Publisher:
     def sample_grid(self, pipeline: Any, images_seen: int) -> None:
         """Writes a grid of images: sampled on all processes, each with its own seed; of a pipeline that makes none
         from seeds, what the recipe shows on the card."""
-        if isinstance(adapter_of(pipeline), Generates):
+        composite = not isinstance(adapter_of(pipeline), Generates)
+        if not composite:
             sampler, count, seed = self.sampler(pipeline), self.config.eval_batch_size, self.config.seed
             size = min(AT_ONCE, -(-count // self.accelerator.num_processes))
             made = map_over_processes(
                 self.accelerator, count, size, lambda i: {"images": sampler(i, seed)}, "Samples", leave=False
             )
             images = list(made["images"].permute(0, 2, 3, 1).numpy()) if self.main else []
-            columns, composite = self.recipe.grid_columns, False
-            if columns:  # of several turns of few classes, so that the grid is about square
-                columns *= max(1, round(math.sqrt(count) / columns))
+            grid = sample_grid(sampler, images, seed) if self.main else None
         else:
             rows = self.recipe.card_images(self.engine.published, self.batches())
-            images, columns, composite = [image for row in rows for image in to_uint8(row)], len(rows[0]), True
-        if self.main:
+            grid = make_grid([image for row in rows for image in to_uint8(row)], len(rows[0]))
+        if self.main and grid:
             with self.folder.writing():
-                grid = make_grid(images, columns)
                 save_png(grid, self.folder.grid(images_seen), self.origin(images_seen), composite)
         self._grid_at = images_seen
 

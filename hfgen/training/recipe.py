@@ -157,8 +157,6 @@ class Recipe:
     Attributes:
         networks (`dict[str, Network]`): All modules, under the names that checkpoints and metrics have for them.
         phases (`tuple[Phase, ...]`): What is updated in each step, in this order.
-        grid_columns (`int`, *optional*): Columns of the sample grid, or what their number is a multiple of; by
-            default it is square.
         sampling (*optional*): The sampling options of the sample grids, of the class that the family declares.
         batch_statistics (`str`, *optional*): What in the loss is defined over a micro-batch, and not per image, so
             that another split of the batch gives another run. Batch normalisation is noticed without it.
@@ -168,7 +166,6 @@ class Recipe:
 
     networks: dict[str, Network]
     phases: tuple[Phase, ...]
-    grid_columns: int | None = None
     sampling: Any = None
     batch_statistics: str | None = None
     needs_labels: bool = False
@@ -265,10 +262,3 @@ def class_arguments(data: DataInfo, names: tuple[str, ...] | None) -> dict[str, 
         return {}
     shares = data.classes.shares
     return {"id2label": dict(enumerate(names)), "class_shares": shares, "class_kind": data.classes.kind}
-
-
-def class_columns(data: DataInfo, names: tuple[str, ...] | None) -> int | None:
-    """Returns the number of classes that a sample grid shows in its columns, in turn; `None` if there are too many or
-    they mean nothing."""
-    named = names and data.classes and not data.classes.groups and len(names) <= 16
-    return len(names) if named and names else None

@@ -156,7 +156,7 @@ def test_a_grid_of_few_classes_is_about_square(tmp_path, script):
     options += ["--eval_batch_size", "16", "--max_train_steps", "2", "--train_batch_size", "4"]
     script.main([*options, "--output_dir", str(tmp_path / "out")])
     (grid,) = (tmp_path / "out" / "samples").iterdir()
-    assert Image.open(grid).size == (4 * 68 + 4, 4 * 68 + 4)
+    assert Image.open(grid).size == (4 * 68 + 4, 4 * 68 + 4 + 20), "two columns for each, under its name"
 
 
 @pytest.mark.parametrize(

@@ -288,7 +288,6 @@ def test_pipelines_and_samples():
     pipeline = recipe.pipeline(modules_of(recipe))
     assert isinstance(pipeline, GANPipeline)
     assert pipeline.class_names == ["a", "b", "c"]
-    assert recipe.grid_columns == 3
     recipe.networks["generator"].module.eval()
     images = Sampler(pipeline, recipe.sampling, "it")([4, 5], 0)
     again = pipeline(class_labels=[1, 2], generator=image_generators(0, [4, 5]), output_type="pt").images

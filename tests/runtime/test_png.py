@@ -25,6 +25,15 @@ def test_transparent_images_lie_over_squares():
     assert (np.asarray(grid)[2:34, 36:68] == (200, 0, 0)).all()
 
 
+def test_titles_and_empty_places():
+    image = np.full((8, 8, 1), 200, np.uint8)
+    plain = make_grid([image, image, image, None], 2, cell=32)
+    titled = make_grid([image, image, image, None], 2, cell=32, titles=["cats", "a name that is far too long"])
+    assert titled.size == (plain.width, plain.height + 20)
+    assert (np.asarray(titled)[20:] == np.asarray(plain)).all()
+    assert np.asarray(titled)[:20].min() < 100 and (np.asarray(plain)[-30:-5, -30:-5] == 96).all()
+
+
 def test_pixels_are_enlarged_as_they_are():
     image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     large = enlarge(image, 3)

@@ -29,7 +29,6 @@ from hfgen.training.recipe import (
     Progress,
     Recipe,
     class_arguments,
-    class_columns,
     class_names,
 )
 
@@ -82,7 +81,6 @@ class AutoregressiveRecipe(Recipe):
             self.networks["vae"] = Network(self.vae, FROZEN, origin=config.codes_from)
         self.dimensions = size**2 * channels  # that the network draws
         self._class_arguments = class_arguments(info, self.class_names)
-        self.grid_columns = class_columns(info, self.class_names)
         betas = (config.adam_beta1, config.adam_beta2)
         groups = (ParameterGroup(UNDECAYED, weight_decay=0.0),)
         optimizer = AdamW(config.learning_rate, betas, config.adam_epsilon, config.adam_weight_decay, groups)

@@ -21,7 +21,6 @@ from hfgen.training.recipe import (
     Progress,
     Recipe,
     class_arguments,
-    class_columns,
     class_names,
 )
 
@@ -63,7 +62,6 @@ class DDPMRecipe(Recipe):
         self.networks = {"unet": Network(unet, averaged=True)}
         steps = min(config.ddpm_num_inference_steps, config.ddpm_num_steps)  # whose default suits the usual schedules
         self.sampling = DDPMSamplingConfig(num_inference_steps=steps)
-        self.grid_columns = class_columns(info, self.class_names)
         betas = (config.adam_beta1, config.adam_beta2)
         optimizer = AdamW(config.learning_rate, betas, config.adam_epsilon, config.adam_weight_decay)
         self.phases = (Phase("unet", ("unet",), optimizer),)

@@ -23,7 +23,6 @@ from hfgen.training.recipe import (
     Progress,
     Recipe,
     class_arguments,
-    class_columns,
     class_names,
 )
 
@@ -55,7 +54,6 @@ class FlowRecipe(Recipe):
             self.batch_statistics = "the statistics that actnorm starts with"
         self.dimensions = info.channels * info.resolution**2
         self._class_arguments = class_arguments(info, self.class_names)
-        self.grid_columns = class_columns(info, self.class_names)
         betas = (config.adam_beta1, config.adam_beta2)
         optimizer = AdamW(config.learning_rate, betas, config.adam_epsilon, config.adam_weight_decay)
         self.phases = (Phase("flow", ("flow",), optimizer),)

@@ -26,7 +26,6 @@ from hfgen.training.recipe import (
     Progress,
     Recipe,
     class_arguments,
-    class_columns,
     class_names,
 )
 
@@ -77,7 +76,6 @@ class GANRecipe(Recipe):
             self.networks["path_length"] = Network(self.path_length, STATE)
         self.sampling = GANSamplingConfig(truncation=config.truncation)
         self._class_arguments = class_arguments(info, self.class_names)
-        self.grid_columns = class_columns(info, self.class_names)
 
         def adam(learning_rate: float) -> AdamW:
             return AdamW(learning_rate, (config.adam_beta1, config.adam_beta2), config.adam_epsilon)

@@ -27,7 +27,6 @@ from hfgen.training.recipe import (
     Progress,
     Recipe,
     class_arguments,
-    class_columns,
     class_names,
 )
 
@@ -105,7 +104,6 @@ class VAERecipe(Recipe):
         self.num_images = info.num_images
         self.dimensions = info.channels * info.resolution**2
         self._class_arguments = class_arguments(info, self.class_names)
-        self.grid_columns = class_columns(info, self.class_names)
         betas = (config.adam_beta1, config.adam_beta2)
         optimizer = AdamW(config.learning_rate, betas, config.adam_epsilon, config.adam_weight_decay)
         self.phases = (Phase("vae", ("vae",), optimizer),)
