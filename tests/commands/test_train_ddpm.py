@@ -49,6 +49,7 @@ def test_the_run_directory(trained):
         "checkpoint-000000000096",
         "logs",
         "model_index.json",
+        "overview",
         "run.json",
         "samples",
         "samples.png",

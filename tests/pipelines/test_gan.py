@@ -632,7 +632,7 @@ MISTAKES = [
     ({}, "project", {"image": []}, "image is a list: give PIL images"),
     ({}, "project", {"image": WHITE[:, :1]}, "image has shape (1, 1, 6, 6), but the model makes (3, 6, 6)"),
     ({}, "project", {"image": WHITE[0, 0]}, "image has shape (6, 6), but the model makes (3, 6, 6)"),
-    ({}, "project", {"image": WHITE[:0]}, "image has shape (0, 3, 6, 6)"),
+    ({}, "project", {"image": WHITE[:0]}, "image has no images: give at least one."),
     ({}, "project", {"image": WHITE.numpy()}, "image has shape (1, 3, 6, 6), but the model makes (6, 6, 3)"),
     ({}, "project", {"image": WHITE * 255}, "image goes from 255 to 255, but must be in [0, 1]: scale it."),
     ({}, "project", {"image": -WHITE}, "image goes from -1 to -1"),
