@@ -51,7 +51,8 @@ class Start:
                 ) from None
         self.folder = folder
         self.alone = not (folder / INDEX).is_file()  # one network, as in the folder `unet` of a pipeline
-        parts = [folder] if self.alone else sorted(path for path in folder.iterdir() if path.is_dir())
+        within = [] if self.alone else sorted(path for path in folder.iterdir() if path.is_dir())
+        parts = [folder, *within]  # pipelines of one network, as google/ddpm-cifar10-32, may have no folders
         beside = [folder.parent / "scheduler"] if self.alone else []
         files = [file for part in (*parts, *beside) for file in (part / "config.json", part / "scheduler_config.json")]
         self.configs: dict[str, tuple[dict[str, Any], Path]] = {}

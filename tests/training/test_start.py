@@ -128,7 +128,12 @@ def test_a_stock_folder_of_diffusers_and_the_network_in_it(tmp_path):
         attention_head_dim=None, flip_sin_to_cos=False, freq_shift=1, downsample_padding=0,
     )  # fmt: skip
     DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=50)).save_pretrained(tmp_path / "google")
-    for source, name in ((tmp_path / "google", "a"), (tmp_path / "google" / "unet", "b")):
+    flat = shutil.copytree(tmp_path / "google", tmp_path / "flat")
+    for part in ("unet", "scheduler"):  # as in google/ddpm-cifar10-32
+        for file in (flat / part).iterdir():
+            file.rename(flat / file.name)
+        (flat / part).rmdir()
+    for source, name in ((tmp_path / "google", "a"), (tmp_path / "google" / "unet", "b"), (flat, "d")):
         run, _ = begin("ddpm", source, tmp_path / name, ddpm_num_inference_steps=2)
         assert run.stream.info.resolution == 16 and run.stream.info.mode == "RGB"
         ours, theirs = run.engine.modules["unet"], unet.state_dict()
