@@ -50,11 +50,11 @@ def main(argv: Sequence[str]) -> None:
 
     from hfgen.hub.dataset import card
     from hfgen.runtime.writable import require_folder
-    from hfgen.sampling.dataset import dataset_files, write_dataset
+    from hfgen.sampling.dataset import write_dataset
     from hfgen.sampling.folder import AT_ONCE, existing_files, write_images
 
     require_folder(output, "output_dir")
-    old = list(dict.fromkeys([*existing_files(output), *dataset_files(output)]))
+    old = existing_files(output)
     if old and not config.overwrite_output_dir:
         more = f" and {len(old) - 1} others" if len(old) > 1 else ""
         raise UserError(
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
         write_dataset(sampler, accelerator, output, config.as_dataset, *images, describe)
         if accelerator.is_main_process:
             print(f"{config.num_images} images in {output}, as a data set; its card: {output / 'README.md'}")
-            print(f"Train:    hfgen train gan --dataset_name {output}")
+            print(f"Train:    hfgen train FAMILY --dataset_name {output}")
             print(f"Share:    hfgen push --folder {output} --repo_type dataset --hub_model_id NAME")
         accelerator.wait_for_everyone()
         accelerator.end_training()

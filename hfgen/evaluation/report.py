@@ -2,7 +2,6 @@
 
 import json
 import math
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from hfgen.evaluation.explanations import explain, explain_density, explain_mixt
 from hfgen.evaluation.features import NO_FEATURES, RESERVED
 from hfgen.evaluation.inception import sha256_of
 from hfgen.evaluation.runner import training_data
+from hfgen.runtime.png import ascii_only
 from hfgen.runtime.provenance import record
 
 PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -248,11 +248,6 @@ def write(canvas: Image.Image, x: float, y: float, text: str, colour: str = INK,
 def length(text: str) -> float:
     """Returns the length of a line in pixels, as [`write`] writes it."""
     return ImageFont.load_default(size=FONT).getlength(ascii_only(text))
-
-
-def ascii_only(text: str) -> str:
-    """Returns what the font has of a line."""
-    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
 
 
 def bars(canvas: Image.Image, reports: Sequence[dict[str, Any]], key: str, x: int, y: int, width: int) -> None:

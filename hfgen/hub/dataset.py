@@ -7,11 +7,12 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from hfgen.hub.card import command, escape_markdown, public_path, render
+from hfgen.hub.card import command, escape_markdown, public_path, public_record, render
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.files import sha256_of
 from hfgen.runtime.version import __version__
-from hfgen.sampling.dataset import CARD, class_names, dataset_files
-from hfgen.sampling.folder import RECORD
+from hfgen.sampling.dataset import class_names
+from hfgen.sampling.folder import CARD, RECORD, dataset_files
 from hfgen.sampling.sampler import Sampler
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -65,13 +66,9 @@ def _memorisation(folder: Path) -> dict[str, Any] | None:
     """Returns what the last evaluation of a model found of copies, as far as it is of the weights that there are."""
     try:
         reports = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["models"]
-        report = next(report for report in reports if "near_duplicates" in report["results"])
+        measured = (report for report in reports if "near_duplicates" in report["results"])
+        report = next(report for report in measured if _is_of(report, folder))
         result = report["results"]["near_duplicates"]
-        if any(
-            (folder / name).stat().st_mtime > (folder / "evaluation.json").stat().st_mtime
-            for name in report["model"]["weights"]
-        ):
-            return None
         return {
             "value": float(result["value"]),
             "real": None if result["real"] is None else float(result["real"]),
@@ -83,6 +80,12 @@ def _memorisation(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def _is_of(report: dict[str, Any], folder: Path) -> bool:
+    """Says whether a report is of the weights that a folder holds now."""
+    weights = report["model"]["weights"]
+    return bool(weights) and all(sha256_of(folder / name) == digest for name, digest in weights.items())
+
+
 def dataset_contents(folder: Path) -> dict[str, bytes | Path]:
     """Returns the files of a data set that `hfgen sample` wrote, as they may be published.
 
@@ -92,4 +95,5 @@ def dataset_contents(folder: Path) -> dict[str, bytes | Path]:
     files = {path.relative_to(folder).as_posix(): path for path in dataset_files(folder)}
     if CARD not in files or RECORD not in files or len(files) < 3:
         raise UserError(f"{folder} holds no data set: give the folder that `hfgen sample` wrote with `as_dataset`.")
-    return dict(files)
+    record = public_record(json.loads(files[RECORD].read_text(encoding="utf-8")))
+    return {**files, RECORD: (json.dumps(record, indent=2) + "\n").encode()}

@@ -80,6 +80,11 @@ def make_grid(
     return with_titles(grid, titles) if titles else grid
 
 
+def ascii_only(text: str) -> str:
+    """Returns what the one font that PIL brings along has of a line."""
+    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+
+
 def with_titles(grid: Image.Image, titles: Sequence[str]) -> Image.Image:
     """Writes titles above equal parts of an image, cut where they are too long."""
     font = ImageFont.load_default(size=TITLE - 6)
@@ -87,7 +92,7 @@ def with_titles(grid: Image.Image, titles: Sequence[str]) -> Image.Image:
     titled.paste(grid, (0, TITLE))
     width = grid.width / len(titles)
     for number, title in enumerate(titles):
-        text = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode() or "?"  # what the font has
+        text = ascii_only(title) or "?"
         while len(text) > 1 and font.getlength(text) > width - 4:
             text = text[:-1]
         ImageDraw.Draw(titled).text(((number + 0.5) * width, TITLE - 4), text, "black", font, anchor="ms")

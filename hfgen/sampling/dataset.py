@@ -5,33 +5,36 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from tqdm.auto import tqdm
 
 from hfgen.data.export import write_parquet
-from hfgen.runtime.distributed import batches_of_process
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.files import TEMPORARY, write_at_once, write_json, write_text
 from hfgen.runtime.png import enlarge, save_png, to_pil
-from hfgen.runtime.seeds import image_seed
 from hfgen.runtime.version import __version__
-from hfgen.sampling.folder import AT_ONCE, RECORD
+from hfgen.sampling.folder import CARD, RECORD, clear, dataset_files, existing_files, origin_of_image, sampled
 from hfgen.sampling.sampler import Sampler
 
 Describe = Callable[[Mapping[str, int], dict[str, Any]], str]
-KINDS = ("imagefolder", "parquet")
-CARD = "README.md"
-FILES = (CARD, RECORD, "train/*.png", "train/*/*.png", "data/train-*.parquet")
 
 
-def dataset_files(folder: Path) -> list[Path]:
-    """Returns the files that [`write_dataset`] wrote into a folder, or would replace."""
-    return [path for pattern in FILES for path in sorted(folder.glob(pattern))]
+def check_free(folder: Path) -> None:
+    """Raises [`UserError`] if a folder holds what a data set would stand among, or replace, and that hfgen did not
+    write."""
+    ours = existing_files(folder)
+    held = [folder / CARD, *(folder / "train").rglob("*"), *(folder / "data").rglob("*")]
+    foreign = [path for path in held if path.is_file() and path not in ours]
+    if foreign:
+        raise UserError(
+            f"`output_dir` {folder} holds {foreign[0].relative_to(folder)}, which `hfgen sample` did not write: give "
+            "another folder."
+        )
 
 
 def class_names(sampler: Sampler) -> tuple[str, ...]:
@@ -68,8 +71,9 @@ def write_dataset(
             made with.
 
     Raises:
-        UserError: If the names of classes are no names of folders.
+        UserError: If the names of classes are no names of folders, or the folder holds files of something else.
     """
+    check_free(folder)
     names = class_names(sampler)
     if kind == "imagefolder" and len({name.casefold() for name in names if is_folder(name)}) < len(names):
         wrong = next((name for name in names if not is_folder(name)), "two that differ in capitals")
@@ -82,24 +86,36 @@ def write_dataset(
     accelerator.wait_for_everyone()
     rows = _rows(sampler, accelerator, num_images, seed, batch_size, names, origin, scale)
     write = _write_parquet if kind == "parquet" else _write_files
-    table = sorted(gather_object(write(new, rows, names, accelerator)), key=lambda line: line["file"])
+    lines = dict(gather_object(list(write(new, rows, names, accelerator).items())))
     if accelerator.is_main_process:
+        table = [lines[index] for index in sorted(lines)]
         counts = Counter(line["class"] for line in table if line["class"] is not None)
         about = {**(record or {}), "seed": seed, **sampler.settings, "precision": sampler.precision}
-        write_json(new / RECORD, {**about, "hfgen": __version__, "images": table})
+        write_json(new / RECORD, {**about, "hfgen": __version__, "as_dataset": kind, "images": table})
         if describe:
             write_text(new / CARD, describe(counts, about))
-        for path in dataset_files(folder):
-            path.unlink()
-        for path in (*folder.glob("train/*"), folder / "train", folder / "data"):  # of classes that are no more
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
+        clear(folder)
         for path in dataset_files(new):
             target = folder / path.relative_to(new)
             target.parent.mkdir(parents=True, exist_ok=True)
             path.replace(target)
         shutil.rmtree(new)
     accelerator.wait_for_everyone()
+
+
+@dataclass(frozen=True)
+class Row:
+    """An image of a data set: its number, its class by number and by name, its seed, and the PNG file."""
+
+    index: int
+    label: int | None
+    class_name: str | None
+    seed: int
+    png: bytes
+
+    @property
+    def name(self) -> str:
+        return f"{self.index:06d}.png"
 
 
 def _rows(
@@ -111,21 +127,13 @@ def _rows(
     names: tuple[str, ...],
     origin: dict[str, Any] | None,
     scale: int,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Row]:
     """Makes the images of this process, as PNG files in memory."""
-    size = batch_size or min(AT_ONCE, num_images)
-    with tqdm(total=num_images, unit="img", disable=not accelerator.is_main_process) as bar:
-        for batch in batches_of_process(num_images, size, accelerator.process_index, accelerator.num_processes):
-            for index, image in zip(batch, sampler(batch, seed).permute(0, 2, 3, 1).cpu().numpy(), strict=True):
-                own = {"seed": image_seed(seed, index), "class_label": sampler.class_of(index, seed)}
-                yield {
-                    "name": f"{index:06d}.png",
-                    "label": own["class_label"] if names else None,
-                    "class": names[own["class_label"]] if names and own["class_label"] is not None else None,
-                    "seed": own["seed"],
-                    "png": _png(image, scale, origin and origin | own),
-                }
-            bar.update(min(len(batch) * accelerator.num_processes, num_images - int(bar.n)))
+    for index, image in sampled(sampler, accelerator, num_images, seed, batch_size):
+        own = origin_of_image(sampler, index, seed)
+        label = own["class_label"] if names else None
+        name = None if label is None else names[label]
+        yield Row(index, label, name, own["seed"], _png(image, scale, origin and origin | own))
 
 
 def _png(image: np.ndarray, scale: int, origin: dict[str, Any] | None) -> bytes:
@@ -144,29 +152,29 @@ def is_folder(name: str) -> bool:
 
 
 def _write_files(
-    folder: Path, rows: Iterator[dict[str, Any]], names: tuple[str, ...], accelerator: Accelerator
-) -> list[dict[str, Any]]:
-    """Writes the images of this process as files; returns what `samples.json` says of them."""
-    table = []
+    folder: Path, rows: Iterator[Row], names: tuple[str, ...], accelerator: Accelerator
+) -> dict[int, dict[str, Any]]:
+    """Writes the images of this process as files; returns what `samples.json` says of each, by its number."""
+    table = {}
     for row in rows:
-        file = "/".join(["train", *([row["class"]] if row["class"] is not None else []), row["name"]])
+        file = "/".join(["train", *([row.class_name] if row.class_name is not None else []), row.name])
         with write_at_once(folder / file) as temporary:
-            temporary.write_bytes(row["png"])
-        table.append({"file": file, "class": row["class"], "seed": row["seed"]})
+            temporary.write_bytes(row.png)
+        table[row.index] = {"file": file, "class": row.class_name, "seed": row.seed}
     return table
 
 
 def _write_parquet(
-    folder: Path, rows: Iterator[dict[str, Any]], names: tuple[str, ...], accelerator: Accelerator
-) -> list[dict[str, Any]]:
-    """Writes the images of this process as a file; returns what `samples.json` says of them."""
-    table = []
+    folder: Path, rows: Iterator[Row], names: tuple[str, ...], accelerator: Accelerator
+) -> dict[int, dict[str, Any]]:
+    """Writes the images of this process as a file; returns what `samples.json` says of each, by its number."""
+    table = {}
+    file = f"data/train-{accelerator.process_index:05d}-of-{accelerator.num_processes:05d}.parquet"
 
     def listed() -> Iterator[tuple[str, bytes, int | None, int]]:
         for row in rows:
-            table.append({"file": row["name"], "class": row["class"], "seed": row["seed"]})
-            yield row["name"], row["png"], row["label"], row["seed"]
+            table[row.index] = {"file": file, "class": row.class_name, "seed": row.seed}
+            yield row.name, row.png, row.label, row.seed
 
-    name = f"train-{accelerator.process_index:05d}-of-{accelerator.num_processes:05d}.parquet"
-    write_parquet(folder / "data" / name, listed(), names)
+    write_parquet(folder / file, listed(), names)
     return table

@@ -1,8 +1,11 @@
 """Folders of sampled images: PNG files named by their numbers, a grid, and a record."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
@@ -14,15 +17,55 @@ from hfgen.runtime.seeds import image_seed
 from hfgen.sampling.grid import sample_grid
 from hfgen.sampling.sampler import Sampler
 
-RECORD = "samples.json"
+RECORD, CARD = "samples.json", "README.md"
+DATASET = (CARD, RECORD, "train/*.png", "train/*/*.png", "data/train-*.parquet")
 IN_GRID = 100  # images, at most
 AT_ONCE = 64  # images, unless told otherwise
 
 
 def existing_files(folder: Path) -> list[Path]:
-    """Returns the files that [`write_images`] wrote into a folder, or would replace."""
+    """Returns the files of sampled images that a folder holds, and which others would replace: images and their grid,
+    or a data set."""
     images = [path for path in folder.glob("*.png") if path.stem.isdecimal() or path.name == "grid.png"]
-    return [*sorted(images), *folder.glob(RECORD)]
+    return list(dict.fromkeys([*sorted(images), *folder.glob(RECORD), *dataset_files(folder)]))
+
+
+def dataset_files(folder: Path) -> list[Path]:
+    """Returns the files that [`~sampling.dataset.write_dataset`] wrote into a folder, as its record lists them."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        written = {CARD, RECORD, *(line["file"] for line in record["images"])} if record["as_dataset"] else set()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+    paths = [path for pattern in DATASET for path in sorted(folder.glob(pattern))]
+    return [path for path in paths if path.relative_to(folder).as_posix() in written]
+
+
+def clear(folder: Path) -> None:
+    """Deletes what [`existing_files`] lists, and the folders of a data set that are empty then."""
+    for path in existing_files(folder):
+        path.unlink()
+    for path in (*folder.glob("train/*"), folder / "train", folder / "data"):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
+def sampled(
+    sampler: Sampler, accelerator: Accelerator, num_images: int, seed: int, batch_size: int | None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields the numbers and the images `(H, W, C)` in uint8 of this process, of a seeded set; shows how far it is.
+    For the arguments see [`write_images`]."""
+    size = batch_size or min(AT_ONCE, num_images)
+    with tqdm(total=num_images, unit="img", disable=not accelerator.is_main_process) as bar:
+        for batch in batches_of_process(num_images, size, accelerator.process_index, accelerator.num_processes):
+            arrays = sampler(batch, seed).permute(0, 2, 3, 1).cpu().numpy()
+            yield from zip(batch, arrays, strict=True)
+            bar.update(min(len(batch) * accelerator.num_processes, num_images - int(bar.n)))
+
+
+def origin_of_image(sampler: Sampler, index: int, seed: int) -> dict[str, Any]:
+    """Returns what repeats an image of a seeded set alone: its own seed and its class."""
+    return {"seed": image_seed(seed, index), "class_label": sampler.class_of(index, seed)}
 
 
 def write_images(
@@ -52,21 +95,11 @@ def write_images(
     Returns:
         `int`: How many images are in the grid.
     """
-    size = batch_size or min(AT_ONCE, num_images)
-    images: dict[int, Any] = {}
-    with tqdm(total=num_images, unit="img", disable=not accelerator.is_main_process) as bar:
-        for batch in batches_of_process(num_images, size, accelerator.process_index, accelerator.num_processes):
-            arrays = sampler(batch, seed).permute(0, 2, 3, 1).cpu().numpy()
-            images.update(zip(batch, arrays, strict=True))
-            bar.update(min(len(batch) * accelerator.num_processes, num_images - int(bar.n)))
-    own = {
-        index: {"seed": image_seed(seed, index), "class_label": sampler.class_of(index, seed)}
-        for index in range(num_images)
-    }
+    images = dict(sampled(sampler, accelerator, num_images, seed, batch_size))
+    own = {index: origin_of_image(sampler, index, seed) for index in range(num_images)}
     names = {index: f"{index:06d}.png" for index in own}
     if accelerator.is_main_process:
-        for path in existing_files(folder):
-            path.unlink()
+        clear(folder)
     accelerator.wait_for_everyone()
     for index, image in images.items():
         save_png(to_pil(enlarge(image, scale)), folder / names[index], origin and origin | own[index])

@@ -17,7 +17,7 @@ def sample_grid(sampler: Sampler, images: Sequence[np.ndarray], seed: int) -> Im
     a name, with a block of columns for each."""
     classes = [sampler.class_of(index, seed) for index in range(len(images))]
     shown = list(dict.fromkeys(number for number in classes if number is not None))
-    if sampler.grouped or not 1 < len(shown) <= MOST_CLASSES or len(images) < len(shown):
+    if sampler.grouped or not 1 < len(shown) <= MOST_CLASSES:
         return make_grid(images)
     width = max(1, round(math.sqrt(len(images)) / len(shown)))  # columns of a class
     blocks = [[image for image, own in zip(images, classes, strict=True) if own == number] for number in shown]

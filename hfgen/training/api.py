@@ -21,6 +21,7 @@ from hfgen.runtime.lock import FolderLock
 from hfgen.runtime.machine import Machine, weight_bytes
 from hfgen.runtime.notes import note, notes_to
 from hfgen.runtime.notes import say as print_line
+from hfgen.runtime.options import as_text
 from hfgen.runtime.seeds import seed_from
 from hfgen.training.engine import digest
 from hfgen.training.folder import RunFolder
@@ -174,7 +175,7 @@ def weighty(options: RunOptions) -> str:
         for field in dataclasses.fields(part):
             value = getattr(part, field.name)
             if field.metadata.get("weighs") and value is not None:
-                values[field.name] = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                values[field.name] = as_text(value)
                 if field.name in options.given or field.default not in (None, value):
                     chosen.add(field.name)
     return " ".join(f"`{name}` {value}" for name, value in values.items() if name in chosen or not chosen)

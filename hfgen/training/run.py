@@ -214,14 +214,15 @@ class Run:
         with self.publisher.pipeline(self.publisher.batches() if complete else None) as pipeline:
             if grid:
                 self.publisher.sample_grid(pipeline, self.images_seen)
-                if self.main:
-                    with self.folder.writing():
-                        self.log.show(Image.open(self.folder.grid(self.images_seen)), self.images_seen)
-                        write_overview(self.folder.path, self.folder.logs, self.stream.info.resolution)
+                if self.main and self.accelerator.trackers:
+                    self.log.show(Image.open(self.folder.grid(self.images_seen)), self.images_seen)
             if evaluation and self.evaluation:
                 self._evaluate(pipeline, last)
             if model:
                 self.publisher.publish(pipeline, self.folder.path, self.record(), last)
+        if grid and self.main:
+            with self.folder.writing():
+                write_overview(self.folder.path, self.folder.logs, self.stream.info.resolution)
 
     def _finish(self) -> None:
         if self.engine.metrics.state_dict():
@@ -232,9 +233,6 @@ class Run:
         self._publish(grid=True, evaluation=True, model=True)
         folder = self.folder
         self.say(f"Done: {self.images_seen} images in {self.seconds:.0f} s of training.")
-        if self.main:
-            with folder.writing():
-                write_overview(folder.path, folder.logs, self.stream.info.resolution)
         self.say(f"Samples:  {folder.grid(self.images_seen)}")
         self.say(f"Overview: {folder.path / FOLDER / 'README.md'}")
         self.say(f"Pipeline: {folder.path} (its card: {folder.path / 'README.md'})")

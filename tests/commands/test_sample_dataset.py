@@ -12,8 +12,10 @@ from hfgen.data.cache import open_images
 from hfgen.data.config import DataConfig
 from hfgen.hub.dataset import dataset_contents
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.files import sha256_of
 from hfgen.runtime.seeds import image_seed
-from hfgen.sampling.dataset import dataset_files, is_folder
+from hfgen.sampling.dataset import is_folder
+from hfgen.sampling.folder import dataset_files
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def test_it_is_read_as_any_other_data(kind, models, tmp_path, capsys):
     from datasets import ClassLabel, load_dataset
 
     folder = sample(models / "labelled", tmp_path / "data", kind, "--seed", "3")
-    assert f"hfgen train gan --dataset_name {folder}" in capsys.readouterr().out
+    assert f"hfgen train FAMILY --dataset_name {folder}" in capsys.readouterr().out
     data = load_dataset(str(folder), split="train")
     assert len(data) == 23, "and no grid among them"
     assert isinstance(data.features["label"], ClassLabel) and data.features["label"].names == list("0123456789")
@@ -107,9 +109,10 @@ def test_the_card(models, tmp_path):
     assert "no guarantee of privacy" in card and str(tmp_path) not in card
     weights = next(model.glob("*/*.safetensors")).relative_to(model).as_posix()
     result = {"value": 0.031, "real": 0.0102}
-    report = {"results": {"near_duplicates": result}, "model": {"weights": {weights: ""}}}
+    report = {"results": {"near_duplicates": result}, "model": {"weights": {weights: sha256_of(model / weights)}}}
     report |= {"data": {"name": "digits", "num_images": 900}, "generation": {"num_images": 500}}
-    (model / "evaluation.json").write_text(json.dumps({"models": [report]}))
+    other = report | {"model": {"weights": {weights: "0"}}, "results": {"near_duplicates": {"value": 0, "real": 0}}}
+    (model / "evaluation.json").write_text(json.dumps({"models": [other, report]}))
     card = (sample(model, tmp_path / "b", "imagefolder") / "README.md").read_text()
     assert "Near-copies of training images: 3.10 %" in card and "900 images of digits" in card and "1.02 %" in card
 
@@ -124,6 +127,7 @@ def test_what_is_there_stays_and_what_is_pushed(models, tmp_path):
     names = set(dataset_contents(folder))
     assert {"README.md", "samples.json", "train/0/000000.png"} <= names
     assert "notes.txt" not in names and len(names) == 23 + 2
+    assert str(tmp_path) not in dataset_contents(folder)["samples.json"].decode(), "no folder of this machine"
     with pytest.raises(UserError, match="holds no data set: give the folder that `hfgen sample` wrote"):
         dataset_contents(models / "labelled")
 
@@ -131,3 +135,27 @@ def test_what_is_there_stays_and_what_is_pushed(models, tmp_path):
 def test_classes_that_are_no_folders():
     names = ["3", "Smileys & Emotion", "a/b", "..", "x[1]", "", "_hidden", "trailing.", "café"]
     assert [is_folder(name) for name in names] == [True, True, False, False, False, False, False, False, True]
+
+
+def test_files_of_somebody_else_are_never_replaced(models, tmp_path):
+    """A folder of real images, named by mistake with the flag that replaces what is there."""
+    (tmp_path / "photos" / "train" / "3").mkdir(parents=True)
+    mine = tmp_path / "photos" / "train" / "3" / "000003.png"
+    mine.write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"holds train/3/000003.png, which `hfgen sample` did not write: give another"):
+        sample(models / "labelled", tmp_path / "photos", "imagefolder", "--overwrite_output_dir")
+    assert mine.read_bytes() == b"mine" and len(list((tmp_path / "photos").rglob("*.*"))) == 1
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "README.md").write_text("mine")
+    with pytest.raises(UserError, match="holds README.md, which"):
+        sample(models / "labelled", tmp_path / "project", "parquet", "--overwrite_output_dir")
+
+
+def test_images_and_a_data_set_replace_each_other(models, tmp_path):
+    plain = ["--model", str(models / "labelled"), "--output_dir", str(tmp_path), "--num_images", "3"]
+    Command("sample").main(plain)
+    sample(models / "labelled", tmp_path, "parquet", "--overwrite_output_dir")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "data", "samples.json"]
+    Command("sample").main([*plain, "--overwrite_output_dir"])
+    names = ["000000.png", "000001.png", "000002.png", "grid.png", "samples.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names

@@ -75,7 +75,8 @@ def test_what_somebody_decided_stays():
     own = planned("ddpm", 300, block_out_channels=(8, 8), norm_num_groups=4, machine=GPU)[0].own
     assert own.block_out_channels == (8, 8) and own.layers_per_block == 1  # no part of another network beside it
     assert planned("ddpm", 300, preset="mnist")[0].own.block_out_channels == (32, 64, 64)
-    assert planned("gan", 300, ada_target=None)[0].own.ada_target is None
+    without = planned("gan", 300, ada_target=None)[0]
+    assert without.own.ada_target is None and "ada_images" not in without.followed
     assert planned("gan", 300, preset="dcgan")[0].own.ada_target is None
 
 

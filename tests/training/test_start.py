@@ -8,6 +8,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 import hfgen
+from hfgen.registry import find_family
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.notes import notes_to
 from hfgen.sampling.loading import load_pipeline
@@ -70,10 +71,9 @@ def trained(tmp_path_factory):
 
 def begin(family, source, tmp_path, **options):
     """Prepares a run that begins from a checkpoint, and returns it with what it said."""
-    plain = {name: value for name, value in SHARED.items() if name != "resolution"}
+    plain = {name: value for name, value in SHARED.items() if name != "resolution"} | {"num_clusters": 0}
     said = []
     with notes_to(said.append):
-        plain |= {"num_clusters": 0} if family == "gan" else {}
         given = plain | {"init_from": str(source), "output_dir": str(tmp_path / "new")} | options
         run = prepare(collect(family, **given), said.append)
     run.lock.release()
@@ -158,7 +158,7 @@ def test_classes_by_their_names(trained, tmp_path):
     assert class_rows(rows, 3, ("c", "new"), ("a", "b", "c"))[:, 0].tolist() == [2, 1.5, 3]
     assert class_rows(rows[:3], 2, ("c", "a"), ("a", "b", "c"))[:, 0].tolist() == [2, 0]
     assert class_rows(rows, 5, None, ("a", "b", "c"))[:, 0].tolist() == [0, 1, 2, 3, 1.5]
-    for family in ("gan", "vae", "autoregressive", "flow"):
+    for family in TINY:
         module = begin(family, trained(family), tmp_path / family, class_conditional=True)[0].recipe
         tables = [table for n in module.networks.values() for table in class_tables(n.module).values()]
         assert tables and all(len(table.weight) in (10, 11) for table in tables), family
@@ -240,3 +240,18 @@ def test_frozen_parts_stay_and_others_learn_slower(trained, tmp_path):
     ]:
         with pytest.raises(UserError, match=message):
             begin("ddpm", folder, tmp_path / "mistake", **options)
+
+
+def test_a_model_of_codes(trained, tmp_path):
+    """The size of its network is that of the grid of codes, and not of the images."""
+    codebook = trained("vae", preset="vq", num_vq_embeddings=7)
+    transformer = {"hidden_size": 16, "num_layers": 1, "num_attention_heads": 2}
+    given = {"preset": "codes", "codes_from": str(codebook), "num_clusters": 0, **transformer}
+    folder = tmp_path / "codes"
+    hfgen.train("autoregressive", output_dir=str(folder), say=lambda text: None, **SHARED, **given)
+    adopted = Start(str(folder)).options(find_family("autoregressive"))
+    assert adopted["draws"] == "codes" and adopted["resolution"] is adopted["image_mode"] is None
+    run, _ = begin("autoregressive", folder, tmp_path, preset="codes", codes_from=str(codebook), resolution=8)
+    assert run.options.own.draws == "codes" and run.stream.info.resolution == 8
+    theirs = load_pipeline(str(folder)).model.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in run.engine.modules["model"].state_dict().items())

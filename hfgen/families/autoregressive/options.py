@@ -1,5 +1,6 @@
 """The options of the family; no torch here, so that `--help` answers at once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,16 +112,21 @@ def follow(options: Any, data: Any, machine: Machine) -> dict[str, Any]:
     return defaults.follow(PACES[options.own.draws], options, data, machine)
 
 
+def adopted(architecture: str, *names: str) -> Callable[[dict[str, Any], str], dict[str, Any]]:
+    """Returns a function from the configuration of a network to options; of codes, whose grid is no image, size and
+    channels are those of their VQ-VAE."""
+
+    def options(config: dict[str, Any], folder: str) -> dict[str, Any]:
+        own = {name: config[name] for name in (*names, "likelihood", "num_mixtures")}
+        codes = {"draws": "codes", "resolution": None, "image_mode": None} if config["embed_levels"] else {}
+        return {"architecture": architecture, **own, **codes}
+
+    return options
+
+
 ADOPT = {
-    "PixelCNN": lambda config, folder: {
-        "architecture": "pixelcnn",
-        **{name: config[name] for name in ("base_channels", "dilations", "kernel_size", "likelihood", "num_mixtures")},
-    },
-    "CausalTransformer": lambda config, folder: {
-        "architecture": "transformer",
-        **{name: config[name] for name in ("hidden_size", "num_layers", "num_attention_heads")},
-        **{name: config[name] for name in ("likelihood", "num_mixtures")},
-    },
+    "PixelCNN": adopted("pixelcnn", "base_channels", "dilations", "kernel_size"),
+    "CausalTransformer": adopted("transformer", "hidden_size", "num_layers", "num_attention_heads"),
 }
 
 COMMON: dict[str, Any] = {

@@ -225,9 +225,10 @@ def follow(options: Any, data: Any, machine: Machine) -> dict[str, Any]:
     values = defaults.follow(PACE, options, data, machine)
     if options.own.architecture == "dcgan" and data.resolution >= 128 and machine.kind == "cpu":
         values["base_channels"] = 16 if data.resolution < 256 else 8
-    if data.num_images and data.num_images < FEW:
-        values["ada_target"] = 0.6
-    if values.get("ada_target", options.own.ada_target) is not None:
+    target = options.own.ada_target
+    if data.num_images and data.num_images < FEW and "ada_target" not in options.decided:
+        target = values["ada_target"] = 0.6
+    if target is not None:
         total = defaults.planned(values, options, data, machine).total
         values["ada_images"] = defaults.between(1, round(ADA_SHARE * total), 500_000)
     return values
