@@ -23,17 +23,21 @@ from hfgen.evaluation.labels import (
     rarest_class,
     stacked_modes,
 )
-from hfgen.evaluation.neighbours import memorisation, precision_recall_density_coverage
+from hfgen.evaluation.neighbours import FEWEST, memorisation, precision_recall_density_coverage
 
 K_PRECISION, K_DENSITY = 3, 5
 NUM_SPLITS = 10  # of the Inception Score
 NUM_BINS = 100  # of NDB
 PER_BIN = 10  # images, as NDB's authors advise: with 4 or fewer, no test sees that a bin is never visited
+NOTHING_HELD_OUT = (
+    "memorisation: too few images, or none, were held out, so that each training image, compared with the others, "
+    "stands for a new one"
+)
 PAIRS = 10  # nearest pairs that are remembered for a picture
 CMMD_EXTRACTOR = "openai/clip-vit-large-patch14-336"
 CONFIDENT = 0.9  # top probability from which a classifier is confident
 
-# How many images each metric needs to say what it claims: generated, and real ones (held-out ones for memorisation).
+# How many images each metric needs to say what it claims: generated, and real ones (for memorisation such as are new).
 LEAST = {
     "fd": (2, 2),
     "kd": (3, 3),
@@ -43,7 +47,7 @@ LEAST = {
     "cmmd": (2, 2),
     "ndb": (PER_BIN * NUM_BINS, PER_BIN * NUM_BINS),
     "birthday": (2, 999),
-    "memorisation": (1, 198),
+    "memorisation": (1, FEWEST),
 }
 
 
@@ -281,19 +285,27 @@ def compare(
     return results
 
 
-def memorised(generated: Images, train: Images, held_out: Images, seed: int) -> list[Result]:
+def memorised(generated: Images, train: Images, held_out: Images | None, seed: int) -> list[Result]:
     """Measures memorisation. The details have the numbers of the nearest pairs: of the generated image, and its seed;
     and of the row in `train`."""
     try:
-        result = memorisation(generated.features, train.features, held_out.features)
+        result = memorisation(generated.features, train.features, held_out.features if held_out else None)
     except ValueError as error:
         return [Result("memorisation", "memorisation", "memorisation", None, notes=[str(error)])]
     pairs = [{"image": i, "seed": seed, "train": j} for i, j in result.nearest_pairs(PAIRS)]
-    details = {"threshold": result.threshold, "train_images": len(train.features), "pairs": pairs}
-    near, held = result.near_duplicates, result.near_duplicates_held_out
+    details = {
+        "quantile": result.quantile,
+        "threshold": result.threshold,
+        "train_images": len(train.features),
+        "new_images": result.new_images,
+        "generated_images": len(generated.features),
+        "pairs": pairs,
+    }
+    near, new = result.near_duplicates, result.near_duplicates_new
+    notes = [NOTHING_HELD_OUT] if held_out is None else []
     return [
-        Result("memorisation", "near_duplicates", "Share of near-copies of training images", near, "lower", real=held,
-               details=details),
+        Result("memorisation", "near_duplicates", "Share of near-copies of training images", near, "lower", real=new,
+               notes=notes, details=details),
         Result("memorisation", "authpct", "Authentic images (AuthPct, %)", result.authpct, "higher",
-               real=result.authpct_held_out),
+               real=result.authpct_new),
     ]  # fmt: skip

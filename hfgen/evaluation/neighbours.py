@@ -16,6 +16,8 @@ from hfgen.evaluation.checks import check_features
 
 BLOCK = 1024  # rows whose distances to as many others are in memory at once
 DOUBLE = 2**23  # values in two sets of features, up to which float64 costs a second or two
+FEWEST = 20  # new images that say what is rare
+ALONE = 10_000  # training images, at most, that are compared with the others where none were held out
 SPARE = 4  # neighbours kept beyond those asked for, as rounding may have changed their order
 
 
@@ -196,25 +198,30 @@ def close_pairs(features: torch.Tensor, distance: float) -> tuple[torch.Tensor, 
 
 @dataclass(frozen=True, eq=False)
 class Memorisation:
-    """The result of [`memorisation`].
+    """The result of [`memorisation`]. New images are those held out or, without any, each training image beside the
+    others.
 
     Args:
         near_duplicates (`float`): Share of generated images that are as near to a training image as only `quantile` of
-            the held-out ones are, in [0, 1]. New images have about `quantile`, copies have 1.
-        near_duplicates_held_out (`float`): The same share of the held-out images, of which each half decides what is
-            near for the other one.
+            the new ones are, in [0, 1]. New images have about `quantile`, copies have 1.
+        near_duplicates_new (`float`): The same share of the new images, of which each half decides what is near for
+            the other one.
+        new_images (`int`): How many they are.
+        quantile (`float`): The share of them that counts as near-duplicates.
         threshold (`float`): The distance up to which an image counts as a near-duplicate.
         authpct (`float`): Percentage of generated images that are *authentic*: farther from the nearest training
             image than that image is from its own nearest one in the training set. Copies have 0.
-        authpct_held_out (`float`): The same of the held-out images, which is what new images have.
+        authpct_new (`float`): The same of the new images.
         distances, indices (`torch.Tensor` of shape `(N,)`): Of the nearest training image of each generated one.
     """
 
     near_duplicates: float
-    near_duplicates_held_out: float
+    near_duplicates_new: float
+    new_images: int
+    quantile: float
     threshold: float
     authpct: float
-    authpct_held_out: float
+    authpct_new: float
     distances: torch.Tensor
     indices: torch.Tensor
 
@@ -226,46 +233,80 @@ class Memorisation:
 
 
 def memorisation(
-    generated: torch.Tensor, train: torch.Tensor, held_out: torch.Tensor, quantile: float = 0.01
+    generated: torch.Tensor, train: torch.Tensor, held_out: torch.Tensor | None = None, quantile: float = 0.01
 ) -> Memorisation:
-    """Measures whether generated images are copies of training images, against real images that were held out.
+    """Measures whether generated images are copies of training images, against real images that are new.
 
     [`Memorisation`] says what is counted. Authenticity is that of https://huggingface.co/papers/2102.08921, in percent
     as in https://huggingface.co/papers/2306.04675. The training set must be the whole one: a part of it hides copies
     of the rest.
 
+    New images are such that were held out. Where none were, because there are too few to spare, each training image
+    (of more than `ALONE`, so many of them, evenly spaced) is compared with all the others, as if it had been left out:
+    images drawn alike are as near to the others as it is, but for one image in so many.
+
     Args:
         generated (`torch.Tensor` of shape `(N, D)`): Features of generated images.
         train (`torch.Tensor` of shape `(M, D)`): Features of the training images.
-        held_out (`torch.Tensor` of shape `(H, D)`): Features of real images that were not trained on.
-        quantile (`float`, *optional*, defaults to 0.01): Share of the held-out images that count as near-duplicates.
+        held_out (`torch.Tensor` of shape `(H, D)`, *optional*): Features of real images that were not trained on.
+        quantile (`float`, *optional*, defaults to 0.01): Share of the new images that count as near-duplicates; of
+            fewer than `2 (1 / quantile - 1)` of them, the share that one in half of them makes.
 
     Raises:
-        ValueError: For a quantile that is not between 0 and 1; for fewer than `2 (1 / quantile - 1)` held-out images,
-            half of which do not say what is rare; and for what [`check_pair`] refuses.
+        ValueError: For a quantile that is not between 0 and 1; for fewer than `FEWEST` new images; and for what
+            [`check_pair`] refuses.
     """
     if not 0 < quantile < 1:
         raise ValueError(f"quantile is {quantile}, but must be between 0 and 1.")
-    train, generated = check_pair(train, generated, ("train", "generated"), (2, 1))
-    train, held_out = check_pair(train, held_out, ("train", "held_out"), (2, 2 * math.ceil(1 / quantile) - 2))
+    train, generated = check_pair(train, generated, ("train", "generated"), (2 if held_out is not None else FEWEST, 1))
     distances, indices = (result.squeeze(1) for result in nearest_neighbours(generated, train))
-    real_distances, real_indices = (result.squeeze(1) for result in nearest_neighbours(held_out, train))
+    if held_out is not None:
+        train, held_out = check_pair(train, held_out, ("train", "held_out"), (2, FEWEST))
+        real_distances, real_indices = (result.squeeze(1) for result in nearest_neighbours(held_out, train))
+        real_own = _own_distances(train, real_indices)
+    else:
+        real_distances, real_indices, real_own = _left_out_alone(train)
+    quantile = max(quantile, 1 / (len(real_distances) // 2 + 1))
     threshold = rare_distance(real_distances, quantile)
     halves = real_distances[::2], real_distances[1::2]
     near = [half <= rare_distance(other, quantile) for half, other in zip(halves, halves[::-1], strict=True)]
-
-    needed, positions = torch.cat([indices, real_indices]).unique(return_inverse=True)
-    own = nearest_neighbours(train[needed], train, k=2)[0][:, 1]  # the first is the image itself, or a copy of it
-    authentic = torch.cat([distances, real_distances]) > own[positions]
     return Memorisation(
         near_duplicates=(distances <= threshold).double().mean().item(),
-        near_duplicates_held_out=torch.cat(near).double().mean().item(),
+        near_duplicates_new=torch.cat(near).double().mean().item(),
+        new_images=len(real_distances),
+        quantile=quantile,
         threshold=threshold,
-        authpct=100 * authentic[: len(generated)].double().mean().item(),
-        authpct_held_out=100 * authentic[len(generated) :].double().mean().item(),
+        authpct=100 * (distances > _own_distances(train, indices)).double().mean().item(),
+        authpct_new=100 * (real_distances > real_own).double().mean().item(),
         distances=distances,
         indices=indices,
     )
+
+
+def _own_distances(train: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Returns the distance of each of some training images to the nearest other one."""
+    needed, positions = indices.unique(return_inverse=True)
+    return nearest_neighbours(train[needed], train, k=2)[0][:, 1][positions]  # first is itself, or a copy of it
+
+
+def _left_out_alone(train: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Compares training images with the others: returns the distance to the nearest and its index, and how far that
+    one is from its own nearest, the image apart."""
+    rows = torch.linspace(0, len(train) - 1, min(len(train), ALONE), device=train.device).round().long()
+    distances, indices = _without(rows[:, None], *nearest_neighbours(train[rows], train, k=2))
+    needed, positions = indices.unique(return_inverse=True)
+    both = torch.stack([rows, indices], 1)
+    own, _ = _without(both, *(found[positions] for found in nearest_neighbours(train[needed], train, k=3)))
+    return distances, indices, own
+
+
+def _without(
+    excluded: torch.Tensor, distances: torch.Tensor, indices: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the nearest of some neighbours `(N, k)`, and its index, that is none of those excluded, `(N, k - 1)`."""
+    allowed = (indices[:, :, None] != excluded[:, None, :]).all(2)
+    first = allowed.int().argmax(1, keepdim=True)  # the first of them
+    return distances.gather(1, first).squeeze(1), indices.gather(1, first).squeeze(1)
 
 
 def rare_distance(distances: torch.Tensor, quantile: float) -> float:

@@ -65,14 +65,16 @@ class Reference:
 
     Attributes:
         real ([`Part`]): To compare with.
-        held_out ([`Part`]): Others, on which no model was trained.
+        held_out ([`Part`]): Others, on which no model was trained, as far as is known.
         train ([`Part`]): All that the model was, or may have been, trained on.
+        apart (`bool`): Whether the held-out images are other data than these, or a half of them that stands in.
         notes (`tuple` of `str`): What a reader has to know.
     """
 
     real: Part
     held_out: Part
     train: Part
+    apart: bool
     notes: tuple[str, ...]
 
 
@@ -117,6 +119,7 @@ def open_reference(
                 raise UserError(f"`held_out_split` {split}: {error}") from None
             reason = f"the split {split!r} cannot be read ({one_line(error)})"
     order = np.random.default_rng(DATA_SEED).permutation(len(data))
+    train, apart = Part(data, np.arange(len(data))), other is not None
     if other is None:
         half = len(order) // 2
         order, rest = order[:half], order[half:]
@@ -130,7 +133,8 @@ def open_reference(
     return Reference(
         real=Part(data, np.sort(order[:num_real])),
         held_out=Part(other, np.sort(rest[:num_held_out])),
-        train=Part(data, np.sort(order)),
+        train=train,
+        apart=apart,
         notes=tuple(notes),
     )
 

@@ -21,6 +21,7 @@ from hfgen.evaluation.config import GOOD_ACCURACY, METRICS, WITHOUT_FEATURES, Re
 from hfgen.evaluation.features import Extractor, Preparation
 from hfgen.evaluation.likelihood import measure_likelihood, without_labels
 from hfgen.evaluation.metrics import LEAST, Images, Result, compare, memorised
+from hfgen.evaluation.neighbours import FEWEST
 from hfgen.evaluation.path_length import measure_path_length
 from hfgen.evaluation.reference import (
     DATA_SEED,
@@ -72,7 +73,7 @@ def obstacle(
 ) -> str | None:
     """Says why a metric cannot be computed here, and what to do; `None` if it can."""
     generated, real = LEAST.get(metric, (1, 1))
-    part, name = (reference.held_out, "held-out") if metric == "memorisation" else (reference.real, "real")
+    part, name = (reference.train, "training") if metric == "memorisation" else (reference.real, "real")
     if num_images < generated:
         return f"it needs at least {generated} generated images, and `num_images` is {num_images}"
     if len(part.rows) < real:
@@ -218,7 +219,9 @@ class Evaluator:
 
         self.memorisation = "memorisation" in self.metrics
         self._real = features_of_part(reference.real, "real")
-        self._held_out = features_of_part(reference.held_out, "held out") if baseline or self.memorisation else None
+        self._apart = reference.apart and len(reference.held_out.rows) >= FEWEST
+        held_out = baseline or (self.memorisation and self._apart)
+        self._held_out = features_of_part(reference.held_out, "held out") if held_out else None
         self._train = features_of_part(reference.train, "train") if self.memorisation else None
         self.baseline: dict[str, float | None] = {}  # the metrics of held-out images; in the first process only
         if baseline and self._held_out is not None:
@@ -248,8 +251,8 @@ class Evaluator:
         if generated is not None:
             results = self._compare(generated, "Metrics")
             if self.memorisation:
-                assert self._train is not None and self._held_out is not None
-                results += memorised(generated, self._train, self._held_out, seed)
+                assert self._train is not None
+                results += memorised(generated, self._train, self._held_out if self._apart else None, seed)
         if "ppl" in self.metrics:
             results += measure_path_length(
                 sampler, self.extractor, self.accelerator, self.num_images, seed, self.leave_bars
@@ -410,10 +413,6 @@ def training_notes(name: str, config: ReferenceConfig, train: Part, memorisation
     notes = []
     trained = read_record(name).get("config", {})
     same = is_source(config, trained)
-    if memorisation and len(train.rows) < len(train.data):
-        notes.append(
-            f"memorisation sees copies of the {len(train.rows):,} images that are not held out, and no others"
-        )
     data, info = training_data(name), train.data.info
     # Not the fingerprint, which is another one after random crops, and where groups of images were found.
     if data and not (

@@ -112,7 +112,9 @@ class TrainingConfig(Options):
         least=1,
         most=LONG,
     )
-    eval_metrics: tuple[str, ...] = option(("fd",), "what to measure then", choices=METRICS, resumable=True)
+    eval_metrics: tuple[str, ...] = option(
+        ("fd",), "what to measure then", choices=METRICS, follows=True, resumable=True
+    )
     eval_extractor: str = option(
         "inception", "features: inception, inception-clean, or folder or Hub id of an image model", resumable=True
     )
@@ -126,6 +128,14 @@ class TrainingConfig(Options):
         None, "one of `eval_metrics`: the pipeline with the best value so far is kept in <output_dir>/best",
         choices=ONE_NUMBER, resumable=True,
     )  # fmt: skip
+    early_stopping_patience: int | None = option(
+        None,
+        "evaluations in a row in which `metric_for_best_model` gets no better after which the run ends; `none` trains "
+        "to the end",
+        resumable=True,
+        least=1,
+        most=LONG,
+    )
     save_model_epochs: float = option(
         0.0, "epochs between two savings of the pipeline; 0 for only the last", resumable=True, least=0, most=1e9
     )
@@ -163,6 +173,11 @@ class TrainingConfig(Options):
         if best is not None and (self.eval_every is None or best not in self.eval_metrics):
             lacking = "`eval_every`" if self.eval_every is None else f"{best} among `eval_metrics`"
             raise UserError(f"`metric_for_best_model` {best} is measured by evaluations: give {lacking}, too.")
+        if self.early_stopping_patience is not None and best is None:
+            raise UserError(
+                f"`early_stopping_patience` {self.early_stopping_patience} needs a metric to get better: give "
+                "`metric_for_best_model` and `eval_every`, too."
+            )
         if self.hub_strategy == "every_save" and not self.save_model_epochs and best is None:
             raise UserError(
                 "`hub_strategy` every_save pushes what is saved during training, and nothing is saved: give "

@@ -15,6 +15,7 @@ from hfgen.training.schedules import Schedule
 PIXELS = 28  # of a side of the images that a pace is stated for
 FULL_BATCH = 64  # pixels of a side up to which a step has all of its images
 ACCELERATED = 50  # times as many images as on a CPU, in about the same time
+FEWEST, FEW = 20, 10_000  # images of which a model may learn single ones, so that evaluations look for copies
 GRIDS, CHECKPOINTS, LINES = 12, 10, 50  # of a run
 
 
@@ -55,6 +56,8 @@ def follow(pace: Pace, options: Any, data: Any, machine: Machine) -> dict[str, A
     values["checkpointing_steps"] = between(25, steps // CHECKPOINTS, 5000)
     if "save_images_epochs" not in options.decided:
         values["save_images_steps"] = max(1, -(-steps // GRIDS))
+    if options.training.eval_every is not None and data.num_images and FEWEST <= data.num_images < FEW:
+        values["eval_metrics"] = (*options.training.eval_metrics, "memorisation")
     return values
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,43 @@ from accelerate.utils import broadcast_object_list
 from hfgen.data.config import DataConfig
 from hfgen.evaluation.config import ReferenceConfig
 from hfgen.evaluation.features import extractor_for
+from hfgen.evaluation.metrics import Result
 from hfgen.evaluation.runner import Evaluator
 from hfgen.runtime.errors import UserError
 from hfgen.sampling.sampler import Sampler
 from hfgen.training.config import TrainingConfig
+
+
+@dataclass
+class Outcome:
+    """What one evaluation found.
+
+    Attributes:
+        values (`dict`): To log, by name.
+        notes (`list` of `str`): What a reader of them has to know, each once in a run.
+        best (`dict`, *optional*): What is to be recorded with the model, if it is the best one so far. One that
+            repeats its training images never is: distances to these images would reward it.
+        enough (`str`, *optional*): Why the run is to end here.
+    """
+
+    values: dict[str, float]
+    notes: list[str] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    enough: str | None = None
+
+
+def repeats_training_images(result: Result) -> str | None:
+    """Says so, if more of the generated images are near-copies of training images than chance makes of new ones: by
+    three standard errors of both shares."""
+    share, generated, new = result.real or 0.0, result.details["generated_images"], result.details["new_images"]
+    share = max(share, result.details["quantile"])
+    if (result.value or 0.0) - share <= 3 * math.sqrt(share * (1 - share) * (1 / generated + 1 / new)):
+        return None
+    return (
+        f"{result.value:.1%} of the images are as near to a training image as {share:.1%} of new ones are: the model "
+        "repeats training images, and does not count as the best. A shorter run helps, or more images, or more "
+        "augmentation of them"
+    )
 
 
 class Evaluation:
@@ -22,7 +56,7 @@ class Evaluation:
 
     Args:
         config ([`TrainingConfig`]), data ([`DataConfig`]): The options.
-        sampler ([`~evaluation.sampling.Sampler`]): Makes images with the networks as they are now, so that mistakes
+        sampler ([`~sampling.sampler.Sampler`]): Makes images with the networks as they are now, so that mistakes
             are seen before training begins.
         accelerator (`Accelerator`): The processes.
         best (`Path`): The `run.json` of the best pipeline so far.
@@ -36,6 +70,7 @@ class Evaluation:
     ):
         self.config, self.accelerator, self.best = config, accelerator, best
         self._told: set[str] = set()
+        self._copies = False  # whether the last evaluation found that training images are repeated
         if data.streaming:
             raise UserError("`eval_every` needs images to compare with, and `streaming` keeps none: leave one out.")
         images = ReferenceConfig(
@@ -70,44 +105,53 @@ class Evaluation:
             names = {name: f"eval_{name}" for name in ("extractor", "extractor_weights", "metrics", "num_images")}
             raise error.renamed(names) from None
 
-    def __call__(
-        self, sampler: Sampler, images_seen: int
-    ) -> tuple[dict[str, float], list[str], dict[str, Any] | None]:
+    def __call__(self, sampler: Sampler, images_seen: int, interval: int) -> Outcome:
         """Measures what would be published now.
 
+        Args:
+            sampler ([`~sampling.sampler.Sampler`]): Makes images with the networks as they are.
+            images_seen (`int`): The position of the run.
+            interval (`int`): Images from one evaluation to the next.
+
         Returns:
-            The values to log and what a reader of them has to know, once, in the first process; and, in all of them,
-            if the model is the best one so far, what is to be recorded with it.
+            [`Outcome`]: `values` and `notes` in the first process, the others in all.
         """
         results = self.evaluator.measure(sampler, self.config.seed) + self.evaluator.likelihood(sampler)
-        values = {
-            f"eval_{result.key}": result.value
-            for result in results
-            if result.value is not None and math.isfinite(result.value)
-        }
-        notes = [note for result in results for note in result.notes if note not in self._told]
-        self._told.update(notes)
-        best: list[dict[str, Any] | None] = [None]
-        for result in results:
-            if result.metric == self.config.metric_for_best_model and f"eval_{result.key}" in values:
-                measure = {
-                    "metric": result.key,
-                    "extractor": self.evaluator.extractor.fingerprint,
-                    "num_images": self.config.eval_num_images,
-                }
-                measured = measure | {"value": result.value, "images_seen": images_seen}
-                before = self._before(measure)
-                sign = 1 if result.better == "higher" else -1
-                if before is None or sign * (result.value or 0) > sign * before:
-                    best = [measured]
-                break
-        broadcast_object_list(best)
-        return values, notes, best[0]
+        found = {result.key: result for result in results if result.value is not None and math.isfinite(result.value)}
+        notes = [note for result in results for note in result.notes]
+        copies = repeats_training_images(found["near_duplicates"]) if "near_duplicates" in found else None
+        if copies and not self._copies:  # later the values say it
+            notes.append(copies)
+        self._copies = bool(copies)
+        outcome = Outcome({f"eval_{key}": float(result.value or 0) for key, result in found.items()})
+        outcome.notes = [note for note in dict.fromkeys(notes) if note not in self._told]
+        self._told.update(outcome.notes)
+        best = next((each for each in found.values() if each.metric == self.config.metric_for_best_model), None)
+        if best is not None:
+            measure = {
+                "metric": best.key,
+                "extractor": self.evaluator.extractor.fingerprint,
+                "num_images": self.config.eval_num_images,
+            }
+            before = self._before(measure)
+            sign = 1 if best.better == "higher" else -1
+            if not copies and (before is None or sign * (best.value or 0) > sign * before["value"]):
+                outcome.best = before = measure | {"value": best.value, "images_seen": images_seen}
+            since = images_seen - (before["images_seen"] if before else 0)
+            patience = self.config.early_stopping_patience
+            if patience is not None and since >= patience * interval:
+                better = f"than {before['value']:.4g}, at {before['images_seen']} images" if before else ""
+                outcome.enough = f"{best.key} has not got better {better} in {since // interval} evaluations"
+        for_all: list[Any] = [outcome.best, outcome.enough]
+        broadcast_object_list(for_all)
+        outcome.best, outcome.enough = for_all
+        return outcome
 
-    def _before(self, measure: dict[str, Any]) -> float | None:
-        """Reads the value of the best pipeline so far, if there is one that was measured in the same way."""
+    def _before(self, measure: dict[str, Any]) -> dict[str, Any] | None:
+        """Reads what was measured of the best pipeline so far, if there is one that was measured in the same way."""
         try:
             evaluation = json.loads(self.best.read_text())["evaluation"]
-            return float(evaluation["value"]) if measure.items() <= evaluation.items() else None
+            numbers = {"value": float(evaluation["value"]), "images_seen": int(evaluation["images_seen"])}
+            return evaluation | numbers if measure.items() <= evaluation.items() else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None

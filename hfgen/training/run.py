@@ -75,6 +75,7 @@ class Run:
         self.lock = FolderLock(self.folder.path)
         self._before = checkpoint.list_checkpoints(self.folder.path)
         self.images_seen, self.stopped_by = 0, 0
+        self._enough = False  # whether the evaluations have said that more training is of no use
         self.seconds = 0.0  # of training, in this and earlier lives of the run
         self._saved_at: int | None = None  # images seen at the last checkpoint
         processes = self.accelerator.num_processes, self.accelerator.process_index
@@ -146,7 +147,7 @@ class Run:
             if 0 < self.images_seen < self.schedule.total:  # the run may have been stopped before it came to this
                 self._between_steps()
             with progress_bar(self.schedule.total, self.images_seen, self.main) as bar:
-                while self.images_seen < self.schedule.total:
+                while not self._ended:
                     start = time.perf_counter()
                     micro = self.schedule.micro_batch
                     raws = [self.stream.read(self.images_seen + offset, micro) for offset in self.schedule.starts]
@@ -160,7 +161,7 @@ class Run:
                         break
                     if self.images_seen < self.schedule.total:
                         self._between_steps()
-            if self.images_seen < self.schedule.total:
+            if not self._ended:
                 self._check_finite()
                 path = self._save_checkpoint()
                 self.say(f"Stopped by signal {self.stopped_by} at {self.images_seen} images; saved {path}.")
@@ -188,6 +189,10 @@ class Run:
         if self.images_seen:
             self.say(f"Resuming from {self.folder.checkpoint}, at {self.images_seen} images")
 
+    @property
+    def _ended(self) -> bool:
+        return self._enough or self.images_seen >= self.schedule.total
+
     def _due(self, interval: int | None) -> bool:
         return self.schedule.due(interval, self.images_seen)
 
@@ -209,7 +214,7 @@ class Run:
 
     def _publish(self, grid: bool, evaluation: bool, model: bool) -> None:
         """Makes the pipeline of what has been learnt by now; shows, measures and saves it, as is due."""
-        last = self.images_seen >= self.schedule.total
+        last = self._ended
         complete = (evaluation or model) and (last or not self.options.data.streaming)  # a stream's images come once
         with self.publisher.pipeline(self.publisher.batches() if complete else None) as pipeline:
             if grid:
@@ -230,7 +235,7 @@ class Run:
         self._check_finite()
         if self._saved_at != self.images_seen:
             self._save_checkpoint()
-        self._publish(grid=True, evaluation=True, model=True)
+        self._publish(grid=True, evaluation=not self._enough, model=True)
         folder = self.folder
         self.say(f"Done: {self.images_seen} images in {self.seconds:.0f} s of training.")
         self.say(f"Samples:  {folder.grid(self.images_seen)}")
@@ -285,16 +290,20 @@ class Run:
 
     def _evaluate(self, pipeline: Any, last: bool) -> None:
         """Measures what would be published, and keeps the best."""
-        assert self.evaluation is not None
-        values, notes, best = self.evaluation(self.publisher.sampler(pipeline), self.images_seen)
+        assert self.evaluation is not None and self.schedule.evaluation is not None
+        found = self.evaluation(self.publisher.sampler(pipeline), self.images_seen, self.schedule.evaluation)
         with self.folder.writing():
-            self.log.record({"images_seen": self.images_seen, "training_seconds": round(self.seconds, 1), **values})
-        shown = ", ".join(f"{name.removeprefix('eval_')} {value:.4g}" for name, value in values.items())
-        self.say(f"At {self.images_seen} images: {shown or 'no metric has a value'}{' (the best)' * bool(best)}")
-        for note in notes:
+            seconds = round(self.seconds, 1)
+            self.log.record({"images_seen": self.images_seen, "training_seconds": seconds, **found.values})
+        shown = ", ".join(f"{name.removeprefix('eval_')} {value:.4g}" for name, value in found.values.items())
+        self.say(f"At {self.images_seen} images: {shown or 'no metric has a value'}{' (the best)' * bool(found.best)}")
+        for note in found.notes:
             self.say(f"Note: {note}")
-        if best:
-            self.publisher.publish(pipeline, self.folder.best, self.record(evaluation=best), last)
+        if found.best:
+            self.publisher.publish(pipeline, self.folder.best, self.record(evaluation=found.best), last)
+        if found.enough and not last:
+            self.say(f"Ends early: {found.enough}.")
+            self._enough = True
 
     # Keeping
 

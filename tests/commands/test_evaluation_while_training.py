@@ -6,15 +6,19 @@ import random
 import re
 import time
 
+import numpy as np
 import pytest
 import torch
 from evaluation.tiny import save_classifier
 from helpers import TINY, TINY_GAN, TINY_VAE, Command, metrics, verb_of
 from helpers.exactness import assert_identical, finished, kill_and_resume
+from PIL import Image
 from safetensors.torch import load_file
 
 from hfgen import GANPipeline, VAEPipeline
+from hfgen.evaluation.metrics import Result
 from hfgen.runtime.errors import UserError
+from hfgen.training.evaluation import repeats_training_images
 
 TINY_OF = {"train_ddpm": TINY, "train_gan": TINY_GAN, "train_vae": TINY_VAE}
 BEST = ["--metric_for_best_model", "fd"]
@@ -105,6 +109,59 @@ def test_evaluating_changes_nothing(script, evaluated, tmp_path):
     assert [line for line in metrics(with_it) if "loss" in str(line)] == metrics(without)
 
 
+def test_a_run_ends_when_it_gets_no_better(evaluated, tmp_path, capsys):
+    """A rate at which nothing is learnt after the first evaluation: two more, and the run ends as a whole one."""
+    options = [*TINY_GAN, *evaluated, *BEST, "--learning_rate", "1e-9", "--early_stopping_patience", "2"]
+    folder = trained(tmp_path / "run", *options, "--max_train_steps", "40", script="train_gan")
+    told = capsys.readouterr()
+    positions = [line["images_seen"] for line in evaluations(folder)]
+    best = json.loads((folder / "best" / "run.json").read_text())["images_seen"]
+    assert positions[-1] == best + 64 < 640 and "Ends early: fd_" in told.out + told.err
+    assert f"at {best} images in 2 evaluations" in told.out + told.err and "Done:" in told.out + told.err
+    assert json.loads((folder / "run.json").read_text())["images_seen"] == positions[-1]
+    assert GANPipeline.from_pretrained(folder)(1, output_type="pt").images.shape == (1, 1, 8, 8)
+    before = metrics(folder)
+    trained(folder, *options, "--max_train_steps", "40", "--resume_from_checkpoint", "latest", script="train_gan")
+    assert metrics(folder) == before  # it is over, and stays so
+    more = ["--max_train_steps", "40", "--early_stopping_patience", "none", "--resume_from_checkpoint", "latest"]
+    trained(folder, *options, *more, script="train_gan")
+    assert evaluations(folder)[-1]["images_seen"] == 640
+
+
+def test_samples_that_become_copies(classifier, tmp_path, capsys):
+    """Twenty images of noise, which a network can only learn by heart: it is said, and none is the best."""
+    random = np.random.default_rng(0)
+    (tmp_path / "noise").mkdir()
+    for number in range(20):
+        pixels = 255 * random.integers(0, 2, (4, 4), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "noise" / f"{number}.png")
+    options = "--preset transformer --resolution 4 --image_mode L --hidden_size 32 --num_layers 2 --no_use_ema"
+    options += " --max_train_steps 400 --train_batch_size 20 --learning_rate 0.01 --eval_every 100"
+    options += " --metric_for_best_model bits_per_dim --eval_metrics bits_per_dim memorisation --eval_num_images 40"
+    data = ["--train_data_dir", str(tmp_path / "noise"), "--save_images_epochs", "0", "--eval_extractor", classifier]
+    folder = trained(tmp_path / "run", *data, *options.split(), script="train_autoregressive")
+    told = "".join(capsys.readouterr())
+    assert told.count("the model repeats training images, and does not count as the best") == 1
+    lines = evaluations(folder)
+    assert lines[-1]["eval_near_duplicates"] > 0.8 and lines[-1]["eval_authpct"] < 20
+    new = [line["images_seen"] for line in lines if line["eval_near_duplicates"] < 0.2]
+    assert lines[-1]["eval_bits_per_dim"] < lines[0]["eval_bits_per_dim"]  # to which copies look good
+    if new:
+        assert json.loads((folder / "best" / "run.json").read_text())["images_seen"] in new
+    else:
+        assert not (folder / "best").exists()
+
+
+def test_what_chance_makes_of_new_images():
+    details = {"quantile": 0.01, "new_images": 1000, "generated_images": 1000}
+    for value, said in ((0.01, False), (0.02, False), (0.03, True), (1.0, True)):
+        result = Result("memorisation", "near_duplicates", "", value, "lower", real=0.011, details=details)
+        assert bool(repeats_training_images(result)) == said
+    few = details | {"quantile": 1 / 41, "new_images": 80}
+    assert not repeats_training_images(Result("memorisation", "near_duplicates", "", 0.07, real=0.0125, details=few))
+    assert repeats_training_images(Result("memorisation", "near_duplicates", "", 0.09, real=0.0125, details=few))
+
+
 @pytest.mark.slow
 def test_killed_and_resumed(evaluated, tmp_path):
     """The same evaluations and the same best pipeline as without the interruption."""
@@ -157,6 +214,7 @@ def test_another_run_takes_the_folder(evaluated, tmp_path):
         ("--eval_every 2", "--eval_extractor_weights download"),
         ("--eval_every 0", "--eval_every 0 is out of range"),
         ("--metric_for_best_model fd", "--metric_for_best_model fd is measured by evaluations: give --eval_every"),
+        ("--early_stopping_patience 2", "--early_stopping_patience 2 needs a metric to get better: give --metric_for"),
         ("--eval_every 2 --metric_for_best_model kd", "give kd among --eval_metrics"),
         ("--eval_every 2 --eval_metrics fdd", "invalid choice: 'fdd'"),
         ("--eval_every 2 --eval_num_images 1", "--eval_num_images 1 is out of range: use 2 to"),

@@ -199,11 +199,11 @@ def test_new_images_are_no_copies():
     train, held_out, generated = (draws(1500, 12, seed=seed) for seed in range(3))
     found = memorisation(generated, train, held_out)
     assert found.near_duplicates == pytest.approx(0.01, abs=0.006)
-    assert found.near_duplicates_held_out == pytest.approx(0.01, abs=0.006)
+    assert found.near_duplicates_new == pytest.approx(0.01, abs=0.006)
     held = all_distances(held_out, train).min(1).values
     near = [held[a::2] <= rare_distance(held[1 - a :: 2], 0.01) for a in (0, 1)]
-    assert found.near_duplicates_held_out == torch.cat(near).double().mean()  # measured, not by definition
-    assert found.authpct == pytest.approx(found.authpct_held_out, abs=3)
+    assert found.near_duplicates_new == torch.cat(near).double().mean()  # measured, not by definition
+    assert found.authpct == pytest.approx(found.authpct_new, abs=3)
     assert 40 < found.authpct < 70
     distances = all_distances(generated, train)
     torch.testing.assert_close(found.distances, distances.min(1).values)
@@ -226,7 +226,7 @@ def test_copies_are_found(monkeypatch):
     assert found.nearest_pairs(50) == [(i, i) for i in range(50)]
     mixed = memorisation(torch.cat([copies, draws(300, 300, seed=3)]), train, held_out)
     assert mixed.near_duplicates == pytest.approx(0.25, abs=0.02)
-    assert mixed.authpct == pytest.approx(0.75 * mixed.authpct_held_out, abs=5)
+    assert mixed.authpct == pytest.approx(0.75 * mixed.authpct_new, abs=5)
 
 
 def test_copies_are_found_where_the_data_repeats_itself():
@@ -235,13 +235,51 @@ def test_copies_are_found_where_the_data_repeats_itself():
     assert memorisation(train[100:200], train, held_out).near_duplicates == 1
     new = memorisation(draws(400, 10, seed=2), train, held_out)
     assert new.threshold == 0 and new.near_duplicates == 0
-    assert new.near_duplicates_held_out == pytest.approx(10 / 210)
+    assert new.near_duplicates_new == pytest.approx(10 / 210)
+
+
+def test_few_images_of_which_none_was_held_out():
+    """Each training image stands for a new one: the result is that of images that were held out."""
+    train, generated = draws(80, 12), draws(2000, 12, seed=1)
+    alone = memorisation(generated, train)
+    assert alone.quantile == pytest.approx(1 / 41)
+    others = all_distances(train, train).fill_diagonal_(torch.inf)
+    nearest, whose = others.min(1)
+    assert alone.threshold == pytest.approx(rare_distance(nearest, 1 / 41), rel=1e-6)
+    authentic = []
+    for row in range(80):
+        left = others.clone()
+        left[:, row] = torch.inf  # without the image itself
+        authentic.append(nearest[row] > left[whose[row]].min())
+    assert alone.authpct_new == pytest.approx(100 * sum(authentic).item() / 80)
+    held = memorisation(generated, train, draws(4000, 12, seed=2), quantile=1 / 41)
+    assert alone.authpct_new == pytest.approx(held.authpct_new, abs=15)
+    assert alone.near_duplicates < 0.1 and alone.near_duplicates_new == pytest.approx(1 / 41, abs=0.03)
+    assert memorisation(train[:40] + 0.01 * draws(40, 12, seed=3), train).near_duplicates == 1
+
+
+def test_images_that_the_data_has_many_times():
+    """That an image is there twice, or five times, makes none of them its own neighbour."""
+    train = draws(30, 4).repeat(5, 1)
+    found = memorisation(draws(100, 4, seed=1), train)
+    assert found.threshold == 0 and found.near_duplicates == 0 and found.authpct_new == 0
+    distances, indices, own = neighbours._left_out_alone(train)
+    assert (distances == 0).all() and (own == 0).all() and (indices != torch.arange(150)).all()
+
+
+def test_many_images_are_compared_with_the_others_in_part(monkeypatch):
+    train = draws(500, 4)
+    whole = neighbours._left_out_alone(train)
+    monkeypatch.setattr(neighbours, "ALONE", 50)
+    rows = torch.linspace(0, 499, 50).round().long()
+    for some, each in zip(neighbours._left_out_alone(train), whole, strict=True):
+        assert torch.equal(some, each[rows])
 
 
 def test_authenticity_by_hand():
     train = torch.tensor([[0.0], [1.0], [5.0], [5.0]])  # their nearest others are at 1, 1, 0 and 0
     generated = torch.tensor([[-0.9], [-1.1], [5.1], [5.0], [2.0]])
-    found = memorisation(generated, train, draws(6, 1), quantile=0.25)
+    found = memorisation(generated, train, draws(20, 1), quantile=0.25)
     assert found.authpct == pytest.approx(100 * 2 / 5)  # -1.1 and 5.1; 2.0 is as far from 1 as 1 is from 0
     assert found.distances.tolist() == pytest.approx([0.9, 1.1, 0.1, 0, 1], abs=1e-6)
 
@@ -274,7 +312,9 @@ def test_mistakes():
     for k in (0, 121):
         with pytest.raises(ValueError, match=f"k is {k}, but must be from 1 to 120"):
             nearest_neighbours(good, good, k)
-    with pytest.raises(ValueError, match="held_out has 98 rows, but this metric needs at least 198"):
-        memorisation(good, good, good[:98])
+    with pytest.raises(ValueError, match="held_out has 19 rows, but this metric needs at least 20"):
+        memorisation(good, good, good[:19])
+    with pytest.raises(ValueError, match="train has 19 rows, but this metric needs at least 20"):
+        memorisation(good, good[:19])
     with pytest.raises(ValueError, match="quantile is 1.5, but must be between 0 and 1"):
         memorisation(good, good, good, quantile=1.5)

@@ -281,21 +281,22 @@ def test_infinity_is_no_json(samplers, config, extractor):
 def test_halves_where_nothing_is_held_out(samplers, extractor, place):
     config = ReferenceConfig(cache_dir=str(place / "cache"))
     reference = open_reference(config, (1, 8, 8), 300, 10_000)
-    assert (len(reference.real.rows), len(reference.held_out.rows), len(reference.train.rows)) == (300, 899, 898)
-    assert not set(reference.train.rows) & set(reference.held_out.rows)
-    assert set(reference.real.rows) <= set(reference.train.rows)
+    assert (len(reference.real.rows), len(reference.held_out.rows), len(reference.train.rows)) == (300, 899, 1797)
+    assert not set(reference.real.rows) & set(reference.held_out.rows) and not reference.apart
     again = open_reference(config, (1, 8, 8), 300, 10)
     assert (again.real.rows == reference.real.rows).all() and set(again.held_out.rows) <= set(reference.held_out.rows)
     report = run(samplers["gan"], config, extractor, "fd", "memorisation", num_images=200)
     assert report["data"]["held_out"] == {**report["data"]["held_out"], "split": "train", "num_images": 200}
     assert any("half of 'train' is held out" in note for note in report["notes"])
-    assert any("copies of the 898 images" in note for note in report["notes"])
+    copies = report["results"]["near_duplicates"]
+    assert "each training image, compared with the others, stands for a new one" in copies["notes"][0]
+    assert copies["details"]["train_images"] == 1797 and 0 < copies["real"] < 0.03
 
 
 def test_splits(config, place):
     reference = open_reference(config, (1, 8, 8), 50, 10_000)
     assert (len(reference.real.rows), len(reference.held_out.rows), len(reference.train.rows)) == (50, 400, 1100)
-    assert not reference.notes and reference.held_out.data.info.split == "test"
+    assert reference.apart and not reference.notes and reference.held_out.data.info.split == "test"
     turned = dataclasses.replace(config, dataset_split="test", held_out_split="train")
     assert len(open_reference(turned, (1, 8, 8), 10_000, 10_000).held_out.rows) == 1100
     with pytest.raises(UserError, match="`held_out_split` validation"):
@@ -303,7 +304,7 @@ def test_splits(config, place):
     shutil.copytree(place / "digits", place / "one split")
     (place / "one split" / "data" / "test-00000-of-00001.parquet").unlink()
     lone = open_reference(dataclasses.replace(config, dataset_name=str(place / "one split")), (1, 8, 8), 50, 50)
-    assert "the split 'test' cannot be read" in lone.notes[0] and len(lone.train.rows) == 550
+    assert "the split 'test' cannot be read" in lone.notes[0] and len(lone.train.rows) == 1100
     with pytest.raises(UserError, match="only square gray and colour images"):
         open_reference(config, (1, 8, 12), 50, 50)
 
@@ -438,7 +439,6 @@ def test_images_with_nan(place):
     [
         ("gan", "birthday", 40, "it needs at least 999 real images, and there are 40"),
         ("gan", "ndb", 40, "it needs at least 1000 generated images, and `num_images` is 40"),
-        ("gan", "memorisation", 40, "it needs at least 198 held-out images, and there are 40"),
         ("gan", "precision_recall", 3, "it needs at least 4 generated images, and `num_images` is 3"),
         ("gan", "is", 9, "it needs at least 10 generated images"),
         ("gan", "bits_per_dim", 40, "is a GAN, whose likelihood is not known"),

@@ -215,7 +215,6 @@ def resolve(options: GANConfig, data: Any, machine: Machine) -> GANConfig:
 
 
 PACE = Pace(images=600_000, passes=2000)
-FEW = 10_000  # images, of which a discriminator soon knows each
 ADA_SHARE = 0.1  # of the run, in which adaptive augmentation may go from nothing to always
 
 
@@ -226,7 +225,7 @@ def follow(options: Any, data: Any, machine: Machine) -> dict[str, Any]:
     if options.own.architecture == "dcgan" and data.resolution >= 128 and machine.kind == "cpu":
         values["base_channels"] = 16 if data.resolution < 256 else 8
     target = options.own.ada_target
-    if data.num_images and data.num_images < FEW and "ada_target" not in options.decided:
+    if data.num_images and data.num_images < defaults.FEW and "ada_target" not in options.decided:
         target = values["ada_target"] = 0.6
     if target is not None:
         total = defaults.planned(values, options, data, machine).total
