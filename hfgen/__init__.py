@@ -28,6 +28,8 @@ _PUBLIC = {
     "Engine": "hfgen.training.engine",
     "Evaluator": "hfgen.evaluation.runner",
     "Family": "hfgen.registry",
+    "FastGANDiscriminator": "hfgen.models.fastgan",
+    "FastGANGenerator": "hfgen.models.fastgan",
     "FlowConfig": "hfgen.families.flow.options",
     "FlowPipeline": "hfgen.pipelines.flow",
     "FlowRecipe": "hfgen.families.flow.recipe",
@@ -108,6 +110,7 @@ if TYPE_CHECKING:
     from hfgen.models.causal_transformer import CausalTransformer
     from hfgen.models.conv_vae import ConvVAE
     from hfgen.models.dcgan import DCGANDiscriminator, DCGANGenerator
+    from hfgen.models.fastgan import FastGANDiscriminator, FastGANGenerator
     from hfgen.models.gaussian_mixture import GaussianMixturePrior
     from hfgen.models.glow import Glow
     from hfgen.models.hierarchical_vae import HierarchicalVAE

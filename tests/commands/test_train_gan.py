@@ -73,7 +73,9 @@ def test_a_fresh_process_loads_it(trained):
     assert python(code) == "(8, 8)"
 
 
-@pytest.mark.parametrize("preset", ["digits", "mlp", "dcgan", "conditional", "wgan-gp", "stable", "stylegan2-64"])
+@pytest.mark.parametrize(
+    "preset", ["digits", "mlp", "dcgan", "fastgan", "conditional", "wgan-gp", "stable", "stylegan2-64"]
+)
 def test_every_preset_runs(script, tmp_path, preset):
     options = [*TINY_GAN, *"--max_train_steps 5 --eval_batch_size 20".split()]
     script.main(["--preset", preset, *options, "--output_dir", str(tmp_path)])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hfgen.models.dcgan import DCGANDiscriminator, DCGANGenerator
+from hfgen.models.fastgan import FastGANDiscriminator, FastGANGenerator, quarter_of, reconstruction_targets
 from hfgen.models.mlp_gan import MLPDiscriminator, MLPGenerator
 from hfgen.models.residual_gan import ResidualBlock, ResidualDiscriminator, ResidualGenerator
 from hfgen.models.stylegan2 import StyleGAN2Generator
@@ -13,6 +14,7 @@ from hfgen.models.stylegan2 import StyleGAN2Generator
 PAIRS = {
     "mlp": (MLPGenerator, MLPDiscriminator, {"base_channels": 8}),
     "dcgan": (DCGANGenerator, DCGANDiscriminator, {"base_channels": 8}),
+    "fastgan": (FastGANGenerator, FastGANDiscriminator, {"base_channels": 8}),
     "residual": (ResidualGenerator, ResidualDiscriminator, {"block_out_channels": (16, 8), "group_width": 4}),
 }
 
@@ -21,7 +23,8 @@ def pair(name, size=16, channels=1, classes=None, **judge):
     torch.manual_seed(0)
     maker, judger, shape = PAIRS[name]
     generator = maker(sample_size=size, out_channels=channels, latent_dim=6, num_class_embeds=classes, **shape)
-    shape = shape | ({"norm_num_groups": 4} if name == "dcgan" else {}) | judge
+    norms = {"dcgan": {"norm_num_groups": 4}, "fastgan": {"norm": "group", "norm_num_groups": 4}}
+    shape = shape | norms.get(name, {}) | judge
     return generator, judger(sample_size=size, in_channels=channels, num_class_embeds=classes, **shape)
 
 
@@ -100,6 +103,40 @@ def test_the_second_derivative_is_right(name):
                 parameter += sign * step * direction
         values.append(penalty().item())
     assert (values[0] - values[1]) / (2 * step) == pytest.approx(wanted.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("size", "channels"), [(8, 1), (28, 1), (45, 4), (64, 3), (256, 3)])
+def test_fastgan_restores_what_it_sees(size, channels):
+    discriminator = FastGANDiscriminator(size, channels, base_channels=4, norm="none", reconstructs=True)
+    images, quarters = torch.rand(4, channels, size, size) * 2 - 1, torch.tensor([0, 1, 2, 3])
+    _, *maps = discriminator(images, return_dict=False)
+    restored = discriminator.reconstruct(*maps, quarters)
+    targets = reconstruction_targets(images, quarters, restored)
+    for made, target in zip(restored, targets, strict=True):
+        assert made.shape == target.shape and made.abs().max() <= 1
+        torch.nn.functional.l1_loss(made, target).backward(retain_graph=True)
+    decoders = [parameter.grad for parameter in discriminator.decoders.parameters()]
+    assert all(gradient is not None for gradient in decoders) and discriminator.conv_in[0].weight.grad is not None
+    with pytest.raises(ValueError, match="this network has no decoders"):
+        FastGANDiscriminator(8, 1, base_channels=4).reconstruct(images, images, quarters)
+
+
+def test_quarters():
+    images = torch.arange(25.0).view(1, 1, 5, 5).repeat(4, 1, 1, 1)
+    corners = [part.flatten().tolist() for part in quarter_of(images, torch.tensor([0, 1, 2, 3]))]
+    assert corners == [[0, 1, 5, 6], [3, 4, 8, 9], [15, 16, 20, 21], [18, 19, 23, 24]]
+
+
+def test_an_excitation_reaches_from_a_small_map_to_a_large_one():
+    """The channels of the full size are weighed by what the 4x4 map holds (equation 2)."""
+    generator = FastGANGenerator(64, 3, latent_dim=6, base_channels=4).eval()
+    assert len(generator.excitations) == 1 and len(FastGANGenerator(256, 3, base_channels=2).excitations) == 3
+    latents = torch.randn(2, 6)
+    before = generator(latents).sample
+    torch.nn.init.constant_(generator.excitations[0].layers[-1].bias, -100.0)  # no channel counts
+    after = generator(latents).sample
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after[0], after[1])  # only the bias of the last layer is left
 
 
 def test_spectral_norm_bounds_every_layer():

@@ -21,6 +21,8 @@ from hfgen import (
     ConvVAE,
     DCGANDiscriminator,
     DCGANGenerator,
+    FastGANDiscriminator,
+    FastGANGenerator,
     GaussianMixturePrior,
     Glow,
     HierarchicalVAE,
@@ -46,6 +48,13 @@ MODELS = {
     "spectral_norm": (MLPDiscriminator, GAN | {"base_channels": 8, "spectral_norm": True}, IMAGES, (2,)),
     "dcgan_generator": (DCGANGenerator, GAN | {"latent_dim": 6, "base_channels": 8}, LATENTS, IMAGES),
     "dcgan_discriminator": (DCGANDiscriminator, GAN | {"base_channels": 8}, IMAGES, (2,)),
+    "fastgan_generator": (
+        FastGANGenerator,
+        GAN | {"latent_dim": 6, "base_channels": 8, "out_channels": 1},
+        LATENTS,
+        IMAGES,
+    ),
+    "fastgan_discriminator": (FastGANDiscriminator, GAN | {"base_channels": 8, "in_channels": 1}, IMAGES, (2,)),
     "residual_generator": (
         ResidualGenerator,
         GAN | {"latent_dim": 6, "out_channels": 1, "block_out_channels": (16, 8), "group_width": 4},

@@ -26,6 +26,7 @@ from hfgen import (
     ClassConditionalDDPMPipeline,
     ConvVAE,
     DCGANGenerator,
+    FastGANGenerator,
     FlowPipeline,
     GANPipeline,
     GaussianMixturePrior,
@@ -61,6 +62,7 @@ def unet(**config):
 PIPELINES = {
     "dcgan": lambda: GANPipeline(DCGANGenerator(**SMALL, latent_dim=8, base_channels=8)),
     "mlp_gan": lambda: GANPipeline(MLPGenerator(**SMALL, latent_dim=8)),
+    "fastgan": lambda: GANPipeline(FastGANGenerator(**SMALL, latent_dim=8, base_channels=8, out_channels=1)),
     "residual_gan": lambda: GANPipeline(ResidualGenerator(**SMALL, latent_dim=8, **BLOCKS)),
     "stylegan2": lambda: GANPipeline(
         StyleGAN2Generator(**SMALL, latent_dim=8, style_dim=8, channel_base=64, channel_max=8)

@@ -8,6 +8,7 @@ from torch import nn
 
 from hfgen.families.gan.options import GANConfig
 from hfgen.models.dcgan import DCGANDiscriminator, DCGANGenerator
+from hfgen.models.fastgan import FastGANDiscriminator, FastGANGenerator
 from hfgen.models.mlp_gan import MLPDiscriminator, MLPGenerator
 from hfgen.models.residual_gan import ResidualDiscriminator, ResidualGenerator
 from hfgen.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
@@ -24,6 +25,11 @@ def dcgan(config: GANConfig) -> tuple[Options, Options]:
     width = {"base_channels": config.base_channels}
     norm = {"norm": config.discriminator_norm, "norm_num_groups": math.gcd(8, config.base_channels)}
     return width, width | norm | {"spectral_norm": config.spectral_norm}
+
+
+def fastgan(config: GANConfig) -> tuple[Options, Options]:
+    generator, discriminator = dcgan(config)
+    return generator, discriminator | {"reconstructs": bool(config.reconstruction_weight)}
 
 
 def residual(config: GANConfig) -> tuple[Options, Options]:
@@ -45,6 +51,7 @@ def bound(config: GANConfig) -> Options:
 PAIRS: dict[str, tuple[type, type, Callable[[GANConfig], tuple[Options, Options]]]] = {
     "mlp": (MLPGenerator, MLPDiscriminator, mlp),
     "dcgan": (DCGANGenerator, DCGANDiscriminator, dcgan),
+    "fastgan": (FastGANGenerator, FastGANDiscriminator, fastgan),
     "residual": (ResidualGenerator, ResidualDiscriminator, residual),
     "stylegan2": (StyleGAN2Generator, StyleGAN2Discriminator, stylegan2),
 }

@@ -21,17 +21,21 @@ STYLEGAN2_ONLY = (  # options that no other architecture has
     *("max_channels", "mapping_layers", "minibatch_std_group", "residual_discriminator"),
     *("path_length_weight", "path_length_interval", "style_mixing"),
 )
+CONVOLUTIONAL = ("dcgan", "fastgan")  # whose discriminator takes a normalisation
+BATCH_NORM = ("mlp", "dcgan", "fastgan")  # architectures whose generator normalises over the batch
 
 
 @dataclass(frozen=True)
 class GANConfig(Options):
     """GAN: networks, objective, regularisation and optimisers."""
 
-    architecture: str = option("dcgan", "the pair of networks", choices=("mlp", "dcgan", "residual", "stylegan2"))
+    architecture: str = option(
+        "dcgan", "the pair of networks", choices=("mlp", "dcgan", "fastgan", "residual", "stylegan2")
+    )
     latent_dim: int = option(64, "length of the latents", least=1, most=2**16, weighs=True)
     base_channels: int = option(
-        32, "width: of the first layer (mlp), at the full size (dcgan), of all stages (residual), 1/32 of the "
-        "channels times the pixels per side (stylegan2)", follows=True, least=1, most=2**16, weighs=True,
+        32, "width: of the first layer (mlp), at the full size (dcgan, fastgan), of all stages (residual), 1/32 of "
+        "the channels times the pixels per side (stylegan2)", follows=True, least=1, most=2**16, weighs=True,
     )  # fmt: skip
     group_width: int | None = option(
         None,
@@ -41,9 +45,9 @@ class GANConfig(Options):
         most=2**16,
     )
     discriminator_norm: str = option(
-        "group", "normalisation in the discriminator of dcgan", choices=("group", "batch", "none")
+        "group", "normalisation in the discriminator of dcgan and fastgan", choices=("group", "batch", "none")
     )
-    spectral_norm: bool = option(False, "spectral normalisation in the discriminator of mlp and dcgan")
+    spectral_norm: bool = option(False, "spectral normalisation in the discriminator of mlp, dcgan and fastgan")
     output_activation: str = option(
         "tanh",
         "tanh keeps generated images within the bounds of the data; none leaves them unbounded (residual, stylegan2)",
@@ -84,6 +88,10 @@ class GANConfig(Options):
     style_mixing: float = option(
         0.0, "probability that an image has two styles, one for its coarse and one for its fine layers, 0.9 in its "
         "paper (stylegan2)", least=0, most=1,
+    )  # fmt: skip
+    reconstruction_weight: float = option(
+        0.0, "weight of the error with which the discriminator restores real images from its features, 1 in its paper "
+        "(fastgan)", least=0, most=1e6,
     )  # fmt: skip
     discriminator_steps: int = option(1, "steps of the discriminator per step of the generator", least=1, most=10_000)
     ada_target: float | None = option(
@@ -133,7 +141,7 @@ class GANConfig(Options):
                 "`objective` wasserstein needs a critic of bounded slope: add `lipschitz_weight` 10, or "
                 "`spectral_norm`."
             )
-        if self.penalised and self.architecture == "dcgan" and self.discriminator_norm == "batch":
+        if self.penalised and self.architecture in CONVOLUTIONAL and self.discriminator_norm == "batch":
             raise UserError(
                 "`discriminator_norm` batch mixes images, so that the gradient at one image is not its own, which "
                 "`r1_gamma`, `r2_gamma` and `lipschitz_weight` need: set these to 0, or use group or none."
@@ -148,16 +156,21 @@ class GANConfig(Options):
                 f"`{name}` {getattr(self, name)}: `augmentations` is empty, so that there is nothing to augment with. "
                 "Give some, or leave both out."
             )
-        if self.discriminator_norm != "group" and self.architecture != "dcgan":
+        if self.discriminator_norm != "group" and self.architecture not in CONVOLUTIONAL:
             raise UserError(
                 f"`discriminator_norm` {self.discriminator_norm}: {self.architecture} has none. Leave it out."
+            )
+        if self.reconstruction_weight and self.architecture != "fastgan":
+            raise UserError(
+                f"`reconstruction_weight` {self.reconstruction_weight}: the discriminator of {self.architecture} has "
+                "no decoders. Leave it out, or use fastgan."
             )
         if self.truncation != 1 and self.architecture != "stylegan2":
             raise UserError(
                 f"`truncation` {self.truncation}: {self.architecture} has no mean latent to move towards. Leave "
                 "it out, or use stylegan2."
             )
-        if self.output_activation == "none" and self.architecture in ("mlp", "dcgan"):
+        if self.output_activation == "none" and self.architecture in BATCH_NORM:
             raise UserError(
                 f"`output_activation` none: {self.architecture} always ends in tanh. Leave it out, or use residual or "
                 "stylegan2."
@@ -174,9 +187,9 @@ class GANConfig(Options):
                     f"`{name}` {getattr(self, name)} does not exist in {self.architecture}: leave it out, or use "
                     "stylegan2."
                 )
-        if self.spectral_norm and self.architecture not in ("mlp", "dcgan"):
+        if self.spectral_norm and self.architecture not in BATCH_NORM:
             raise UserError(
-                f"`spectral_norm` does not exist in {self.architecture}: leave it out, or use mlp or dcgan."
+                f"`spectral_norm` does not exist in {self.architecture}: leave it out, or use mlp, dcgan or fastgan."
             )
 
     def check(self, resolution: int | None, size: int) -> None:
@@ -187,7 +200,7 @@ class GANConfig(Options):
         """
         if resolution is not None and not 8 <= resolution <= 256:
             raise UserError(f"`resolution` {resolution} is out of range: GANs make images of 8 to 256 pixels.")
-        if size == 1 and self.architecture in ("mlp", "dcgan"):
+        if size == 1 and self.architecture in BATCH_NORM:
             raise UserError("`train_batch_size` 1: batch normalisation needs several images. Use 2 or more.")
         most = self.minibatch_std_group
         if self.architecture == "stylegan2" and most and all(size % group for group in range(2, min(most, size) + 1)):
@@ -246,6 +259,7 @@ def adopted(architecture: str, **keys: str) -> Callable[[dict[str, Any], str], d
 ADOPT = {
     "MLPGenerator": adopted("mlp", base_channels="base_channels"),
     "DCGANGenerator": adopted("dcgan", base_channels="base_channels"),
+    "FastGANGenerator": adopted("fastgan", base_channels="base_channels"),
     "ResidualGenerator": lambda config, folder: {
         **adopted("residual", group_width="group_width")(config, folder),
         "base_channels": config["block_out_channels"][0],
@@ -299,6 +313,23 @@ def dcgan() -> dict[str, Any]:
     return CLASSICAL | {"objective": "nonsaturating", "discriminator_norm": "batch", "learning_rate": 2e-3}
 
 
+def fastgan() -> dict[str, Any]:
+    """FastGAN, for few images: light networks, a discriminator that can restore what it sees, and DiffAugment."""
+    return CLASSICAL | {
+        "architecture": "fastgan",
+        "latent_dim": 256,
+        "objective": "hinge",
+        "discriminator_norm": "batch",
+        "spectral_norm": True,
+        "reconstruction_weight": 1.0,
+        "augment_probability": 1.0,
+        "augmentations": ("translate_integer", "brightness", "contrast", "saturation", "cutout"),
+        "train_batch_size": 8,
+        "learning_rate": 2e-4,
+        "ema_half_life": 5_500,
+    }
+
+
 def mlp() -> dict[str, Any]:
     """The fully connected GAN of 2014."""
     return CLASSICAL | {
@@ -340,6 +371,7 @@ def stylegan2_of(pixels: int) -> dict[str, Any]:
     """Returns what ADA's configuration `auto` has for a size and 64 images per step, with its regularisers."""
     return stylegan2() | {
         "resolution": pixels,
+        "train_batch_size": 64,  # which the weight of R1 and the half-life below belong to
         "latent_dim": 512,
         "base_channels": 512,
         "max_channels": 512,
@@ -372,6 +404,7 @@ PRESETS = {
     "stable": stable,
     "conditional": conditional,
     "dcgan": dcgan,
+    "fastgan": fastgan,
     "mlp": mlp,
     "wgan-gp": wgan_gp,
     "stylegan2": stylegan2,

@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from torch import nn
+from torch.nn import functional as F
 
 from hfgen.data.info import DataInfo
 from hfgen.families.gan.networks import make_networks
 from hfgen.families.gan.options import GANConfig
+from hfgen.models.fastgan import reconstruction_targets
 from hfgen.objectives.adaptive_augmentation import AdaptiveProbability, augment
 from hfgen.objectives.adversarial import OBJECTIVES, interpolate, lipschitz_penalty, squared_gradients
 from hfgen.objectives.path_length import PathLengthMean, path_lengths
@@ -147,7 +149,12 @@ class GANRecipe(Recipe):
             penalised = (("r1", config.r1_gamma, real), ("r2", config.r2_gamma, fake))
             penalties = {name: (weight, images.requires_grad_()) for name, weight, images in penalised if weight}
         real_seen, fake_seen = self._augment(batch, real), self._augment(batch, fake)
-        if self.discriminator.mixes_samples:
+        restored = None
+        if config.reconstruction_weight:
+            judged = self.discriminator(real_seen, labels)
+            real_logits, fake_logits = judged.logits, self._judge(fake_seen, labels)
+            restored = self._reconstruction_error(batch, real_seen, judged)
+        elif self.discriminator.mixes_samples:
             real_logits, fake_logits = self._judge(real_seen, labels), self._judge(fake_seen, labels)
         else:
             both = None if labels is None else torch.cat([labels, labels])
@@ -166,6 +173,9 @@ class GANRecipe(Recipe):
             "ranked_right": (gap > 0).float().mean() + (gap == 0).float().mean() / 2,
             "sign_real": centred.sign().mean(),
         }
+        if restored is not None:
+            loss = loss + config.reconstruction_weight * restored
+            metrics["reconstruction"] = restored.detach()
         if penalties:  # both from one backward pass: no logit depends on an image of the other kind
             logits = torch.cat([real_logits, fake_logits])
             values = squared_gradients(logits, *(images for _, images in penalties.values()))
@@ -180,6 +190,15 @@ class GANRecipe(Recipe):
         if self.adaptive is not None:
             metrics["augment_probability"] = self.adaptive.probability.clone()
         return loss, metrics
+
+    def _reconstruction_error(self, batch: Batch, images: torch.Tensor, judged: Any) -> torch.Tensor:
+        """Returns how far the images that the discriminator restores from its features are from what it saw: the mean
+        distance of pixels, in place of the paper's in the features of a network that was trained on other images."""
+        discriminator: Any = self.discriminator
+        quarters = (4 * batch.random.uniform()).long().clamp(max=3)
+        restored = discriminator.reconstruct(judged.last_map, judged.map_before, quarters)
+        targets = reconstruction_targets(images, quarters, restored)
+        return torch.stack([F.l1_loss(*pair) for pair in zip(restored, targets, strict=True)]).sum()
 
     def _generator_loss(
         self, batch: Batch, fake: torch.Tensor, labels: torch.Tensor | None
@@ -285,5 +304,5 @@ class Alarms:
     def _penalties(self) -> str:
         if self.config.r1_gamma and self.config.r2_gamma:
             return "higher `r1_gamma` and `r2_gamma`"
-        batch_norm = self.config.architecture == "dcgan" and self.config.discriminator_norm == "batch"
+        batch_norm = self.config.discriminator_norm == "batch"
         return "`r1_gamma` 0.05 `r2_gamma` 0.05" + (" with `discriminator_norm` group" if batch_norm else "")
