@@ -340,7 +340,7 @@ class Run:
             **({"init_from": public_name(self.config.init_from)} if self.config.init_from else {}),
             "images_per_step": self.schedule.batch,
             "images_seen": self.images_seen,
-            "images_total": self.schedule.total,
+            "images_total": self.images_seen if self._enough else self.schedule.total,
             "training_seconds": round(self.seconds, 1),
         }
 
