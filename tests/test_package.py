@@ -50,6 +50,7 @@ LIBRARIES = {  # who may import what is not meant for all
     "accelerate": {"runtime", "sampling", "evaluation", "training", "demo", "commands"},
     "datasets": {"data"},
     "gradio": {"demo"},
+    "peft": {"training"},
     "huggingface_hub": {"hub", "evaluation", "pipelines", "data"},
     "transformers": {"evaluation", "pipelines"},
 }

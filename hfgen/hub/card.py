@@ -218,13 +218,19 @@ def write_card(folder: Path, record: dict[str, Any], home: Path | None = None, t
     on_hub = (
         bool(name) and "/" in name and not Path(name).expanduser().exists() and not name.startswith((".", "/", "~"))
     )
+    base = config.get("init_from")
     named = config["hub_model_id"] if config["push_to_hub"] and config["hub_model_id"] else config["output_dir"]
     card_data = ModelCardData(
         library_name="diffusers",
         pipeline_tag=task_of(family, entry),
         license=config["hub_license"],
-        tags=["hfgen", family.name, *["class-conditional" if conditional else "unconditional"] * generates],
+        tags=[
+            *("hfgen", family.name),
+            *["class-conditional" if conditional else "unconditional"] * generates,
+            *["lora"] * ("lora" in record),
+        ],
         datasets=[name] if on_hub else None,
+        base_model=base if base and "/" in base and record.get("init_from") == base else None,  # an id on the Hub
     )
     shown = escape_markdown(public_record(record))
     card = render(
@@ -237,6 +243,7 @@ def write_card(folder: Path, record: dict[str, Any], home: Path | None = None, t
         card_data=card_data.to_yaml(),
         title=escape_markdown(Path(named).name),
         model_id=HERE,
+        base=None if base is None else base_location(base, home or folder),
         commands=repeating_commands(record, home or folder),
         private_data=sorted(read_places(config)),
         conditional=conditional,
@@ -254,6 +261,15 @@ def write_card(folder: Path, record: dict[str, Any], home: Path | None = None, t
         unmeasured=UNMEASURED if generates else NOT_YET,
     )
     write_text(folder / "README.md", str(ModelCard(card)))
+
+
+def base_location(base: str, home: Path) -> str:
+    """Returns what a snippet in the folder `home` loads the pipeline from that a run began with."""
+    folder = Path(base).expanduser()
+    if not folder.is_dir():
+        return base
+    alone = not (folder / "model_index.json").is_file() and (folder.parent / "model_index.json").is_file()
+    return path_from(home, folder.parent if alone else folder)
 
 
 def can(entry: PipelineEntry | None, capability: type[Adapter]) -> bool:
@@ -394,6 +410,7 @@ def with_location(text: str, location: str, **options: str | None) -> str:
         return text
     extra = "".join(f', {name}="{value}"' for name, value in options.items() if value is not None)
     text = re.sub(load, lambda match: f'{match[1]}"{location}"{extra}' if match[2] == first[2] else match[0], text)
+    text = re.sub(r'(Pipeline\.from_pretrained\(")\.\./[^"\n]*?([^"/\n]+)"', r'\1\2"', text)
     # The last one in cards of earlier versions.
     for start in ("hfgen sample --model", "hfgen evaluate --model", "scripts/sample.py --model"):
         text = text.replace(f"{start} {first[2]} ", f"{start} {location} ")

@@ -19,6 +19,7 @@ from hfgen.sampling.loading import check_checkpoint
 Contents = dict[str, bytes | Path]  # files by their names in the repository
 
 INDEX, CARD, RECORD = "model_index.json", "README.md", "run.json"
+ADAPTERS = "pytorch_lora_weights.safetensors"  # of LoRA, as diffusers calls them
 PICTURES = ("samples.png", "reconstructions.png")
 PNG = b"\x89PNG"
 COMPONENT = re.compile(
@@ -32,8 +33,8 @@ REQUIREMENT = re.compile(r"[\w.-]+==[\w.]+")
 
 
 def pipeline_contents(folder: Path, pipeline: type | None = None) -> Contents:
-    """Returns the files of a pipeline that may be published: its index, configurations and weights, its card and
-    pictures, the record of its training, and hfgen's own copy of the code that they need.
+    """Returns the files of a pipeline that may be published: its index, configurations and weights, adapters alone,
+    its card and pictures, the record of its training, and hfgen's own copy of the code that they need.
 
     Args:
         folder (`Path`): Where it was saved.
@@ -54,7 +55,7 @@ def pipeline_contents(folder: Path, pipeline: type | None = None) -> Contents:
         for file in sorted((folder / name).iterdir()):
             if known.fullmatch(file.name):
                 contents[f"{name}/{file.name}"] = _read(file)
-    for name in (CARD, *PICTURES, RECORD):
+    for name in (CARD, *PICTURES, RECORD, ADAPTERS):
         if (folder / name).is_file():
             contents[name] = _read(folder / name)
     return contents | _code(index, pipeline, kinds, contents)

@@ -22,7 +22,10 @@ from huggingface_hub.utils import get_session, validate_repo_id
 
 from hfgen.runtime.errors import UserError
 
-BESIDE_COMPONENTS = ("model_index.json", "README.md", "samples.png", "reconstructions.png")
+BESIDE_COMPONENTS = (
+    *("model_index.json", "README.md", "samples.png", "reconstructions.png"),
+    "pytorch_lora_weights.safetensors",
+)
 IMPORT = re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
 COMPONENT_FILES = (".json", ".safetensors", ".py")
 RECORD = "run.json"  # which the card cites
@@ -275,7 +278,7 @@ def push_pipeline(pipeline: Any, model_id: str, revision: str | None, create_pr:
         model_id = open_repository(model_id, private, token)
         weights = list(folder.rglob("*.safetensors"))
         same = all(alike(file, source / file.relative_to(folder)) for file in weights)
-        for name in ("README.md", "samples.png", "reconstructions.png", RECORD) if same else ():
+        for name in (*BESIDE_COMPONENTS[1:], RECORD) if same else ():
             if (source / name).exists():
                 shutil.copy(source / name, folder / name)
         there = (folder / "README.md").exists()

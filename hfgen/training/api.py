@@ -25,6 +25,7 @@ from hfgen.runtime.options import as_text
 from hfgen.runtime.seeds import seed_from
 from hfgen.training.engine import digest
 from hfgen.training.folder import RunFolder
+from hfgen.training.lora import adapt, adapted_name, require_peft
 from hfgen.training.options import RunOptions, collect
 from hfgen.training.recipe import FROZEN, TRAINED, Recipe
 from hfgen.training.run import Run
@@ -160,7 +161,11 @@ def check_memory(options: RunOptions, info: Any, machine: Machine) -> None:
     except Exception:  # a family may make networks in ways that need memory: then they are made without an estimate
         return
     needed = sum(
-        weight_bytes(network.module, network.role == TRAINED, network.averaged and training.use_ema)
+        weight_bytes(
+            network.module,
+            network.role == TRAINED and not (training.lora_rank and network.adaptable),
+            network.averaged and training.use_ema,
+        )
         for network in networks.values()
     )
     count = sum(parameter.numel() for network in networks.values() for parameter in network.module.parameters())
@@ -193,6 +198,8 @@ def open_recipe(options: RunOptions, accelerator: Any) -> tuple[Recipe, Stream, 
     """
     training = options.training
     recipe_of(options.family)  # before the data is read
+    if training.lora_rank is not None:
+        require_peft()
     start = None
     if training.init_from and RunFolder(options).checkpoint is None:
         start = Start(training.init_from, training.hub_token)
@@ -212,6 +219,9 @@ def open_recipe(options: RunOptions, accelerator: Any) -> tuple[Recipe, Stream, 
     recipe = recipe_of(options.family)(options.own, stream.info)
     for text in start.load(recipe, options) if start else ():
         note(text)
+    if training.lora_rank is not None:
+        torch.manual_seed(seed_from(training.seed, "adapters"))
+        adapt(recipe.networks[adapted_name(recipe.networks, options.family.name)].module, training)
     if isinstance(stream, StreamedStream):  # its images come once
         stream.needs_labels = recipe.needs_labels
     else:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from hfgen.evaluation.config import METRICS, MOST_IMAGES, MOST_THREADS, ONE_NUMBER
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.options import Options, option
+from hfgen.runtime.options import Options, as_text, option
 from hfgen.runtime.seeds import SEEDS
 
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
@@ -48,6 +48,21 @@ class TrainingConfig(Options):
     )
     lower_rates: tuple[str, ...] = option(
         (), "factors of the learning rate for some weights, named in the same way: unet.down_blocks.*=0.1"
+    )
+    lora_rank: int | None = option(
+        None,
+        "with `init_from`: keep the weights of the checkpoint, and learn low-rank adapters of this rank beside its "
+        "layers (LoRA, by peft)",
+        least=1,
+        most=2**12,
+    )
+    lora_alpha: float | None = option(
+        None, "what the adapters add counts this many / rank times (default: the rank)", above=0, most=1e6
+    )
+    lora_target_modules: tuple[str, ...] = option(
+        (),
+        "layers that get an adapter, by the ends of their names, such as to_q to_k to_v to_out.0 (default: linear "
+        "layers and convolutions that have more weights than their adapter)",
     )
     seed: int = option(
         0, "seed of everything: weights, order of the data, noise, augmentation, sample grids", least=0, most=SEEDS - 1
@@ -169,6 +184,7 @@ class TrainingConfig(Options):
                 wrong = True
             if wrong:
                 raise UserError(f"`lower_rates` {text}: give names, = and a factor, as unet.down_blocks.*=0.1.")
+        self._validate_lora()
         best = self.metric_for_best_model
         if best is not None and (self.eval_every is None or best not in self.eval_metrics):
             lacking = "`eval_every`" if self.eval_every is None else f"{best} among `eval_metrics`"
@@ -186,4 +202,17 @@ class TrainingConfig(Options):
         if self.eval_every is not None and not self.eval_metrics:
             raise UserError(
                 "`eval_metrics` is empty: there is nothing to measure. Give some, or leave `eval_every` out."
+            )
+
+    def _validate_lora(self) -> None:
+        if self.lora_rank is None:
+            for name, value in (("lora_alpha", self.lora_alpha), ("lora_target_modules", self.lora_target_modules)):
+                if value:
+                    raise UserError(f"`{name}` {as_text(value)} is about adapters: give `lora_rank`, too.")
+        elif self.init_from is None:
+            raise UserError(f"`lora_rank` {self.lora_rank} adapts the network of a checkpoint: give `init_from`, too.")
+        elif self.freeze:
+            raise UserError(
+                f"`freeze` {' '.join(self.freeze)}: with `lora_rank` all weights of the checkpoint stay as they are. "
+                "Leave `freeze` out; `lora_target_modules` says which layers get adapters."
             )

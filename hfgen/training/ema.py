@@ -1,7 +1,7 @@
 """The moving average of the weights, which is what is sampled, evaluated and published."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -17,17 +17,23 @@ class EMA:
         modules (`dict[str, nn.Module]`): The modules to follow. Copies of them, in eval mode, are in `self.modules`.
         half_life (`float`): In images.
         ramp (`float`): The cap; 0 for none.
+        fixed (`Sequence[nn.Parameter]`, *optional*): Parameters that never change, which the copies share.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], half_life: float, ramp: float):
+    def __init__(
+        self, modules: Mapping[str, nn.Module], half_life: float, ramp: float, fixed: Sequence[nn.Parameter] = ()
+    ):
         self.half_life, self.ramp = half_life, ramp
+        shared = {id(parameter): parameter for parameter in fixed}
         self.modules = {
-            name: copy.deepcopy(module).float().eval().requires_grad_(False) for name, module in modules.items()
+            name: copy.deepcopy(module, dict(shared)).float().eval().requires_grad_(False)
+            for name, module in modules.items()
         }
         self._pairs = [
             (mean, live)
             for name, module in modules.items()
             for mean, live in zip(_tensors(self.modules[name]), _tensors(module), strict=True)
+            if mean is not live
         ]
 
     def decay(self, images: int, images_seen: int) -> float:

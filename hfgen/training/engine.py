@@ -78,8 +78,11 @@ class Engine:
         for name, network in self.networks.items():
             self._set_up(name, network)
         self.digests = {name: digest(n.module) for name, n in self.networks.items() if n.role == FROZEN}
+        frozen_names = self._freeze()
         averaged = {name: n.module for name, n in self.networks.items() if n.averaged}
-        self.ema = EMA(averaged, config.ema_half_life, config.ema_ramp) if config.use_ema else None
+        trained = [n.module for n in self.networks.values() if n.role == TRAINED]
+        fixed = [p for module in trained for p in module.parameters() if not p.requires_grad]
+        self.ema = EMA(averaged, config.ema_half_life, config.ema_ramp, fixed) if config.use_ema else None
         frozen = {name: n.module for name, n in self.networks.items() if n.role == FROZEN}
         self.published = dict(self.ema.modules if self.ema else averaged) | frozen
         if config.compile:  # after the copies above, which stay eager: grids come in other batch sizes
@@ -88,7 +91,6 @@ class Engine:
                     say(f"`compile` leaves the network {name!r} alone: {network.eager_reason}")
                 else:
                     network.module.compile()  # in place: the names of the weights stay
-        frozen_names = self._freeze()
         candidates = {
             f"{name}.{parameter_name}": parameter
             for name, network in self.networks.items()

@@ -26,6 +26,7 @@ from hfgen.sampling.grid import sample_grid
 from hfgen.sampling.sampler import Sampler
 from hfgen.training.engine import Engine
 from hfgen.training.folder import RunFolder
+from hfgen.training.lora import merged, save_adapters
 from hfgen.training.random import StepRandom
 from hfgen.training.recipe import Batch
 
@@ -51,11 +52,11 @@ class Publisher:
     @contextlib.contextmanager
     def pipeline(self, batches: Iterator[Batch] | None = None) -> Iterator[Any]:
         """Makes the pipeline of what has been learnt by now; with `batches`, with what is fitted after training."""
-        published = self.engine.published
-        training = [module for module in published.values() if module.training]
+        training = [module for module in self.engine.published.values() if module.training]
         for module in training:
             module.eval()
         try:
+            published = {name: merged(module) for name, module in self.engine.published.items()}
             fitted = None if batches is None else self.recipe.fit(published, batches)
             yield self.recipe.pipeline(published, fitted)
         finally:
@@ -120,6 +121,8 @@ class Publisher:
             with self.folder.writing():
                 with folder_at_once(target) as folder:
                     pipeline.save_pretrained(folder)
+                    for module in self.engine.published.values():
+                        save_adapters(module, folder)
                     shutil.copyfile(self.folder.grid(images_seen), folder / "samples.png")
                     if rows:
                         grid = make_grid([image for row in rows for image in to_uint8(row)], len(rows[0]))
@@ -164,6 +167,8 @@ class Publisher:
                 folder = Path(temporary)
                 save_png(make_grid(list(images)), folder / "samples.png", self.origin(0))
                 weights = save_all_but_weights(pipeline, folder)
+                for module in self.engine.published.values():
+                    save_adapters(module, folder)
                 self._write_card(folder, record, self.folder.path)
                 self._check_folder({path.name for path in folder.iterdir()})
         self._check_disk(weights)

@@ -50,6 +50,8 @@ class Network:
             process's, `"own"` leaves each process its own, which checkpoints keep one by one.
         eager_reason (`str`, *optional*): Why `compile` must leave it alone.
         origin (`str`, *optional*): Where a frozen network comes from: an id on the Hub with its revision, or a folder.
+        adaptable (`bool`): Whether LoRA may adapt it, in place of training all of it: its layers are called, and not
+            their weights used by others, and its buffers do not change. One network of a recipe at most.
     """
 
     module: nn.Module
@@ -58,6 +60,7 @@ class Network:
     buffers: str = "averaged"
     eager_reason: str | None = None
     origin: str | None = None
+    adaptable: bool = False
 
     def __post_init__(self) -> None:
         if self.role not in (TRAINED, FROZEN, STATE):

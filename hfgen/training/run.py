@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from hfgen.training.checkpoint import Checkpoints
 from hfgen.training.console import progress_bar
 from hfgen.training.engine import Engine
 from hfgen.training.folder import RunFolder
+from hfgen.training.lora import adapter_weights, adapters
 from hfgen.training.metrics import MetricsLog
 from hfgen.training.options import RunOptions
 from hfgen.training.overview import FOLDER, write_overview
@@ -182,6 +184,11 @@ class Run:
         steps = self.schedule.total // self.schedule.batch
         machine = describe(self.accelerator, self.accelerator.mixed_precision)
         self.say(f"{machine}; {millions:.2f} M parameters; {steps} steps of {self.schedule.batch} images")
+        rank = self.config.lora_rank
+        if rank is not None:
+            adapted = self._adapted()
+            count, layers = adapted["parameters"], adapted["layers"]
+            self.say(f"LoRA of rank {rank}: {count:,} parameters are trained, beside {layers} layers")
         chosen = self.options.chosen
         if chosen:
             values = (f"`{name}` {as_text(value)}" for name, value in chosen.items())
@@ -320,12 +327,19 @@ class Run:
         return bool(state["has_metrics"])
 
     def _parameters(self) -> dict[str, int]:
-        """Counts the parameters of each network that is not frozen."""
+        """Counts the parameters of each network that is not frozen, without those of adapters, which are merged."""
         return {
-            name: sum(parameter.numel() for parameter in network.module.parameters())
+            name: sum(map(torch.numel, network.module.parameters()))
+            - sum(map(torch.numel, adapter_weights(network.module).values()))
             for name, network in self.engine.networks.items()
             if network.role != FROZEN
         }
+
+    def _adapted(self) -> dict[str, Any]:
+        """Returns the network that has adapters, how many parameters they have, and beside how many layers."""
+        name, module = next((name, module) for name, module in self.engine.modules.items() if adapters(module))
+        count = sum(map(torch.numel, adapter_weights(module).values()))
+        return {"network": name, "parameters": count, "layers": len(adapters(module)), "peft": version("peft")}
 
     def _progress(self) -> dict[str, Any]:
         return {
@@ -338,6 +352,7 @@ class Run:
                 for name, value in self.engine.digests.items()
             },
             **({"init_from": public_name(self.config.init_from)} if self.config.init_from else {}),
+            **({"lora": self._adapted()} if self.config.lora_rank is not None else {}),
             "images_per_step": self.schedule.batch,
             "images_seen": self.images_seen,
             "images_total": self.images_seen if self._enough else self.schedule.total,

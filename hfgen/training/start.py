@@ -109,6 +109,8 @@ class Start:
             module, source = modules[name], components[part]
             self._check(module, source, options)
             _copy(module, source.state_dict(), ours, names)
+            if options.training.lora_rank is not None and recipe.networks[name].adaptable:
+                self._require_same(module, source)
         anew = []
         for name in sorted(trained - set(parts.values())):
             if _fits(modules[name], training.get(name, {})):
@@ -165,6 +167,18 @@ class Start:
         raise UserError(
             f"`init_from` {self.name} does not fit this run: its {type(module).__name__} has {parts}.{remedy}"
         )
+
+    def _require_same(self, module: nn.Module, source: nn.Module) -> None:
+        """Raises [`UserError`] if a network is not that of the checkpoint, which adapters are learnt for."""
+        here, there = module.state_dict(), source.state_dict()
+        if here.keys() != there.keys() or not all(
+            torch.equal(value, there[name].to(value)) for name, value in here.items()
+        ):
+            raise UserError(
+                f"`lora_rank` keeps the network of `init_from` {self.name} as it is, and this run needs other inputs "
+                "for classes: train on the classes that it knows (`class_conditional`, `num_clusters`), on none if it "
+                "knows none, or leave `lora_rank` out."
+            )
 
     def _fitting(self, there: dict[str, Any], options: RunOptions) -> dict[str, Any]:
         """Returns the options that would make the checkpoint's network, where they are others than now."""

@@ -31,3 +31,16 @@ def test_averages_are_float32_and_follow_buffers():
     ema.update(100, 100)
     torch.testing.assert_close(ema.modules["m"][1].running_mean, torch.full((2,), 3.0))
     assert ema.modules["m"][1].num_batches_tracked == 7
+
+
+def test_what_never_changes_is_shared():
+    module = torch.nn.Linear(2, 2)
+    module.weight.requires_grad_(False)
+    ema = EMA({"m": module}, half_life=1, ramp=0, fixed=[module.weight])
+    before = module.weight.clone()
+    with torch.no_grad():
+        module.bias += 2
+    ema.update(1, 1)
+    assert ema.modules["m"].weight is module.weight and torch.equal(module.weight, before)
+    torch.testing.assert_close(ema.modules["m"].bias, module.bias - 1)
+    assert module.bias.requires_grad and not ema.modules["m"].bias.requires_grad

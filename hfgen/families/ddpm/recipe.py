@@ -59,7 +59,7 @@ class DDPMRecipe(Recipe):
         if not torch.cuda.is_available() and info.resolution <= 64:
             use_plain_attention_(unet)
         self.unet = unet
-        self.networks = {"unet": Network(unet, averaged=True)}
+        self.networks = {"unet": Network(unet, averaged=True, adaptable=True)}
         steps = min(config.ddpm_num_inference_steps, config.ddpm_num_steps)  # whose default suits the usual schedules
         self.sampling = DDPMSamplingConfig(num_inference_steps=steps)
         betas = (config.adam_beta1, config.adam_beta2)
