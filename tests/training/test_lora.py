@@ -11,6 +11,7 @@ import torch
 from diffusers import DDPMPipeline
 from helpers import run as run_script
 from helpers.exactness import assert_identical
+from hub.server import ADA
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -209,3 +210,28 @@ def test_under_a_launcher(base, tmp_path):
     assert re.search(r"LoRA of rank 2: [\d,]+ parameters are trained, beside \d+ layers", result.stdout)
     assert DDPMPipeline.from_pretrained(tmp_path / "new")(batch_size=1, num_inference_steps=2).images
     assert (tmp_path / "new" / ADAPTERS).is_file()
+
+
+THERE = """
+import sys
+from diffusers import DDPMPipeline
+from hfgen.hub.push import push_folder
+from pathlib import Path
+
+push_folder(Path(sys.argv[1]), "ada/adapted")
+pipe = DDPMPipeline.from_pretrained("ada/adapted")
+print(sum(parameter.numel() for parameter in pipe.unet.parameters()))
+"""
+
+
+def test_from_the_hub(base, adapted, hub):
+    """The file beside the components does not confuse diffusers; the card names no folder of this machine."""
+    hub.create("ada/adapted")
+    printed = hub.python(THERE, adapted[0].folder.path, token=ADA)
+    unet = DDPMPipeline.from_pretrained(base).unet
+    assert int(printed.splitlines()[-1]) == sum(parameter.numel() for parameter in unet.parameters())
+    files = hub["ada/adapted"].files()
+    assert ADAPTERS in files
+    card = files["README.md"].decode()
+    assert 'pipe = DDPMPipeline.from_pretrained("ada/adapted")' in card
+    assert 'pipe = DDPMPipeline.from_pretrained("base")' in card and "../" not in card
