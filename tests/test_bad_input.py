@@ -13,7 +13,7 @@ import sys
 import pytest
 from helpers import ROOT, TINY_GAN, Command, load_script, run
 
-from hfgen.commands import classify, compare, demo, evaluate, push, sample, show
+from hfgen.commands import classify, compare, demo, evaluate, push, sample, show, sweep
 from hfgen.commands.cli import flags, spell
 from hfgen.data.config import ImagesConfig
 from hfgen.evaluation.config import Amounts
@@ -28,6 +28,7 @@ KINDS = {f"train {name}": option_kinds(find_family(name)) for name in OURS} | {
     "sample": (sample.SampleConfig, *all_sampling_options()),
     "evaluate": (*evaluate.KINDS, *all_sampling_options()),
     "compare": (*compare.KINDS, *all_sampling_options()),
+    "sweep": (sweep.SweepConfig,),
     "classify": classify.KINDS,
     "show": (show.ShowConfig, ImagesConfig),
     "demo": (demo.DemoConfig,),

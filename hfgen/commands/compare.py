@@ -13,16 +13,12 @@ interrupted goes on. The folder then holds `compare.json`, with what it takes to
 
 import dataclasses
 import os
-import shlex
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfgen.commands.cli import command_line, flags, spell
+from hfgen.commands.cli import command_line, spell
 from hfgen.commands.options import (
     MeasureOptions,
     card_commands,
@@ -30,6 +26,7 @@ from hfgen.commands.options import (
     read_sampling,
     recorded,
 )
+from hfgen.commands.process import run_verb
 from hfgen.data.config import DataConfig, share_of
 from hfgen.evaluation.config import METRICS, MOST_IMAGES, ReferenceConfig
 from hfgen.registry import Family, families
@@ -151,19 +148,11 @@ def run(verb: list[str], values: dict[str, Any]) -> None:
     Raises:
         UserError: If it fails.
     """
-    words = [*verb, *flags(values)]
-    command = shlex.join(["hfgen", *words])
-    print(f"\n{command}\n", flush=True)
-    with subprocess.Popen([sys.executable, "-m", "hfgen", *words]) as process:
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = [signal.signal(number, lambda which, frame: process.send_signal(which)) for number in numbers]
-        code = process.wait()
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-    if code:
+    ended = run_verb(verb, values)
+    if ended.code:
         raise UserError(
-            f"{command} ended with exit code {code}, for the reason above. What is done stays: once that is fixed, "
-            "the same command goes on."
+            f"{ended.command} ended with exit code {ended.code}, for the reason above. What is done stays: once that "
+            "is fixed, the same command goes on."
         )
 
 

@@ -34,7 +34,19 @@ METRICS = (
     "ppl",
 )
 WITHOUT_FEATURES = ("bits_per_dim",)  # of images; no extractor is needed for them
-ONE_NUMBER = ("fd", "kd", "is", "cmmd", "vendi", "confidence", "conditional_accuracy", "bits_per_dim", "ppl")
+# Metrics that are one number: how its name in a log begins, and which is better.
+NUMBERS = {
+    "fd": (("fd_", "fid", "clean_fid"), "lower"),
+    "kd": (("kd_", "kid", "clean_kid"), "lower"),
+    "is": (("is", "cs_"), "higher"),
+    "cmmd": (("cmmd",), "lower"),
+    "vendi": (("vendi",), "higher"),
+    "confidence": (("confident_share",), "higher"),
+    "conditional_accuracy": (("conditional_accuracy",), "higher"),
+    "bits_per_dim": (("bits_per_dim",), "lower"),
+    "ppl": (("ppl",), "lower"),
+}
+ONE_NUMBER = tuple(NUMBERS)
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def test_a_broken_plugin_that_is_asked_for_says_so(plugin, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["trian"], "hfgen has no verb 'trian': it has train, sample, evaluate, compare, classify, show, demo"),
+        (["trian"], "hfgen has no verb 'trian': it has train, sample, evaluate, compare, sweep, classify, show"),
         (["trian"], "Did you mean train?"),
         (["train"], f"hfgen train needs the name of a family first: {', '.join(registry.families())}."),
         (["train", "--seed", "1"], "needs the name of a family first"),
@@ -141,7 +141,9 @@ def test_train_shows_the_families(capsys):
     assert re.search("^  gan +GAN: ", capsys.readouterr().out, re.MULTILINE)
 
 
-@pytest.mark.parametrize("argv", [[], ["list"], ["train", "gan", "--help"], ["compare", "--help"], ["demo", "--help"]])
+@pytest.mark.parametrize(
+    "argv", [[], ["list"], ["train", "gan", "--help"], ["sweep", "gan", "--help"], ["demo", "--help"]]
+)
 def test_it_answers_without_torch(argv):
     command = [sys.executable, "-X", "importtime", "-m", "hfgen", *argv]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
