@@ -28,7 +28,7 @@ KINDS = {f"train {name}": option_kinds(find_family(name)) for name in OURS} | {
     "sample": (sample.SampleConfig, *all_sampling_options()),
     "evaluate": (*evaluate.KINDS, *all_sampling_options()),
     "compare": (*compare.KINDS, *all_sampling_options()),
-    "sweep": (sweep.SweepConfig,),
+    "sweep gan": (sweep.SweepConfig,),
     "classify": classify.KINDS,
     "show": (show.ShowConfig, ImagesConfig),
     "demo": (demo.DemoConfig,),
