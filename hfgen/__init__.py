@@ -73,6 +73,7 @@ _PUBLIC = {
     "VAERecipe": "hfgen.families.vae.recipe",
     "VQVAE": "hfgen.models.vq_vae",
     "adapter_of": "hfgen.sampling.capabilities",
+    "augment": "hfgen.evaluation.augment",
     "collect": "hfgen.training.options",
     "denoise": "hfgen.pipelines.ddpm_sampling",
     "evaluate": "hfgen.evaluation.api",
@@ -94,6 +95,7 @@ if TYPE_CHECKING:
     from hfgen.data.info import DataInfo
     from hfgen.data.streams import open_stream
     from hfgen.evaluation.api import evaluate
+    from hfgen.evaluation.augment import augment
     from hfgen.evaluation.config import ReferenceConfig
     from hfgen.evaluation.features import load_extractor
     from hfgen.evaluation.runner import Evaluator

@@ -13,7 +13,7 @@ import sys
 import pytest
 from helpers import ROOT, TINY_GAN, Command, load_script, run
 
-from hfgen.commands import classify, compare, demo, evaluate, push, sample, show, sweep
+from hfgen.commands import augment, classify, compare, demo, evaluate, push, sample, show, sweep
 from hfgen.commands.cli import flags, spell
 from hfgen.data.config import ImagesConfig
 from hfgen.evaluation.config import Amounts
@@ -30,6 +30,7 @@ KINDS = {f"train {name}": option_kinds(find_family(name)) for name in OURS} | {
     "compare": (*compare.KINDS, *all_sampling_options()),
     "sweep gan": (sweep.SweepConfig,),
     "classify": classify.KINDS,
+    "augment": (*augment.KINDS, *all_sampling_options()),
     "show": (show.ShowConfig, ImagesConfig),
     "demo": (demo.DemoConfig,),
     "push": (push.PushConfig,),
@@ -38,6 +39,7 @@ ALL = [kind for kinds in KINDS.values() for kind in kinds]
 ALL = list(dict.fromkeys([*ALL, Amounts, NoOptions, load_script("make_stacked_mnist").StackConfig]))
 NEEDED = {
     sample.SampleConfig: {"model": "m"},
+    augment.AugmentConfig: {"model": ("m",)},
     show.ShowConfig: {"model": "m"},
     demo.DemoConfig: {"model": "m"},
     evaluate.EvaluateConfig: {"model": ("m",)},

@@ -7,6 +7,7 @@ transformers; beside it stand a card and `eval.json`, with the accuracy on image
     hfgen classify --dataset_name ylecun/mnist
     hfgen classify --dataset_name uoft-cs/cifar10 --preset photos
     hfgen classify --train_data_dir photos --resolution 64 --preset photos
+    hfgen classify --train_data_dir scans --group_column patient
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from hfgen.commands.cli import command_line, read, spell
 from hfgen.data.config import DataConfig
-from hfgen.evaluation.config import CLASSIFIER_PRESETS, GOOD_ACCURACY, ClassifierConfig
+from hfgen.evaluation.config import CLASSIFIER_PRESETS, GOOD_ACCURACY, ClassifierConfig, preset_options
 from hfgen.runtime.options import make
 
 KINDS = (DataConfig, ClassifierConfig)
@@ -23,11 +24,7 @@ KINDS = (DataConfig, ClassifierConfig)
 def read_options(argv: Sequence[str]) -> tuple[DataConfig, ClassifierConfig]:
     description = str(__doc__).partition("\n")[0]
     given = read(KINDS, argv, description=description, prog="hfgen classify", presets=list(CLASSIFIER_PRESETS))
-    no_data = given.values.get("dataset_name") in (None, "digits") and given.values.get("train_data_dir") is None
-    values = CLASSIFIER_PRESETS[given.preset or ("digits" if no_data else "gray")]()
-    if given.values.get("train_data_dir") is not None:
-        values.pop("dataset_name", None)
-    data, config = make(KINDS, values | given.values)
+    data, config = make(KINDS, preset_options(given.values, given.preset))
     return data, config.resolved(data)
 
 

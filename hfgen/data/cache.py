@@ -76,11 +76,20 @@ class Column:
 
 @dataclass(frozen=True)
 class SourceData:
-    """The columns of one data set; their rows belong together."""
+    """The columns of one data set; their rows belong together.
+
+    Attributes:
+        config ([`DataConfig`]): The options that it was opened with.
+        info ([`DataInfo`]): What is known of it.
+        columns (`Mapping[str, Column]`): The columns by name.
+        rows (`np.ndarray` of shape `(N,)`): Which rows of the split they are: without those that are skipped or held
+            out.
+    """
 
     config: DataConfig
     info: DataInfo
     columns: Mapping[str, Column]
+    rows: np.ndarray
 
     def __len__(self) -> int:
         """Returns the number of rows."""
@@ -213,7 +222,7 @@ def open_source(
     split = f"{config.validation_split} of {config.dataset_split}" if held_out else config.dataset_split
     info = SourceInfo(name, split, len(rows), len(gone), _fingerprint(stored))
     infos = {key: column.info for key, column in stored.items()}
-    return SourceData(config, DataInfo({source: info}, infos), stored)
+    return SourceData(config, DataInfo({source: info}, infos), stored, rows)
 
 
 def _held_out(count: int, share: float) -> np.ndarray:

@@ -23,6 +23,7 @@ from hfgen.data.augment import prepare
 from hfgen.data.cache import open_images
 from hfgen.data.config import DataConfig, share_of
 from hfgen.data.info import DataInfo
+from hfgen.data.splits import check_sides, draw_held_out, read_groups
 from hfgen.data.streams import RawBatch
 from hfgen.evaluation.config import ClassifierConfig
 from hfgen.evaluation.labels import conditional_accuracy
@@ -75,13 +76,19 @@ class Part:
 def open_parts(data: DataConfig, config: ClassifierConfig) -> tuple[Part, Part]:
     """Opens the images to train on, and those to measure on.
 
+    Those to measure on are a split of their own; what `validation_split` leaves out of training; or drawn from the
+    images by class, and, with `group_column`, by whole groups.
+
     Raises:
-        UserError: If there are no classes to learn, or nothing to measure on.
+        UserError: If there are no classes to learn, nothing to measure on, or groups on both sides.
     """
     for name in ("streaming", "balance_classes"):
         if getattr(data, name):
             raise UserError(f"`{name}` is not for classifiers, which see all images equally often: leave it out.")
     test_split = str(config.resolved(data).test_split)
+    share = share_of(test_split)
+    by_training = share is not None and test_split == data.validation_split  # which drew them from all images alike
+    drawn = test_split == data.dataset_split or (share is not None and not by_training)
     train = open_images(data)
     if train.info.mode == "RGBA":  # as it measures them
         data = dataclasses.replace(data, image_mode="RGB")
@@ -92,12 +99,10 @@ def open_parts(data: DataConfig, config: ClassifierConfig) -> tuple[Part, Part]:
     if len(names) < 2:
         raise UserError(f"{train.info.name} has only the class {names[0]!r}: give data with 2 classes or more.")
     same: dict[str, Any] = {"resolution": train.info.resolution, "image_mode": train.info.mode, "center_crop": True}
-    share = share_of(test_split)
     same["value_range"] = train.info.value_range or data.value_range
     try:
-        if share is not None:  # of what is trained on, if that is not left out already
-            data = dataclasses.replace(data, validation_split=test_split)
-            train, test = open_images(data), open_images(dataclasses.replace(data, **same), held_out=True)
+        if drawn or by_training:
+            test = open_images(dataclasses.replace(data, **same), held_out=by_training)
         else:
             test = open_images(dataclasses.replace(data, dataset_split=test_split, validation_split=None, **same))
     except UserError as error:
@@ -111,13 +116,20 @@ def open_parts(data: DataConfig, config: ClassifierConfig) -> tuple[Part, Part]:
             f"type ClassLabel, or add `test_split` {data.dataset_split} to hold out a fifth of the images."
         )
     train_rows, test_rows = np.flatnonzero(train.labels >= 0), np.flatnonzero(test.labels >= 0)
-    if test_split == data.dataset_split:
-        mixed = np.random.default_rng(config.seed).permutation(train_rows)
-        held_out = len(mixed) // HELD_OUT
-        test_rows, train_rows = np.sort(mixed[:held_out]), np.sort(mixed[held_out:])
+    column, groups = config.group_column, None
+    if column is not None:
+        groups = [read_groups(part, column)[rows] for part, rows in ((train, train_rows), (test, test_rows))]
+    if drawn and len(train_rows):
+        own = None if groups is None else groups[0]
+        held_out = draw_held_out(train.labels[train_rows], share or 1 / HELD_OUT, config.seed, own)
+        train_rows, test_rows = train_rows[~held_out], train_rows[held_out]
+        groups = None if own is None else [own[~held_out], own[held_out]]
     for rows, split in ((train_rows, data.dataset_split), (test_rows, test_split)):
         if not len(rows):
             raise UserError(f"{train.info.name} [{split}] has too few images with a class: use other data.")
+    if column is not None and groups is not None:
+        labels = train.labels[train_rows], test.labels[test_rows]
+        check_sides(labels, (groups[0], groups[1]), names, column)
     return Part(train, train_rows), Part(test, test_rows)
 
 
@@ -185,9 +197,19 @@ class Augmentation:
         return torch.rand(self.size, *shape, generator=self.generator)
 
 
-def train(model: Any, part: Part, data: DataConfig, config: ClassifierConfig) -> None:
-    """Trains with transformers' Trainer."""
-    from transformers import Trainer, TrainingArguments
+def train(
+    model: Any, part: Part, data: DataConfig, config: ClassifierConfig, total: int | None = None, quiet: bool = False
+) -> None:
+    """Trains with transformers' Trainer.
+
+    Args:
+        model: The network of [`build_model`].
+        part ([`Part`]): What to train on.
+        data ([`DataConfig`]), config ([`ClassifierConfig`]): The options; those of the length have their values.
+        total (`int`, *optional*): Steps; by default those of `num_epochs`.
+        quiet (`bool`, *optional*, defaults to `False`): Whether to show nothing.
+    """
+    from transformers import PrinterCallback, Trainer, TrainingArguments
 
     steps, labels, layout = itertools.count(), part.data.labels, part.data.layout
     assert labels is not None
@@ -201,11 +223,11 @@ def train(model: Any, part: Part, data: DataConfig, config: ClassifierConfig) ->
 
     weights = class_weights(part) if config.class_weights else None
     assert config.num_epochs and config.train_batch_size
-    total = config.num_epochs * -(-len(part.rows) // config.train_batch_size)
+    total = total or config.num_epochs * -(-len(part.rows) // config.train_batch_size)
     with tempfile.TemporaryDirectory() as scratch:  # of which its only use is to make sure that it exists
         arguments = TrainingArguments(
             output_dir=scratch,
-            num_train_epochs=config.num_epochs,
+            max_steps=total,
             per_device_train_batch_size=config.train_batch_size,
             learning_rate=config.learning_rate,
             lr_scheduler_type="cosine",
@@ -215,18 +237,22 @@ def train(model: Any, part: Part, data: DataConfig, config: ClassifierConfig) ->
             use_cpu=on_cpu(),
             dataloader_pin_memory=not on_cpu(),
             remove_unused_columns=False,
-            logging_strategy="epoch",
+            logging_strategy="no" if quiet else "epoch",
+            disable_tqdm=quiet or None,
             save_strategy="no",  # its checkpoints hold pickles
             report_to="none",
         )
         model.to(memory_format=torch.channels_last)  # twice as fast on a CPU
-        Trainer(
+        trainer = Trainer(
             model,
             arguments,
             data_collator=collate,
             train_dataset=part.rows.tolist(),
             compute_loss_func=None if weights is None else partial(weighted_loss, weights),
-        ).train()
+        )
+        if quiet:
+            trainer.remove_callback(PrinterCallback)
+        trainer.train()
     model.to("cpu", memory_format=torch.contiguous_format)
 
 
@@ -242,26 +268,26 @@ def weighted_loss(weights: torch.Tensor, outputs: Any, labels: torch.Tensor, num
     return losses.sum() / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
 
-def predict(folder: Path, part: Part) -> torch.Tensor:
-    """Computes the logits `(N, K)` of the saved network, with the image processor that was saved."""
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-    processor = AutoImageProcessor.from_pretrained(folder)
-    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+def predict(model: Any, processor: Any, part: Part) -> torch.Tensor:
+    """Computes the logits `(N, K)` of a network, with its image processor."""
     logits = []
     with torch.inference_mode():
         for start in range(0, len(part.rows), 500):
             images = torch.from_numpy(part.data.squares(part.rows[start : start + 500])).expand(-1, COLOURS, -1, -1)
             pixels = processor(images, input_data_format="channels_first", return_tensors="pt")
             logits.append(model(**pixels).logits)
-    return torch.cat(logits)
+    values = torch.cat(logits)
+    if not values.isfinite().all():
+        raise UserError("the training diverged: use a smaller `learning_rate`.")
+    return values
 
 
 def measure(folder: Path, train_part: Part, test_part: Part) -> dict[str, Any]:
-    """Measures the accuracy on the test images, and describes both parts."""
-    logits = predict(folder, test_part)
-    if not logits.isfinite().all():
-        raise UserError("the training diverged: use a smaller `learning_rate`.")
+    """Measures the accuracy of the network that was saved on the test images, and describes both parts."""
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    logits = predict(model, AutoImageProcessor.from_pretrained(folder), test_part)
     accuracy = conditional_accuracy(logits, torch.from_numpy(test_part.classes))
     info = train_part.data.info
     names = info.class_names or ()

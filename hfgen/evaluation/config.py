@@ -1,7 +1,7 @@
 """The options of evaluation; no torch here, so that `--help` answers at once."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,9 +137,16 @@ class ClassifierConfig(Options):
     test_split: str | None = option(
         None,
         "split to measure on (default: `validation_split`, if there is one, else test of a `dataset_name`; of the "
-        "digits, a folder of images, and where it is that of `dataset_split`, a fifth is held out)",
+        "digits, a folder of images, and where it is that of `dataset_split`, a fifth is held out); or the share that "
+        "is held out, as 0.3",
+    )
+    group_column: str | None = option(
+        None, "column whose groups no split may cut, such as patients: all images of one are on one side"
     )
     output_dir: str | None = option(None, "folder of the classifier (default: out/classifier-<name of the data>)")
+
+    def validate(self) -> None:
+        check_share("test_split", self.test_split)
 
     def suited(self, counts: Sequence[int]) -> "ClassifierConfig":
         """Returns the options with numbers in place of what was left out, for so many images of each class."""
@@ -182,3 +189,79 @@ def photos() -> dict[str, Any]:
 
 
 CLASSIFIER_PRESETS = {"digits": digits, "gray": gray, "photos": photos}
+
+
+def preset_options(values: Mapping[str, Any], preset: str | None = None) -> dict[str, Any]:
+    """Returns options of a classifier and its data with those of a preset in place of what was left out: by default
+    `digits` if there is no data, else `gray`."""
+    no_data = values.get("dataset_name") in (None, "digits") and values.get("train_data_dir") is None
+    options = CLASSIFIER_PRESETS[preset or ("digits" if no_data else "gray")]()
+    if values.get("train_data_dir") is not None:
+        options.pop("dataset_name", None)
+    return options | dict(values)
+
+
+MOST_RATIO = 1000.0
+
+
+@dataclass(frozen=True)
+class AugmentConfig(Options):
+    """Augmentation: the generated images, and how much of them is tried."""
+
+    model: tuple[str, ...] | None = option(
+        None, "folder or Hub id of a generator that knows the classes; several take turns, or are those of `splits`"
+    )
+    generated: tuple[str, ...] | None = option(
+        None,
+        "folder of generated images with classes, as `hfgen sample` writes with `as_dataset`; several take turns, or "
+        "are those of `splits`",
+    )
+    ratios: tuple[float, ...] = option(
+        (0.5, 1.0, 2.0),
+        "how many generated images to add to the real ones, as multiples of their number",
+        above=0,
+        most=MOST_RATIO,
+    )
+    num_seeds: int = option(5, "how often all is repeated, each time with another seed", least=1, most=1000)
+    drop_unlikely: float = option(
+        0.0,
+        "leave out this share of the generated images of each class: those which the classifier of real images gives "
+        "least probability of their class",
+        least=0,
+        below=1,
+    )
+    drop_memorised: bool = option(
+        False,
+        "leave out generated images that are as near to a training image as only a hundredth of the held-out ones, in "
+        "the features of the classifier of real images",
+    )
+    splits: tuple[str, ...] | None = option(
+        None, "folders that `split_only` wrote, in place of the data: the seeds take turns, each with its own split"
+    )
+    split_only: str | None = option(
+        None,
+        "only write a split of the data into this folder: `train` for the training of the generator, `test` held out",
+        once=True,
+    )
+    output_dir: str | None = option(None, "folder of the report (default: out/augment-<name of the data>)")
+
+    def validate(self) -> None:
+        for name in ("model", "generated", "splits", "ratios"):
+            values = getattr(self, name)
+            if values is not None and not values:
+                raise UserError(f"`{name}` has no values: give some, or leave it out.")
+            if values is not None and len(set(values)) < len(values):
+                raise UserError(f"`{name}` {' '.join(map(str, values))} has a value twice: give each once.")
+        if self.split_only:
+            return
+        if not self.model and not self.generated:
+            raise UserError("`model` is missing: give a generator that knows the classes, or images by `generated`.")
+        count = len(self.splits or ())
+        if count > self.num_seeds:
+            raise UserError(f"`num_seeds` {self.num_seeds} is too few for {count} `splits`: use {count} or more.")
+        for name in ("model", "generated"):
+            own = getattr(self, name) or ()
+            if count and len(own) not in (0, 1, count):
+                raise UserError(f"`{name}` has {len(own)} values for {count} `splits`: give one, or one for each.")
+            if len(own) > self.num_seeds:
+                raise UserError(f"`num_seeds` {self.num_seeds} is too few for {len(own)} of `{name}`: use more.")

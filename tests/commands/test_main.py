@@ -121,7 +121,10 @@ def test_a_broken_plugin_that_is_asked_for_says_so(plugin, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["trian"], "hfgen has no verb 'trian': it has train, sample, evaluate, compare, sweep, classify, show"),
+        (
+            ["trian"],
+            "hfgen has no verb 'trian': it has train, sample, evaluate, compare, sweep, classify, augment, show",
+        ),
         (["trian"], "Did you mean train?"),
         (["train"], f"hfgen train needs the name of a family first: {', '.join(registry.families())}."),
         (["train", "--seed", "1"], "needs the name of a family first"),
