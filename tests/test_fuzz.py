@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from helpers import TINY, TINY_FLOW, TINY_GAN, TINY_VAE, Command
 
+from hfgen.data.config import DataConfig
+from hfgen.evaluation.augment_splits import model_of_folder, origin_of_split
 from hfgen.evaluation.compare import costs, read_run, time_to_quality
 from hfgen.evaluation.config import ReferenceConfig
 from hfgen.evaluation.runner import following, training_data
@@ -126,6 +128,22 @@ def test_records_and_metrics(runs, seeds):
     log.write_text(json.dumps(line) + "\n")
     assert 0 < try_all(log, seeds, use) < len(seeds)
     try_all(record, seeds, lambda: pipeline_contents(runs / "gan"))
+
+
+@many
+def test_records_of_splits_and_of_generated_images(tmp_path, seeds):
+    """What cannot be read says nothing; neither ends a comparison."""
+    split, samples = tmp_path / "split.json", tmp_path / "samples.json"
+    split.write_text(json.dumps({"config": {"dataset_name": None, "train_data_dir": "scans", "seed": 3}}))
+    samples.write_text(json.dumps({"model": "out/gan", "images": [{"file": "0.png", "seed": 3}]}))
+
+    def use():
+        origin_of_split(DataConfig(dataset_name=str(tmp_path)))
+        training_data(model_of_folder(str(tmp_path)) or "")
+
+    assert try_all(split, seeds, use) == try_all(samples, seeds, use) == len(seeds)
+    assert origin_of_split(DataConfig(dataset_name=str(tmp_path))).train_data_dir == "scans"
+    assert model_of_folder(str(tmp_path)) == "out/gan"
 
 
 @many

@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
 
     with new_folder_at_once(folder) as temporary:
         result = measure(data, config, augment, given, command, say)
-        write_report(temporary, result.report, result.picture)
+        write_report(temporary, result.report, result.picture, given.get("provenance", True))
     report = result.report
     print(f"\n{table(report)}\n")
     print(*(f"- {spell(text)}" for text in report["notes"]), sep="\n")

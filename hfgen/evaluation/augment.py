@@ -339,5 +339,5 @@ def augment(
     )
     if settings.output_dir:
         with new_folder_at_once(Path(settings.output_dir)) as temporary:
-            write_report(temporary, result.report, result.picture)
+            write_report(temporary, result.report, result.picture, options.get("provenance", True))
     return result.report

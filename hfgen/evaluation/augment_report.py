@@ -170,8 +170,8 @@ def draw_report(report: dict[str, Any], real: Part, images: np.ndarray, labels: 
     grids = []
     for number, _ in classes:
         rows = real.rows[real.classes == number][:shown]
-        pair = real.data.squares(rows), images[labels == number][:shown]
-        grids.append([make_grid(cells(part), shown, CELL).convert("RGB") for part in pair])
+        parts = real.data.squares(rows), images[labels == number][:shown]
+        grids.append([make_grid(cells(part), shown, CELL).convert("RGB") for part in parts])
     line = max(grid.height for pair in grids for grid in pair) + draw.GAP
     height = margin + 2 * panel + 2 * draw.FONT + len(grids) * line + margin
     canvas = Image.new("RGB", (width, height), "white")
@@ -231,9 +231,11 @@ def cells(images: np.ndarray) -> list[np.ndarray]:
     return [array if array.ndim == 3 else array[..., None] for array in small]
 
 
-def write_report(folder: Path, report: dict[str, Any], picture: Image.Image) -> None:
-    """Writes `augment.json`, `README.md` and `augment.png` into a folder."""
+def write_report(folder: Path, report: dict[str, Any], picture: Image.Image, provenance: bool = True) -> None:
+    """Writes `augment.json`, `README.md` and `augment.png` into a folder; the picture says, unless it should not, of
+    which models it has images."""
     write_json(folder / "augment.json", report)
     write_text(folder / "README.md", page(report))
     models = sorted({name for split in report["splits"] for name in split["generated"]})
-    save_png(picture, folder / "augment.png", {"model": ", ".join(models)}, composite=True)
+    origin = {"model": ", ".join(Path(name).name if Path(name).exists() else name for name in models)}
+    save_png(picture, folder / "augment.png", origin if provenance else None, composite=True)

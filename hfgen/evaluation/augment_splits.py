@@ -54,17 +54,22 @@ def open_split(data: DataConfig, config: ClassifierConfig) -> Split:
     return Split(data, train_part, test_part)
 
 
-def origin_of_split(data: DataConfig) -> dict[str, Any]:
-    """Reads out of what data a split was written; empty for other data."""
+def origin_of_split(data: DataConfig) -> ImagesConfig | None:
+    """Reads out of what data a split was written; `None` for other data, and if it cannot be told."""
     try:
-        found = json.loads((Path(data.dataset_name or "") / RECORD_OF_SPLIT).read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) and isinstance(found.get("config"), dict) else {}
-    except (OSError, ValueError, RecursionError):
-        return {}
+        found = json.loads((Path(data.dataset_name or "") / RECORD_OF_SPLIT).read_text(encoding="utf-8"))["config"]
+        return ImagesConfig(dataset_name=found["dataset_name"], train_data_dir=found["train_data_dir"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
-def has_seen(model: str, split: Split) -> tuple[bool, str]:
+def has_seen(model: str, split: Split, after: tuple[str, ...] = ()) -> tuple[bool, str]:
     """Says whether a generator was trained on the held-out images, as far as its record tells, and why.
+
+    Args:
+        model (`str`): The generator.
+        split ([`Split`]): What is held out.
+        after (`tuple[str, ...]`, *optional*): Models that began with its weights, of which this is asked already.
 
     Returns:
         Whether it was, and a sentence for the report.
@@ -76,6 +81,11 @@ def has_seen(model: str, split: Split) -> tuple[bool, str]:
             f"Nothing here says what {model} was trained on: the numbers hold only if it has not seen the held-out "
             "images."
         )
+    before = str(trained.get("init_from") or model)
+    if before not in (model, *after):
+        seen, text = has_seen(before, split, (model, *after))
+        if seen:
+            return True, f"{model} began with the weights of {before}. {text}"
     ours = ImagesConfig(dataset_name=split.data.dataset_name, train_data_dir=split.data.train_data_dir)
     theirs, left_out = str(trained.get("dataset_split") or "train"), trained.get("validation_split")
     if is_source(ours, trained):
@@ -85,29 +95,30 @@ def has_seen(model: str, split: Split) -> tuple[bool, str]:
         elif held_out != own.dataset_split:  # what a training left out
             seen = share_of(left_out) != own.validation_share or theirs != own.dataset_split
         else:  # drawn here
-            seen = theirs == own.dataset_split
+            seen = own.dataset_split in re.split(r"[+\[]", theirs)
         if seen:
             return True, (
                 f"{model} was trained on images that are held out here: its record names {info.name} [{theirs}]. What "
                 "its images gain says nothing. Write a split with `split_only`, and train the generator on that."
             )
         return False, f"As its record says, {model} was trained on {info.name} [{theirs}], not on the held-out images."
-    origin = origin_of_split(split.data).get("config", {})
-    before = {name: origin.get(name) for name in ("dataset_name", "train_data_dir")}
-    if origin and is_source(ImagesConfig(**before), trained):
+    origin = origin_of_split(split.data)
+    if origin is not None and is_source(origin, trained):
         return True, (
             f"{model} was trained on {trained.get('train_data_dir') or trained.get('dataset_name')}, out of which the "
             f"split {info.name} was written, and so on images that are held out here. What its images gain says "
-            f"nothing: train the generator on the split."
+            "nothing: train the generator on the split."
         )
     name = trained.get("train_data_dir") or trained.get("dataset_name") or "digits"
     return False, f"As its record says, {model} was trained on {name}, which are other data than {info.name}."
 
 
 def model_of_folder(folder: str) -> str | None:
-    """Returns the model that made a folder of generated images, as its record says."""
+    """Returns the model that made a folder of generated images, as its record says; `None` if it cannot be told."""
     try:
-        return str(json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))["model"])
+        name = json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))["model"]
+        Path(name).exists()  # an error for what is no path
+        return name if name.isprintable() else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 

@@ -233,9 +233,9 @@ def test_a_whole_comparison(folders, tmp_path):
 
 def test_splits_take_turns_and_images_are_left_out(folders, tmp_path):
     for seed in (0, 1):
-        values = {"train_data_dir": str(folders / "real"), "seed": seed, "test_split": "0.3"}
+        values = {"train_data_dir": str(folders / "real"), "seed": seed, "test_split": "0.4"}
         sizes = hfgen.augment(split_only=str(tmp_path / f"split-{seed}"), **values)
-        assert sizes["test"]["class_counts"] == {"dark": 14, "light": 4}
+        assert sizes["test"]["class_counts"] == {"dark": 18, "light": 6}
     report = hfgen.augment(
         generated=str(folders / "generated"), splits=[str(tmp_path / f"split-{seed}") for seed in (0, 1)],
         num_seeds=2, ratios=(2.0,), drop_unlikely=0.5, drop_memorised=True, say=lambda text: None, **TINY,
@@ -279,6 +279,12 @@ def test_whether_a_generator_has_seen_what_is_held_out(folders, tmp_path):
     assert not seen and text.endswith("was trained on split [train], not on the held-out images.")
     all_of_it = write_record(tmp_path / "all", dataset_name=str(tmp_path / "split"), dataset_split="train+test")
     assert has_seen(all_of_it, split)[0]
+    tuned = write_record(tmp_path / "tuned", dataset_name=str(tmp_path / "split"), init_from=model)
+    seen, text = has_seen(tuned, split)
+    assert seen and text.startswith(f"{tuned} began with the weights of {model}. {model} was trained on")
+    for name, other in (("one", "two"), ("two", "one")):  # a folder that was written again
+        write_record(tmp_path / name, dataset_name="a/b", init_from=str(tmp_path / other))
+    assert not has_seen(str(tmp_path / "one"), split)[0]
     foreign = write_record(tmp_path / "foreign", dataset_name="a/b", dataset_split="train")
     assert not has_seen(foreign, split)[0] and "other data than split" in has_seen(foreign, split)[1]
 
@@ -323,8 +329,8 @@ def test_what_a_training_left_out_is_held_out(folders, tmp_path):
         ({"generated": "{generated}", "class_labels": ["dark"]}, "`class_labels`: all classes of the data are"),
         ({"generated": "{generated}", "train_data_dir": "{few}"}, "class 'b' there are only 1 images"),
         (
-            {"generated": "{generated}", "train_data_dir": "{real}", "test_split": "0.1", "drop_memorised": True},
-            "`drop_memorised` needs 18 held-out images to compare with: there are 6",
+            {"generated": "{generated}", "train_data_dir": "{real}", "test_split": "0.2", "drop_memorised": True},
+            "`drop_memorised` needs 18 held-out images to compare with: there are 12",
         ),
         ({"split_only": "{new}", "test_split": "test"}, "names them already: give a share"),
         ({"split_only": "{real}"}, "`split_only` .* is not empty: give a new folder"),
