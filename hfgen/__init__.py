@@ -41,6 +41,7 @@ _PUBLIC = {
     "Glow": "hfgen.models.glow",
     "HasDensity": "hfgen.sampling.capabilities",
     "HasLatents": "hfgen.sampling.capabilities",
+    "HasSteps": "hfgen.sampling.capabilities",
     "HierarchicalVAE": "hfgen.models.hierarchical_vae",
     "MLPDiscriminator": "hfgen.models.mlp_gan",
     "MLPGenerator": "hfgen.models.mlp_gan",
@@ -61,6 +62,7 @@ _PUBLIC = {
     "SamplingConfig": "hfgen.sampling.config",
     "Schedule": "hfgen.training.schedules",
     "Sources": "hfgen.data.columns",
+    "Step": "hfgen.sampling.capabilities",
     "StepRandom": "hfgen.training.random",
     "StyleGAN2Discriminator": "hfgen.models.stylegan2",
     "StyleGAN2Generator": "hfgen.models.stylegan2",
@@ -76,6 +78,7 @@ _PUBLIC = {
     "augment": "hfgen.evaluation.augment",
     "collect": "hfgen.training.options",
     "denoise": "hfgen.pipelines.ddpm_sampling",
+    "edit": "hfgen.sampling.api",
     "evaluate": "hfgen.evaluation.api",
     "find_family": "hfgen.registry",
     "image_seed": "hfgen.runtime.seeds",
@@ -131,14 +134,16 @@ if TYPE_CHECKING:
     from hfgen.registry import Family, PipelineEntry, find_family
     from hfgen.runtime.errors import UserError
     from hfgen.runtime.seeds import image_seed
-    from hfgen.sampling.api import sample
+    from hfgen.sampling.api import edit, sample
     from hfgen.sampling.capabilities import (
         Adapter,
         Density,
         Generates,
         HasDensity,
         HasLatents,
+        HasSteps,
         Restores,
+        Step,
         Translates,
         adapter_of,
     )

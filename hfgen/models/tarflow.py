@@ -1,5 +1,6 @@
 """TarFlow (https://huggingface.co/papers/2412.06329): a normalizing flow of causal transformers over patches."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -330,6 +331,7 @@ class TarFlow(Flow, ModelMixin, ConfigMixin):
         class_labels: torch.Tensor | None = None,
         guidance_scale: float = 1.0,
         return_dict: bool = True,
+        on_block: Callable[[int, torch.Tensor], None] | None = None,
     ) -> FlowDecoderOutput | tuple[torch.Tensor]:
         r"""
         Inverts `encode`: maps latents to images, patch by patch.
@@ -343,6 +345,9 @@ class TarFlow(Flow, ModelMixin, ConfigMixin):
                 paper, whose weight is this minus 1).
             return_dict (`bool`, *optional*, defaults to `True`):
                 Whether to return a [`FlowDecoderOutput`] instead of a tuple.
+            on_block (`Callable`, *optional*):
+                Is given the number of blocks so far and the images `(B, C, H, W)`, in about [-1, 1], that they have
+                made; first 0 and the latents, brought to pixels in the same way.
 
         Raises:
             ValueError: For latents of the wrong shape, missing, unexpected or unknown classes, or guidance of a
@@ -356,11 +361,19 @@ class TarFlow(Flow, ModelMixin, ConfigMixin):
             no_class = torch.full_like(class_labels, self.config.num_class_embeds - 1)
             class_labels = torch.cat([class_labels, no_class])
             guidance = torch.linspace(0, guidance_scale - 1, patches.shape[1]).to(patches)
-        blocks: Any = reversed(self.blocks)
-        for block in blocks:
-            patches = block.inverse(patches.flip(1, 2), class_labels, guidance)
-        sample = from_line(self._to_image(patches), self.config.pixel_map)
+        blocks: Any = list(self.blocks)
+        for left in range(len(blocks), 0, -1):
+            if on_block is not None:
+                on_block(len(blocks) - left, self._seen(patches, left))
+            patches = blocks[left - 1].inverse(patches.flip(1, 2), class_labels, guidance)
+        sample = self._seen(patches, 0)
+        if on_block is not None:
+            on_block(len(blocks), sample)
         return FlowDecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def _seen(self, patches: torch.Tensor, left: int) -> torch.Tensor:
+        """Makes pixels of patches that so many blocks are still to invert, each of which turns them around."""
+        return from_line(self._to_image(patches.flip(1, 2) if left % 2 else patches), self.config.pixel_map)
 
     def _to_patches(self, images: torch.Tensor) -> torch.Tensor:
         """`(B, C, H, W)` to `(B, T, C * p * p)`."""

@@ -44,6 +44,33 @@ def target(
     raise ValueError(f"prediction_type is {prediction_type!r}, but must be one of {PREDICTION_TYPES}.")
 
 
+def clean(
+    prediction_type: str, prediction: torch.Tensor, noisy: torch.Tensor, alpha_cumprod: torch.Tensor
+) -> torch.Tensor:
+    """Returns the clean image that a prediction stands for: the inverse of [`target`].
+
+    Args:
+        prediction_type (`str`): One of `PREDICTION_TYPES`.
+        prediction, noisy (`torch.Tensor` of shape `(B, C, H, W)`): What the network says of `x_t`, and that.
+        alpha_cumprod (`torch.Tensor` of shape `(B,)`): The schedule at each image's timestep.
+
+    Returns:
+        `torch.Tensor` of shape `(B, C, H, W)`; where there is no signal left, the noise does not tell the image, and
+        it is huge.
+
+    Raises:
+        ValueError: For an unknown prediction type.
+    """
+    a = alpha_cumprod.view(-1, 1, 1, 1)
+    if prediction_type == "epsilon":
+        return (noisy - (1 - a).sqrt() * prediction) / a.clamp_min(1e-12).sqrt()
+    if prediction_type == "sample":
+        return prediction
+    if prediction_type == "v_prediction":
+        return a.sqrt() * noisy - (1 - a).sqrt() * prediction
+    raise ValueError(f"prediction_type is {prediction_type!r}, but must be one of {PREDICTION_TYPES}.")
+
+
 def loss_weight(prediction_type: str, alpha_cumprod: torch.Tensor, snr_gamma: float | None = None) -> torch.Tensor:
     """Returns the weight of each image's squared error.
 

@@ -167,6 +167,7 @@ class AutoregressivePipeline(Pipeline):
         top_p: float = 1.0,
         generator: Generators = None,
         progress: Callable[[Any], Any] = iter,
+        on_position: Callable[[int, Callable[[], torch.Tensor]], None] | None = None,
     ) -> torch.Tensor:
         r"""
         Draws images as a call of the pipeline does, as a tensor.
@@ -174,6 +175,9 @@ class AutoregressivePipeline(Pipeline):
         Args:
             progress (`Callable`, *optional*):
                 Wraps the positions, for a progress bar; by default there is none.
+            on_position (`Callable`, *optional*):
+                Is given, after each position, how many have been drawn, and a function without arguments that makes
+                images `(B, C, H, W)` in [0, 1] of them, with level or code 0 at the others.
 
         Returns:
             `torch.Tensor` of shape `(B, C, H, W)`: Images in [0, 1].
@@ -181,7 +185,10 @@ class AutoregressivePipeline(Pipeline):
         _check_sampling(temperature, top_p)
         with self._running(*self._others):
             latents, labels = self._chances(batch_size, class_labels, latents, generator)
-            levels = draw_grid(self.model, latents, labels, temperature, top_p, progress=progress)
+            seen = None
+            if on_position is not None:
+                seen = lambda count, levels: on_position(count, lambda: self._render(levels, labels))  # noqa: E731
+            levels = draw_grid(self.model, latents, labels, temperature, top_p, progress=progress, on_position=seen)
             return self._render(levels, labels)
 
     def _chances(
@@ -347,6 +354,7 @@ def draw_grid(
     given: torch.Tensor | None = None,
     known: torch.Tensor | None = None,
     progress: Callable[[Any], Any] = iter,
+    on_position: Callable[[int, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Draws grids of levels from an autoregressive network, position by position.
 
@@ -358,6 +366,8 @@ def draw_grid(
         given (`torch.Tensor` of shape `(B, C, h, w)`, *optional*): Levels that are not drawn,
         known (`torch.Tensor` of shape `(B, h, w)`, *optional*): and where, as a mask.
         progress (`Callable`, *optional*): Wraps the positions.
+        on_position (`Callable`, *optional*): Is given, after each position, how many have been drawn, and the levels
+            `(B, C, h, w)`, 0 where none has been.
 
     Returns:
         `torch.Tensor` of shape `(B, C, h, w)`, int64.
@@ -375,6 +385,8 @@ def draw_grid(
             if given is not None and known is not None:
                 drawn = torch.where(known.flatten(1)[:, position], given[:, channel].flatten(1)[:, position], drawn)
             before[:, channel] = drawn
+        if on_position is not None:
+            on_position(position + 1, levels.unflatten(2, (height, width)))
     return levels.unflatten(2, (height, width))
 
 

@@ -18,6 +18,7 @@ from hfgen.pipelines.classes import ClassPipeline, Generators
 from hfgen.runtime.files import write_at_once
 
 AT_ONCE = 64  # images in one pass of the methods that make many
+STRENGTHS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # of an edit, unless told otherwise
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -59,11 +60,13 @@ class Pipeline(ClassPipeline):
         return self.class_numbers(class_labels, count)
 
     @staticmethod
-    def _batch_size(batch_size: int | None, latents: Any, class_labels: Any) -> int:
-        """Returns the number of images of a call: by default as many as there are latents or labels, or 1."""
+    def _batch_size(batch_size: int | None, latents: Any, class_labels: Any, generator: Generators = None) -> int:
+        """Returns the number of images of a call: by default as many as there are latents, labels or generators, or
+        1."""
         if batch_size is None:
             given = latents if latents is not None else class_labels
-            batch_size = len(given) if np.ndim(given) else 1
+            several = isinstance(generator, Sequence) and not np.ndim(given)
+            batch_size = len(generator) if several else len(given) if np.ndim(given) else 1  # type: ignore[arg-type]
         at_least("batch_size", batch_size, 1)
         return batch_size
 

@@ -264,6 +264,7 @@ def denoise(
     latents: torch.Tensor | None = None,
     to_images: bool = True,
     warn: bool = True,
+    on_prediction: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Turns noise into images.
 
@@ -287,6 +288,8 @@ def denoise(
             float32, instead of drawing it.
         to_images (`bool`, *optional*, defaults to `True`): Whether to bring what the last step gives to [0, 1].
         warn (`bool`, *optional*, defaults to `True`): Whether to warn of too few steps.
+        on_prediction (`Callable`, *optional*): Is given, in each step, its number, its timestep, the noisy images and
+            what the network predicts of them, guided, both `(B, C, H, W)`.
 
     Returns:
         `torch.Tensor` of shape `(B, C, H, W)`: Images, float32 in [0, 1], or about [-1, 1] as the last step left them.
@@ -322,6 +325,8 @@ def denoise(
         if guided:
             conditional, unconditional = output.chunk(2)
             output = unconditional + scale * (conditional - unconditional)
+        if on_prediction is not None:
+            on_prediction(step, timestep, sample, output)
         sample = scheduler.step(output, timestep, sample, **extra).prev_sample
         if on_step_end is not None:
             sample = on_step_end(step, timestep, sample)

@@ -1,7 +1,7 @@
 """The pipeline of normalizing flows: sampling, encoding, and exact densities."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,7 @@ class FlowPipeline(Pipeline):
         generator: Generators = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        on_block: Callable[[int, torch.Tensor], None] | None = None,
     ) -> ImagePipelineOutput | tuple:
         r"""
         The call function to the pipeline for generation.
@@ -121,6 +122,9 @@ class FlowPipeline(Pipeline):
                 `"latent"`, for the latents of the images in their place.
             return_dict (`bool`, *optional*, defaults to `True`):
                 Whether to return an [`ImagePipelineOutput`] instead of a tuple.
+            on_block (`Callable`, *optional*):
+                Is given, for each block of a [`TarFlow`], the number of blocks so far and the images `(B, C, H, W)`
+                in [0, 1] as they are then; first 0 and the latents.
 
         Raises:
             ValueError: For classes that the model does not know, an argument of the wrong shape or length, guidance of
@@ -130,6 +134,10 @@ class FlowPipeline(Pipeline):
         batch_size = self._batch_size(batch_size, latents, class_labels)
         at_least("temperature", temperature, 0, whole=False)
         self._check_guidance(guidance_scale)
+        if on_block is not None and "on_block" not in inspect.signature(self.model.decode).parameters:
+            raise ValueError(
+                f"on_block is given, but a {type(self.model).__name__} decodes in one pass: leave it out."
+            )
         if latents is not None and temperature != 1:
             raise ValueError(f"temperature is {temperature}, but does not change given latents: leave it at 1.")
         if denoise and self.config.noise_std is None:
@@ -140,18 +148,46 @@ class FlowPipeline(Pipeline):
                 latents = self._given_latents(latents, (batch_size, *self.latent_shape), "one per image")
                 labels = self.class_numbers(class_labels, batch_size, generator)
             else:
-                latents = temperature * self._noise(batch_size, self.latent_shape, generator)
-                labels = self.class_numbers(class_labels, batch_size, generator)
+                latents, labels = self.draw_latents(batch_size, class_labels, temperature, generator)
             if output_type == "latent":
                 images = latents
             else:
-                guided = {"guidance_scale": guidance_scale} if guidance_scale != 1 else {}
-                images = self.model.decode(latents, class_labels=labels, **guided).sample
+                more: dict[str, Any] = {"guidance_scale": guidance_scale} if guidance_scale != 1 else {}
+                if on_block is not None:
+                    more["on_block"] = lambda block, sample: on_block(block, (sample.float() / 2 + 0.5).clamp(0, 1))
+                images = self.model.decode(latents, class_labels=labels, **more).sample
                 if self.denoises if denoise is None else denoise:
                     images = self._denoise(images, labels)
                 images = (images.float() / 2 + 0.5).clamp(0, 1)
         output = self._export(images, output_type)
         return ImagePipelineOutput(images=output) if return_dict else (output,)
+
+    @torch.no_grad()
+    def draw_latents(
+        self,
+        batch_size: int | None = None,
+        class_labels: Any = None,
+        temperature: float = 1.0,
+        generator: Generators = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        r"""
+        Draws latents and classes, as a call with the same arguments does for its images.
+
+        Args:
+            batch_size (`int`, *optional*):
+                How many; by default as many as there are `class_labels` or generators, or 1.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor | None]`: The latents, float32 `(B, C, H, W)`, and the classes `(B,)`,
+            `None` for a model without.
+
+        Raises:
+            ValueError: As the call.
+        """
+        batch_size = self._batch_size(batch_size, None, class_labels, generator)
+        at_least("temperature", temperature, 0, whole=False)
+        latents = temperature * self._noise(batch_size, self.latent_shape, generator)
+        return latents, self.class_numbers(class_labels, batch_size, generator)
 
     @torch.no_grad()
     def encode(self, image: Any, class_labels: Any = None) -> torch.Tensor:

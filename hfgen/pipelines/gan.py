@@ -10,7 +10,7 @@ import torch
 from diffusers import ImagePipelineOutput, ModelMixin
 from diffusers.utils import BaseOutput
 
-from hfgen.pipelines.base import AT_ONCE, Generators, Pipeline, at_least, check_generators, slerp
+from hfgen.pipelines.base import AT_ONCE, STRENGTHS, Generators, Pipeline, at_least, check_generators, slerp
 
 
 @dataclass
@@ -141,6 +141,36 @@ class GANPipeline(Pipeline):
                 images = self._render(images, labels, space, at_once=batch_size)
         output = self._export(images, output_type)
         return ImagePipelineOutput(images=output) if return_dict else (output,)
+
+    @torch.no_grad()
+    def draw_latents(
+        self,
+        batch_size: int | None = None,
+        class_labels: Any = None,
+        truncation: float = 1.0,
+        generator: Generators = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        r"""
+        Draws latents and classes, as a call with the same arguments does for its images.
+
+        Args:
+            batch_size (`int`, *optional*):
+                How many; by default as many as there are `class_labels` or generators, or 1.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor | None]`: The latents, z of shape `(B, latent_dim)`, or of style-based
+            models the truncated w, which `latents_space="w"` takes back; and the classes `(B,)`, `None` for a model
+            without.
+
+        Raises:
+            ValueError: As the call.
+        """
+        self._check("pt", truncation)
+        batch_size = self._batch_size(batch_size, None, class_labels, generator)
+        with self._running():
+            latents = self._latents(None, batch_size, generator)
+            labels = self.class_numbers(class_labels, batch_size, generator)
+            return self._to_style(latents, labels, truncation)[0], labels
 
     @torch.no_grad()
     def interpolate(
@@ -313,26 +343,28 @@ class GANPipeline(Pipeline):
     @torch.no_grad()
     def edit(
         self,
-        latents: torch.Tensor,
-        direction: torch.Tensor,
-        strengths: Sequence[float],
+        latents: torch.Tensor | None = None,
+        direction: torch.Tensor | None = None,
+        strengths: Sequence[float] = STRENGTHS,
         class_labels: Any = None,
         truncation: float = 1.0,
         output_type: str = "pil",
         latents_space: str = "z",
+        generator: Generators = None,
     ) -> Any:
         r"""
         Moves latents along a direction, in z, or for style-based models in w (after mapping and truncation).
 
         Args:
-            latents (`torch.Tensor` of shape `(B, latent_dim)`):
-                Latents z.
-            direction (`torch.Tensor` of shape `(D,)`):
-                One of [`~GANPipeline.directions`], or any other.
-            strengths (`Sequence[float]`):
-                How far to go, S values; 0 is the plain image.
+            latents (`torch.Tensor` of shape `(B, latent_dim)`, *optional*):
+                Latents z; by default those that a call draws with the same `generator` (one, or one per image), so
+                that an image that was made from a seed is edited by its seed.
+            direction (`torch.Tensor` of shape `(D,)`, *optional*):
+                One of [`~GANPipeline.directions`], or any other; by default the first of these.
+            strengths (`Sequence[float]`, *optional*):
+                How far to go, S values; 0 is the plain image. By default -3 to 3.
             class_labels (*optional*):
-                A conditional model needs them.
+                A conditional model needs them for given latents; for others, they are drawn as a call does.
 
         Returns:
             Per latent the row of its images: a list of lists, `(B, S, H, W, C)` or `(B, S, C, H, W)`.
@@ -342,6 +374,10 @@ class GANPipeline(Pipeline):
         """
         self._check(output_type, truncation, latents_space=latents_space)
         at_least("len(strengths)", len(strengths), 1)
+        if latents is None:
+            latents, class_labels = self.draw_latents(None, class_labels, truncation, generator)
+            truncation, latents_space = 1.0, "w" if self.style_based else "z"
+        direction = self.directions(1)[0] if direction is None else direction
         labels = self._given_classes(class_labels, len(latents))
         with self._running():
             latents = self._latents(latents, len(latents), None, latents_space)

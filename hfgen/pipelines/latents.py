@@ -7,12 +7,14 @@ import numpy as np
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from hfgen.pipelines.base import Generators, Pipeline, at_least, slerp
+from hfgen.pipelines.base import STRENGTHS, Generators, Pipeline, at_least, slerp
 
 
 class LatentPipeline(Pipeline):
     """A pipeline around a VAE `model`, which encodes images into latents and decodes these. The methods' common
     arguments are described by [`VAEPipeline`]."""
+
+    draw_latents: Any  # of the pipeline that knows the prior
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -183,22 +185,24 @@ class LatentPipeline(Pipeline):
     @torch.no_grad()
     def edit(
         self,
-        start: Any,
-        direction: torch.Tensor,
-        strengths: Sequence[float],
+        start: Any = None,
+        direction: torch.Tensor | None = None,
+        strengths: Sequence[float] = STRENGTHS,
         class_labels: Any = None,
         output_type: str = "pil",
+        generator: Generators = None,
     ) -> Any:
         r"""
         Moves latents along a direction.
 
         Args:
-            start:
-                B images or latents.
+            start (*optional*):
+                B images or latents; by default the latents that a call draws with the same `generator` (one, or one
+                per image), so that an image that was made from a seed is edited by its seed.
             direction (`torch.Tensor` of shape `(D, h, w)`):
                 One that [`~VAEPipeline.attribute_direction`] found, or any other.
-            strengths (`Sequence[float]`):
-                How far to go, S values; 0 is the plain reconstruction.
+            strengths (`Sequence[float]`, *optional*):
+                How far to go, S values; 0 is the plain reconstruction. By default -3 to 3.
 
         Returns:
             Per image the row of its variants: a list of lists, `(B, S, H, W, C)` or `(B, S, C, H, W)`.
@@ -209,8 +213,12 @@ class LatentPipeline(Pipeline):
         """
         self._check_output(output_type)
         at_least("len(strengths)", len(strengths), 1)
+        if direction is None:
+            raise ValueError("direction is missing: give one that attribute_direction found, or any other.")
         if tuple(direction.shape) != self.latent_shape:
             raise ValueError(f"direction has shape {tuple(direction.shape)}, but must have {self.latent_shape}.")
+        if start is None:
+            start, class_labels = self.draw_latents(None, class_labels, generator=generator)
         with self._running():
             latents, labels = self._find(start, class_labels, "start")
             steps = torch.as_tensor(strengths).to(latents)[:, None] * direction.flatten().to(latents)

@@ -1,6 +1,7 @@
 """The pipeline of VAEs: sampling, encoding, walks, traversals, edits, and restoring damaged images."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import ImagePipelineOutput, ModelMixin
@@ -156,22 +157,49 @@ class VAEPipeline(RestoringPipeline):
         at_least("temperature", temperature, 0, whole=False)
         if latents is not None and temperature != 1:
             raise ValueError(f"temperature is {temperature}, but does not change given latents: leave it at 1.")
-        if latents is None:
-            prior = self._choose_prior(prior)
-            if prior is None:
-                raise ValueError(
-                    "latents is missing: this model quantises latents and was trained without a prior. Fit one with "
-                    "hfgen.families.vae.prior.fit_mixture and give it to the pipeline."
-                )
         with self._running():
             if latents is not None:
                 check_generators(generator, batch_size)
                 latents = self._latents(latents, batch_size)
                 labels = self.class_numbers(class_labels, batch_size, generator)
             else:
-                noise = self._noise(batch_size, (self._noise_size(prior),), generator)
-                labels = self.class_numbers(class_labels, batch_size, generator)
-                latents = self._draw(noise, labels, prior, temperature)
+                latents, labels = self.draw_latents(batch_size, class_labels, temperature, generator, prior)
             images = latents if output_type == "latent" else self._pass(latents, labels).clamp(0, 1)
         output = self._export(images, output_type)
         return ImagePipelineOutput(images=output) if return_dict else (output,)
+
+    @torch.no_grad()
+    def draw_latents(
+        self,
+        batch_size: int | None = None,
+        class_labels: Any = None,
+        temperature: float = 1.0,
+        generator: Generators = None,
+        prior: str | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        r"""
+        Draws latents and classes, as a call with the same arguments does for its images.
+
+        Args:
+            batch_size (`int`, *optional*):
+                How many; by default as many as there are `class_labels` or generators, or 1.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor | None]`: The latents, float32 `(B, D, h, w)`, and the classes `(B,)`,
+            `None` for a model without.
+
+        Raises:
+            ValueError: As the call.
+        """
+        batch_size = self._batch_size(batch_size, None, class_labels, generator)
+        at_least("temperature", temperature, 0, whole=False)
+        prior = self._choose_prior(prior)
+        if prior is None:
+            raise ValueError(
+                "latents is missing: this model quantises latents and was trained without a prior. Fit one with "
+                "hfgen.families.vae.prior.fit_mixture and give it to the pipeline."
+            )
+        noise = self._noise(batch_size, (self._noise_size(prior),), generator)
+        labels = self.class_numbers(class_labels, batch_size, generator)
+        with self._running():
+            return self._draw(noise, labels, prior, temperature), labels

@@ -23,6 +23,8 @@ XMP = (
 
 GRID_CELL, GRID_GAP = 64, 4  # pixels: to what small images are enlarged, and what parts them
 TITLE = 20  # pixels above a grid
+TABLE_CELL, BESIDE = 96, 150  # pixels: to what small images of a table are enlarged, and the most of its row titles
+FRAME = 100  # milliseconds of an image of a GIF
 SQUARE, SQUARES = 8, (255, 204)  # pixels of a side, and levels of gray, of what lies behind transparent images
 
 
@@ -92,11 +94,80 @@ def with_titles(grid: Image.Image, titles: Sequence[str]) -> Image.Image:
     titled.paste(grid, (0, TITLE))
     width = grid.width / len(titles)
     for number, title in enumerate(titles):
-        text = ascii_only(title) or "?"
-        while len(text) > 1 and font.getlength(text) > width - 4:
-            text = text[:-1]
+        text = cut(title, font, width - 4)
         ImageDraw.Draw(titled).text(((number + 0.5) * width, TITLE - 4), text, "black", font, anchor="ms")
     return titled
+
+
+def make_table(
+    rows: Sequence[Sequence[np.ndarray | None]],
+    row_titles: Sequence[str] = (),
+    column_titles: Sequence[str] = (),
+    captions: Sequence[Sequence[str]] = (),
+    scale: int | None = None,
+) -> Image.Image:
+    """Makes a picture of rows of images `(H, W, C)` in uint8, with words: titles beside the rows and above the
+    columns, captions below single images. A place is left empty for `None`.
+
+    Images are enlarged without smoothing, `scale` times or to about `TABLE_CELL` pixels; transparent ones lie over
+    squares.
+    """
+    shape = next(image.shape for row in rows for image in row if image is not None)
+    factor = scale or max(1, TABLE_CELL // max(shape[:2]))
+    height, width = shape[0] * factor, shape[1] * factor
+    font = ImageFont.load_default(size=TITLE - 6)
+    beside = [wrapped(title, font, BESIDE) for title in row_titles]
+    left = (
+        max((round(font.getlength(line)) for lines in beside for line in lines), default=-3 * GRID_GAP) + 3 * GRID_GAP
+    )
+    above = TITLE if any(column_titles) else 0
+    below = TITLE if any(map(any, captions)) else 0
+    columns, band = max(map(len, rows)), height + GRID_GAP + below
+    canvas = Image.new(
+        "RGB", (left + columns * (width + GRID_GAP) + GRID_GAP, above + len(rows) * band + GRID_GAP), "white"
+    )
+    draw = ImageDraw.Draw(canvas)
+    for number, title in enumerate(column_titles):
+        middle = left + GRID_GAP + number * (width + GRID_GAP) + width / 2
+        draw.text((middle, TITLE - 5), cut(title, font, width) if title else "", "black", font, anchor="ms")
+    for row, images in enumerate(rows):
+        top = above + row * band
+        if row < len(beside):
+            start = top + GRID_GAP + height / 2 - (TITLE - 4) * (len(beside[row]) - 1) / 2
+            for line, text in enumerate(beside[row]):
+                draw.text((GRID_GAP, start + line * (TITLE - 4)), text, "black", font, anchor="lm")
+        end = left + len(images) * (width + GRID_GAP) + GRID_GAP - 1
+        draw.rectangle((left, top, end, top + height + 2 * GRID_GAP - 1), fill=(96,) * 3)
+        for column, image in enumerate(images):
+            x = left + GRID_GAP + column * (width + GRID_GAP)
+            if image is not None:
+                large = enlarge(image, factor)
+                shown = to_pil(over_squares(large) if large.shape[2] == 4 else large).convert("RGB")
+                canvas.paste(shown, (x, top + GRID_GAP))
+            if row < len(captions) and column < len(captions[row]) and captions[row][column]:
+                text = cut(captions[row][column], font, width)
+                draw.text((x + width / 2, top + band + GRID_GAP - 6), text, "black", font, anchor="ms")
+    return canvas
+
+
+def cut(text: str, font: Any, width: float) -> str:
+    """Returns the beginning of a line that is no longer than so many pixels."""
+    text = ascii_only(text) or "?"
+    while len(text) > 1 and font.getlength(text) > width:
+        text = text[:-1]
+    return text
+
+
+def wrapped(text: str, font: Any, width: float) -> list[str]:
+    """Breaks a text into lines of at most so many pixels, between words."""
+    lines: list[str] = []
+    for word in (ascii_only(text) or "?").split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(cut(word, font, width))
+    return lines
 
 
 def notes(origin: dict[str, Any], composite: bool = False) -> dict[str, str]:
@@ -131,3 +202,19 @@ def save_png(
         return
     with write_at_once(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=texts)
+
+
+def save_gif(frames: Sequence[Image.Image], path: Path, origin: dict[str, Any] | None = None, last: int = 0) -> None:
+    """Writes a GIF that repeats forever: at once or not at all.
+
+    Args:
+        frames (`Sequence[PIL.Image.Image]`): Images of one size.
+        path (`Path`): Where to write.
+        origin (`dict`, *optional*): As [`save_png`]; the file's comment then names the program and the model.
+        last (`int`, *optional*, defaults to 0): Milliseconds that the last one stays longer than the others.
+    """
+    duration = [FRAME] * (len(frames) - 1) + [FRAME + last]
+    comment = {} if origin is None else {"comment": f"hfgen {__version__}: {origin['model']}".encode()}
+    with write_at_once(path) as temporary:
+        options = {"save_all": True, "append_images": frames[1:], "duration": duration, "loop": 0}
+        frames[0].save(temporary, format="GIF", **options, **comment)

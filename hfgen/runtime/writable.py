@@ -11,6 +11,8 @@ from PIL import Image
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.files import TEMPORARY
 
+OURS = "<!-- Written by hfgen"  # the beginning of a page
+
 
 def require_folder(path: Path, option: str, beside: bool = False) -> None:
     """Makes sure that files can be written into a folder, by writing one; leaves nothing behind.
@@ -83,11 +85,11 @@ def _try(folder: Path, name: str) -> None:
 
 
 def require_ours(paths: Iterable[Path], option: str, remedy: str) -> None:
-    """Makes sure that pictures which are to be written take the place of none but ours, which say in their files that
+    """Makes sure that pictures, and pages beside them, take the place of none but ours, which say in their files that
     hfgen made them.
 
     Args:
-        paths (`Iterable[Path]`): The pictures.
+        paths (`Iterable[Path]`): PNG and GIF files, and Markdown whose first line begins with `OURS`.
         option (`str`): The option that names their folder or the file beside them.
         remedy (`str`): What the user can do.
 
@@ -101,7 +103,12 @@ def require_ours(paths: Iterable[Path], option: str, remedy: str) -> None:
 
 def _is_ours(path: Path) -> bool:
     try:
+        if path.suffix == ".md":
+            with path.open(encoding="utf-8") as file:
+                return file.readline().startswith(OURS)
         with Image.open(path) as image:
-            return str(image.info.get("Software", "")).startswith("hfgen")
+            comment = image.info.get("comment", b"")
+            program = image.info.get("Software", comment.decode("ascii", "replace"))
+            return str(program).startswith("hfgen")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False

@@ -1,19 +1,34 @@
 """Sampling from Python, without a command line or a launcher."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from PIL import Image
 
-from hfgen.runtime.errors import UserError
+from hfgen.pipelines.base import STRENGTHS
+from hfgen.runtime.errors import UserError, one_line
 from hfgen.runtime.options import nearest
-from hfgen.runtime.png import to_pil
+from hfgen.runtime.png import to_pil, to_uint8
+from hfgen.runtime.seeds import SEEDS
+from hfgen.sampling import latents as codes
+from hfgen.sampling.capabilities import HasLatents, require
 from hfgen.sampling.config import ImageSet, all_sampling_options, names_of
 from hfgen.sampling.loading import in_use
 from hfgen.sampling.sampler import Sampler, load_sampler
 
 AT_ONCE = 64  # images
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raises [`UserError`] for an option of sampling that no model has."""
+    known = [name for kind in all_sampling_options() for name in names_of(kind)]
+    for name in options:
+        if name not in known:
+            raise UserError(
+                f"`{name}` is no option here.{nearest(name, [*known, 'num_images', 'seed', 'batch_size'])}"
+            )
 
 
 def ready_sampler(
@@ -32,6 +47,57 @@ def ready_sampler(
         sampler = load_sampler(model, given, device, revision, token)
         sampler.try_out()
     return sampler
+
+
+def edit(
+    model: str,
+    seeds: Sequence[int] = (0,),
+    direction: int | torch.Tensor = 0,
+    strengths: Sequence[float] = STRENGTHS,
+    revision: str | None = None,
+    token: str | None = None,
+    **options: Any,
+) -> list[list[Image.Image]]:
+    """Edits images by their seeds, of any model with latents: the same images as in `edits.png` of the command `show`
+    with the same options.
+
+    Args:
+        model (`str`): Folder or Hub id.
+        seeds (`Sequence[int]`, *optional*, defaults to `(0,)`): Of the images, as `samples.json` has them, or
+            `pipe(generator=torch.Generator().manual_seed(seed))` took them.
+        direction (`int` or `torch.Tensor`, *optional*, defaults to 0): Which of the directions that change images
+            most, the strongest being 0; or a direction of the shape of one latent.
+        strengths (`Sequence[float]`, *optional*, defaults to -3 to 3): How far to go; 0 is the image as it is.
+        revision, token (`str`, *optional*): For the Hub.
+        options: What the model lets one choose, as for [`sample`]; of `class_labels`, one for each seed in turn.
+
+    Returns:
+        `list[list[PIL.Image.Image]]`: For each seed the row of its variants.
+
+    Raises:
+        UserError: If there is no such checkpoint, it has no latents, or an option does not fit it.
+    """
+    check_options(options)
+    sampler = load_sampler(model, options, PartialState().device, revision, token)
+    require(sampler.adapter, HasLatents, model)
+    if not seeds or any(not isinstance(seed, int) or not 0 <= seed < SEEDS for seed in seeds):
+        raise UserError(f"`seeds` {list(seeds)} must be whole numbers from 0 to 2**64 - 1, at least one.")
+    with in_use(model):
+        if isinstance(direction, int):
+            try:
+                directions = sampler.adapter.directions(
+                    direction + 1, lambda: codes.draw_examples(sampler.adapter, sampler.options)
+                )
+            except ValueError as error:
+                raise UserError(
+                    f"`direction` {direction} is unknown ({one_line(error)}): they begin with 0."
+                ) from None
+            along = directions[direction]
+        else:
+            along = direction
+        latents, labels = codes.draw_seeds(sampler.adapter, seeds, sampler.labels_of(len(seeds)), sampler.options)
+        rows = codes.edit(sampler.adapter, latents, along, strengths, labels)
+        return [[to_pil(image) for image in to_uint8(row)] for row in rows]
 
 
 def sample(
@@ -59,12 +125,7 @@ def sample(
     Raises:
         UserError: If there is no such checkpoint, or an option does not fit it.
     """
-    known = [name for kind in all_sampling_options() for name in names_of(kind)]
-    for name in options:
-        if name not in known:
-            raise UserError(
-                f"`{name}` is no option here.{nearest(name, [*known, 'num_images', 'seed', 'batch_size'])}"
-            )
+    check_options(options)
     ImageSet(num_images, seed, batch_size)  # checks them
     sampler = ready_sampler(model, options, PartialState().device, revision, token)
     sampler.check_memory(num_images, batch_size)

@@ -1,20 +1,26 @@
 """The adapter of autoregressive models."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from hfgen.sampling.capabilities import Density, Generates, HasDensity, Slider
+from hfgen.runtime.errors import UserError
+from hfgen.sampling.capabilities import Adapter, Density, HasDensity, HasSteps, Restores, Slider, Step, evenly
 from hfgen.sampling.config import AutoregressiveSamplingConfig
 
 
-class AutoregressiveAdapter(Generates, HasDensity):
+class AutoregressiveAdapter(HasSteps, HasDensity, Restores):
     """Speaks for an [`~pipelines.autoregressive.AutoregressivePipeline`]."""
 
     options = AutoregressiveSamplingConfig
     kind = "autoregressive model"
+
+    def obstacle(self, capability: type[Adapter]) -> str | None:
+        if capability is Restores and self.pipe.vae is not None:
+            return "draws codes, each of which stands for many pixels, so that it cannot begin at a pixel"
+        return super().obstacle(capability)
 
     # Generates
 
@@ -28,6 +34,35 @@ class AutoregressiveAdapter(Generates, HasDensity):
 
     def sliders(self) -> dict[str, Slider]:
         return {"temperature": Slider("Temperature", 0, 2, 0.05, 1), "top_p": Slider("Nucleus", 0.05, 1, 0.05, 1)}
+
+    # HasSteps
+
+    def steps(
+        self,
+        generators: Sequence[torch.Generator],
+        labels: torch.Tensor | None,
+        options: AutoregressiveSamplingConfig,
+        most: int,
+    ) -> tuple[str, list[Step]]:
+        _, rows, columns = self.pipe.grid_shape
+        _, height, width = self.pipe.image_shape
+        counts = [index + 1 for index in evenly(rows * columns, most)]
+        made: list[torch.Tensor] = []
+
+        def look(count: int, images: Callable[[], torch.Tensor]) -> None:
+            if count in counts:
+                made.append(images())
+
+        self.pipe.draw(len(generators), labels, generator=generators, **self.settings(options), on_position=look)
+        # What is drawn of an image, whose pixels may be fewer than its positions or more.
+        order = torch.arange(rows * columns, device=made[-1].device).view(rows, columns)
+        order = order.repeat_interleave(height // rows, 0).repeat_interleave(width // columns, 1)
+        steps = [
+            Step(f"{count} of {rows * columns}", {"image": torch.where(order < count, image, unknown(image))})
+            for count, image in zip(counts, made, strict=True)
+        ]
+        what = "pixel" if self.pipe.vae is None else "code"
+        return f"{what} after {what}, row by row; gray is not drawn yet", steps
 
     # HasDensity
 
@@ -49,3 +84,30 @@ class AutoregressiveAdapter(Generates, HasDensity):
         if self.pipe.vae is None:
             return {"kind": "exact", "bound": "exact", "likelihood": self.pipe.model.config.likelihood}
         return {"kind": "bound", "bound": "elbo of its codes", "likelihood": self.pipe.vae.config.likelihood}
+
+    # Restores
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return ("complete",)
+
+    def restore(
+        self,
+        task: str,
+        images: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        **settings: Any,
+    ) -> torch.Tensor:
+        """Draws the rest of images; `mask` says what, see [`~pipelines.autoregressive.AutoregressivePipeline`]."""
+        if task not in self.tasks:
+            raise UserError(f"task {task} is not one of this model's: {', '.join(self.tasks)}.")
+        return self.pipe.complete(images, settings["mask"], labels, generator=generator, output_type="pt")
+
+
+def unknown(images: torch.Tensor) -> torch.Tensor:
+    """Returns gray images like these, opaque ones if they are transparent."""
+    gray = torch.full_like(images, 0.5)
+    if images.shape[1] == 4:
+        gray[:, 3] = 1
+    return gray

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -146,6 +146,47 @@ class Slider:
 
 
 @dataclass(frozen=True)
+class Step:
+    """What images look like on the way.
+
+    Attributes:
+        title (`str`): How far they are, in a word or two, such as `"3 of 20"`.
+        images (`dict[str, torch.Tensor]`): Images `(B, C, H, W)` in [0, 1], by what they are, such as `"noisy"`; the
+            same ones at each step.
+    """
+
+    title: str
+    images: dict[str, Tensor]
+
+
+class HasSteps(Generates):
+    """Makes an image step by step, and can show it on the way."""
+
+    lack = "is {a_kind}, which makes an image in one pass"
+
+    @abc.abstractmethod
+    def steps(
+        self, generators: Sequence[Generator], labels: Tensor | None, options: Any, most: int
+    ) -> tuple[str, list[Step]]:
+        """Makes images as [`Generates.generate`] does with the same arguments, and notes what they are on the way.
+
+        Args:
+            most (`int`): How many steps to note at most, 2 or more: evenly chosen, and the last one is the image.
+
+        Returns:
+            `tuple[str, list[Step]]`: What happens, in a sentence for people, and the steps.
+        """
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """Chooses at most so many of the numbers from 0 to `count - 1`, evenly, the first and the last among them; of one,
+    the first."""
+    if count <= most or most == 1:
+        return list(range(min(count, most)))
+    return [round(number * (count - 1) / (most - 1)) for number in range(most)]
+
+
+@dataclass(frozen=True)
 class Density:
     """Log-probabilities of 8-bit images in nats, each of shape `(B,)`.
 
@@ -215,6 +256,31 @@ class HasLatents(Adapter):
     def straight(self) -> bool:
         """Whether walks are straight lines; else they are arcs, which suit latents with a normal prior."""
         return False
+
+    @property
+    def searches(self) -> bool:
+        """Whether `encode` is a search, which takes long for many images."""
+        return False
+
+    def directions(self, count: int, examples: Callable[[], tuple[Tensor, Tensor, Tensor | None]]) -> Tensor:
+        """Finds directions that change images much, the strongest first; by default
+        [`~sampling.latents.principal_directions`] of examples.
+
+        Args:
+            count (`int`): How many.
+            examples (`Callable`): Makes latents `(N, ...)`, their images `(N, C, H, W)` and, of a conditional model,
+                their classes `(N,)`, if they are needed.
+
+        Returns:
+            `torch.Tensor` of shape `(count, ...)`: For [`~sampling.latents.edit`], in which most images lie within 3
+            times each of them.
+
+        Raises:
+            ValueError: If there are not so many.
+        """
+        from hfgen.sampling.latents import principal_directions
+
+        return principal_directions(*examples(), count)
 
     def classes_of(self, images: Tensor) -> Tensor | None:
         """Finds the classes of images for a model whose classes are groups, which nobody knows of other images; `None`

@@ -8,7 +8,7 @@ import torch
 from diffusers import SchedulerMixin
 
 from hfgen.objectives import elbo
-from hfgen.objectives.denoising import PREDICTION_TYPES
+from hfgen.objectives.denoising import PREDICTION_TYPES, clean
 from hfgen.objectives.probability_flow import amplitudes, drift, flow_log_prob, last_step
 from hfgen.pipelines.ddpm_sampling import (
     FEW_STEPS,
@@ -23,7 +23,7 @@ from hfgen.pipelines.ddpm_sampling import (
 )
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.notes import note
-from hfgen.sampling.capabilities import Adapter, Density, Generates, HasDensity, Slider
+from hfgen.sampling.capabilities import Adapter, Density, HasDensity, HasSteps, Slider, Step, evenly
 from hfgen.sampling.config import DDPMSamplingConfig
 
 MOST_STEPS = 100  # of a slider
@@ -32,7 +32,7 @@ MOST_SAMPLES = 10  # of an image: each costs 100 evaluations of the network and 
 FLOW_VALUES = 2**16  # pixels times channels that go through the network at once
 
 
-class DDPMAdapter(Generates, HasDensity):
+class DDPMAdapter(HasSteps, HasDensity):
     """Speaks for a `diffusers.DDPMPipeline`."""
 
     options = DDPMSamplingConfig
@@ -42,6 +42,8 @@ class DDPMAdapter(Generates, HasDensity):
     def obstacle(self, capability: type[Adapter]) -> str | None:
         if capability is HasDensity and (lack := self.no_flow()) is not None:
             return f"{lack}, so that its likelihood is not known"
+        if capability is HasSteps and (lack := self.obstacle_to_steps()) is not None:
+            return lack
         return super().obstacle(capability)
 
     def no_flow(self) -> str | None:
@@ -137,18 +139,62 @@ class DDPMAdapter(Generates, HasDensity):
     def generate(
         self, generators: Sequence[torch.Generator], labels: torch.Tensor | None, options: DDPMSamplingConfig
     ) -> torch.Tensor:
+        return self._denoise(self.scheduler(options), generators, labels, options)
+
+    def _denoise(
+        self,
+        scheduler: SchedulerMixin,
+        generators: Sequence[torch.Generator],
+        labels: torch.Tensor | None,
+        options: DDPMSamplingConfig,
+        **more: Any,
+    ) -> torch.Tensor:
         guidance = self.guidance(options)
         return denoise(
             self.pipe.unet,
-            self.scheduler(options),
+            scheduler,
             len(generators),
             generators,
             options.num_inference_steps,
-            labels,
+            self.labels_for(generators, labels),
             self.null_class,
             1.0 if guidance is None else guidance,
             warn=False,
+            **more,
         )
+
+    def labels_for(self, generators: Sequence[torch.Generator], labels: torch.Tensor | None) -> torch.Tensor | None:
+        """Returns the classes to make: those given, or what is made without."""
+        return labels
+
+    # HasSteps
+
+    def obstacle_to_steps(self) -> str | None:
+        """Says why the predicted images cannot be told; `None` if they can."""
+        kind = self.pipe.scheduler.config.prediction_type
+        return None if kind in PREDICTION_TYPES else f"predicts {kind}, none of {', '.join(PREDICTION_TYPES)}"
+
+    def steps(
+        self,
+        generators: Sequence[torch.Generator],
+        labels: torch.Tensor | None,
+        options: DDPMSamplingConfig,
+        most: int,
+    ) -> tuple[str, list[Step]]:
+        scheduler = self.scheduler(options)
+        count, kind = len(scheduler.timesteps), scheduler.config.prediction_type
+        chosen, steps = evenly(count, most - 1), []
+
+        def look(step: int, timestep: torch.Tensor, noisy: torch.Tensor, output: torch.Tensor) -> None:
+            if step in chosen:
+                share = scheduler.alphas_cumprod[int(timestep)].to(noisy).expand(len(noisy))
+                images = {"noisy": noisy, "expected": clean(kind, output, noisy, share)}
+                shown = {name: (image / 2 + 0.5).clamp(0, 1) for name, image in images.items()}
+                steps.append(Step(f"{step + 1} of {count}", shown))
+
+        images = self._denoise(scheduler, generators, labels, options, on_prediction=look)
+        steps.append(Step("image", {"noisy": images, "expected": images}))
+        return "the noisy images, and the clean ones that the network expects of them, before each step", steps
 
     # HasDensity
 
@@ -244,12 +290,8 @@ class ClassConditionalDDPMAdapter(DDPMAdapter):
             raise UserError(f"`guidance_scale` {guidance} needs a model trained with `label_dropout`: leave it out.")
         self.check_steps(options)
 
-    def generate(
-        self, generators: Sequence[torch.Generator], labels: torch.Tensor | None, options: DDPMSamplingConfig
-    ) -> torch.Tensor:
-        if labels is None:  # groups are drawn
-            labels = self.pipe.class_numbers(None, len(generators), generators)
-        return super().generate(generators, labels, options)
+    def labels_for(self, generators: Sequence[torch.Generator], labels: torch.Tensor | None) -> torch.Tensor | None:
+        return self.pipe.class_numbers(None, len(generators), generators) if labels is None else labels  # groups
 
     def details(self, num_samples: int) -> dict[str, Any]:
         details = super().details(num_samples)

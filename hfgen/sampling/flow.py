@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 
 from hfgen.objectives import dequantisation as dequantising
 from hfgen.objectives import elbo
 from hfgen.runtime.errors import UserError
-from hfgen.sampling.capabilities import Density, Generates, HasDensity, HasLatents, Slider
+from hfgen.sampling.capabilities import Adapter, Density, HasDensity, HasLatents, HasSteps, Slider, Step, evenly
 from hfgen.sampling.config import FlowSamplingConfig
+from hfgen.sampling.latents import draw_alike
 
 
-class FlowAdapter(Generates, HasDensity, HasLatents):
+class FlowAdapter(HasSteps, HasDensity, HasLatents):
     """Speaks for a [`~pipelines.flow.FlowPipeline`]."""
 
     options = FlowSamplingConfig
@@ -84,17 +84,37 @@ class FlowAdapter(Generates, HasDensity, HasLatents):
     def decode(self, latents: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         return self.pipe(class_labels=labels, latents=latents, output_type="pt").images  # denoised, where samples are
 
-    @torch.no_grad()
     def draw(
         self, generators: Sequence[torch.Generator], labels: torch.Tensor | None, options: FlowSamplingConfig
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Draws the latents that the images are made from. Without `labels`, all have the class of the first."""
         self.check(options)
-        shape = (len(generators), *self.pipe.latent_shape)
-        noise = randn_tensor(shape, generator=list(generators), device=self.pipe.device, dtype=torch.float32)
-        if labels is None and self.classes is not None:
-            labels = self.pipe.class_numbers(None, 1, generators[:1]).expand(len(generators))
-        return options.temperature * noise, labels
+        return draw_alike(self.pipe.draw_latents, generators, labels, temperature=options.temperature)
+
+    # HasSteps
+
+    def obstacle(self, capability: type[Adapter]) -> str | None:
+        if capability is HasSteps and self.pipe.model.decoding_steps == 1:
+            return "is a flow of this kind that makes an image in one pass"
+        return super().obstacle(capability)
+
+    def steps(
+        self,
+        generators: Sequence[torch.Generator],
+        labels: torch.Tensor | None,
+        options: FlowSamplingConfig,
+        most: int,
+    ) -> tuple[str, list[Step]]:
+        seen: list[torch.Tensor] = []
+        settings = {**self.settings(options), "on_block": lambda block, images: seen.append(images)}
+        images = self.pipe(
+            len(generators), class_labels=labels, generator=generators, output_type="pt", **settings
+        ).images
+        seen[-1] = images  # without the noise of training
+        steps = [
+            Step(f"block {block}" if block else "noise", {"image": seen[block]}) for block in evenly(len(seen), most)
+        ]
+        return "from noise to an image, block by block of the flow", steps
 
 
 @torch.no_grad()

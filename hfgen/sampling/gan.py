@@ -1,13 +1,14 @@
 """The adapter of GANs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 
 from hfgen.runtime.errors import UserError
 from hfgen.sampling.capabilities import Adapter, Generates, HasLatents, HasStyles, Slider
 from hfgen.sampling.config import GANSamplingConfig
+from hfgen.sampling.latents import draw_alike
 
 
 class GANAdapter(Generates, HasLatents, HasStyles):
@@ -44,6 +45,14 @@ class GANAdapter(Generates, HasLatents, HasStyles):
     def straight(self) -> bool:
         return self.pipe.style_based
 
+    @property
+    def searches(self) -> bool:
+        return True
+
+    def directions(self, count: int, examples: Callable[[], Any]) -> torch.Tensor:
+        """Those of the weights: see [`~pipelines.gan.GANPipeline.directions`]."""
+        return self.pipe.directions(count).to(self.pipe.device)
+
     def encode(
         self, images: torch.Tensor, labels: torch.Tensor | None = None, generator: torch.Generator | None = None
     ) -> torch.Tensor:
@@ -53,18 +62,10 @@ class GANAdapter(Generates, HasLatents, HasStyles):
         space = "w" if self.pipe.style_based else "z"
         return self.pipe(class_labels=labels, latents=latents, latents_space=space, output_type="pt").images
 
-    @torch.no_grad()
     def draw(
         self, generators: Sequence[torch.Generator], labels: torch.Tensor | None, options: GANSamplingConfig
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Draws the latents that the images are made from, without a search. Without `labels`, all have the class of
         the first."""
         self.check(options)
-        model, device = self.pipe.model, self.pipe.device
-        shape = (len(generators), model.config.latent_dim)
-        latents = randn_tensor(shape, generator=list(generators), device=device, dtype=torch.float32)
-        if labels is None and self.classes is not None:
-            labels = self.pipe.class_numbers(None, 1, generators[:1]).expand(len(generators))
-        if self.pipe.style_based:
-            latents = model.map(latents.to(model.dtype), class_labels=labels, truncation=options.truncation).float()
-        return latents, labels
+        return draw_alike(self.pipe.draw_latents, generators, labels, truncation=options.truncation)

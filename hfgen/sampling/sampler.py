@@ -103,6 +103,14 @@ class Sampler:
         generator = torch.Generator().manual_seed(image_seed(seed, index, "class"))
         return int(draw_classes(self.class_shares, 1, generator))
 
+    def labels_of(self, count: int) -> torch.Tensor | None:
+        """Returns the classes that so many single images are to show, in turn: `(B,)`; `None` where that is left to
+        the model."""
+        if not self.classes:
+            return None
+        labels = [self.classes[index % len(self.classes)] for index in range(count)]
+        return torch.tensor(labels, device=self.pipe.device)
+
     def with_shares(self, class_shares: Sequence[float] | None) -> "Sampler":
         """Returns a sampler like this one that makes each class as often as the shares say; this one, where classes
         were asked for by name or there are none."""

@@ -10,6 +10,7 @@ from hfgen.objectives import elbo
 from hfgen.runtime.errors import UserError
 from hfgen.sampling.capabilities import Adapter, Density, Generates, HasDensity, HasLatents, Restores, Slider
 from hfgen.sampling.config import VAESamplingConfig
+from hfgen.sampling.latents import draw_alike
 
 
 class VAEAdapter(Generates, HasDensity, HasLatents, Restores):
@@ -75,6 +76,13 @@ class VAEAdapter(Generates, HasDensity, HasLatents, Restores):
 
     def decode(self, latents: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         return self.pipe(class_labels=labels, latents=latents, output_type="pt").images
+
+    def draw(
+        self, generators: Sequence[torch.Generator], labels: torch.Tensor | None, options: VAESamplingConfig
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Draws the latents that the images are made from. Without `labels`, all have the class of the first."""
+        self.check(options)
+        return draw_alike(self.pipe.draw_latents, generators, labels, **self.settings(options))
 
     # Restores
 

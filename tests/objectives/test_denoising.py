@@ -79,3 +79,13 @@ def test_published_mean_weights_of_min_snr():
     assert denoising.loss_weight("v_prediction", SCHEDULER.alphas_cumprod, 5.0).mean().item() == pytest.approx(
         0.33, abs=0.01
     )
+
+
+def test_a_prediction_tells_the_clean_image(case):
+    clean, noise, _, alpha = case
+    noisy = denoising.add_noise(clean, noise, alpha)
+    for kind, prediction in predictions(case).items():
+        guess = predictions(case)["sample"]
+        torch.testing.assert_close(denoising.clean(kind, prediction, noisy, alpha), guess, rtol=0, atol=1e-3)
+    with pytest.raises(ValueError, match="prediction_type is 'x'"):
+        denoising.clean("x", clean, noisy, alpha)

@@ -2,8 +2,9 @@
 
 import numpy as np
 import torch
+from PIL import Image, ImageFont
 
-from hfgen.runtime.png import SQUARES, enlarge, make_grid
+from hfgen.runtime.png import SQUARES, cut, enlarge, make_grid, make_table, save_gif, wrapped
 
 
 def test_grid():
@@ -38,3 +39,40 @@ def test_pixels_are_enlarged_as_they_are():
     image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     large = enlarge(image, 3)
     assert large.shape == (6, 6, 3) and (large[::3, ::3] == image).all() and (large[2, 5] == image[0, 1]).all()
+
+
+def test_tables():
+    image = np.full((8, 8, 1), 200, np.uint8)
+    plain = make_table([[image, image, image], [image, None, image]], scale=2)
+    assert plain.size == (3 * 20 + 4, 2 * 20 + 4) and plain.getpixel((4, 4)) == (200,) * 3
+    assert plain.getpixel((26, 26)) == (96,) * 3 and plain.getpixel((0, 0)) == (96,) * 3
+    assert make_table([[image]]).size == (104, 104)  # to about 96 pixels
+    titled = make_table([[image, image]], ["a row"], ["left", ""], [["below", ""]])
+    left = titled.width - (2 * 100 + 4)
+    assert 30 < left < 100 and titled.height == 20 + 100 + 20 + 4
+    pixels = np.asarray(titled)
+    assert (pixels[24:120, left + 4 : left + 100] == 200).all()
+    for part, written in (
+        (pixels[:20, left : left + 100], True),
+        (pixels[:20, left + 104 :], False),
+        (pixels[20:, :left], True),
+        (pixels[128:, left : left + 100], True),
+        (pixels[128:, left + 104 :], False),
+    ):
+        assert (part.min() < 100) == written
+
+
+def test_words_fit():
+    font = ImageFont.load_default(size=14)
+    assert cut("a name that is far too long", font, 40).startswith("a nam") and cut("\u3042", font, 40) == "?"
+    lines = wrapped("nearest in the training set averyveryverylongwordindeed", font, 100)
+    assert all(font.getlength(line) <= 100 for line in lines) and " ".join(lines).startswith("nearest in the")
+
+
+def test_animations(tmp_path):
+    frames = [Image.new("RGB", (4, 4), (shade, 0, 0)) for shade in (0, 100, 200)]
+    save_gif(frames, tmp_path / "a.gif", {"model": "it"}, last=500)
+    with Image.open(tmp_path / "a.gif") as image:
+        assert image.n_frames == 3 and image.info["loop"] == 0 and image.info["comment"].endswith(b": it")
+        image.seek(2)
+        assert image.info["duration"] == 600

@@ -8,8 +8,8 @@ from PIL import Image
 
 from hfgen.runtime import writable
 from hfgen.runtime.errors import UserError
-from hfgen.runtime.png import save_png
-from hfgen.runtime.writable import require_file, require_folder, require_ours
+from hfgen.runtime.png import save_gif, save_png
+from hfgen.runtime.writable import OURS, require_file, require_folder, require_ours
 
 BAD = {
     "file": "it is a file|File exists",
@@ -85,8 +85,13 @@ def test_pictures_of_others(place):
     save_png(image, place / "ours.png", {"model": "it"})
     image.save(place / "theirs.png")
     (place / "text.png").write_text("mine")
-    require_ours([place / "ours.png", place / "absent.png"], "it", "give another")
-    for name in ("theirs.png", "text.png"):
+    save_gif([image], place / "ours.gif", {"model": "it"})
+    image.save(place / "theirs.gif")
+    (place / "ours.md").write_text(f"{OURS} show -->\n# It\n")
+    (place / "theirs.md").write_text("# It\n")
+    require_ours([place / f"ours.{kind}" for kind in ("png", "gif", "md")], "it", "give another")
+    require_ours([place / "absent.png", place / "absent.md"], "it", "give another")
+    for name in ("theirs.png", "text.png", "theirs.gif", "theirs.md"):
         with pytest.raises(UserError, match=f"`it`: .*{name} would be replaced, .*: give another."):
             require_ours([place / name], "it", "give another")
 

@@ -24,6 +24,7 @@ from hfgen.sampling.capabilities import (
     Generates,
     HasDensity,
     HasLatents,
+    HasSteps,
     HasStyles,
     Restores,
     Translates,
@@ -31,7 +32,7 @@ from hfgen.sampling.capabilities import (
     require,
 )
 
-CAPABILITIES = (Generates, HasDensity, HasLatents, HasStyles, Restores, Translates)
+CAPABILITIES = (Generates, HasDensity, HasLatents, HasSteps, HasStyles, Restores, Translates)
 TINY = {"latent_channels": 4, "block_out_channels": (8, 8)}
 
 
@@ -59,14 +60,14 @@ def vae(**options):
         (
             lambda: DDPMPipeline(UNet2DModel(sample_size=8, block_out_channels=(32,) * 4), DDPMScheduler()),
             "DDPM",
-            {Generates, HasDensity},
+            {Generates, HasDensity, HasSteps},
             "estimate",
         ),
         (lambda: FlowPipeline(Glow(sample_size=8)), "flow", {Generates, HasDensity, HasLatents}, "bound"),
         (
             lambda: AutoregressivePipeline(PixelCNN(sample_size=8)),
             "autoregressive model",
-            {Generates, HasDensity},
+            {Generates, HasDensity, HasSteps, Restores},
             "exact",
         ),
     ],

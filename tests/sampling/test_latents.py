@@ -11,7 +11,15 @@ from hfgen.pipelines.gan import GANPipeline
 from hfgen.pipelines.vae import VAEPipeline
 from hfgen.runtime.errors import UserError
 from hfgen.sampling.capabilities import adapter_of
-from hfgen.sampling.latents import attribute_direction, edit, reconstruct, traverse, walk
+from hfgen.sampling.latents import (
+    attribute_direction,
+    draw_seeds,
+    edit,
+    principal_directions,
+    reconstruct,
+    traverse,
+    walk,
+)
 from hfgen.sampling.sampler import image_generators
 
 VAES = {"vae": ConvVAE, "vqvae": VQVAE}
@@ -122,3 +130,54 @@ def test_restoration_is_that_of_the_pipeline(vae):
     assert torch.equal(found, expected) and "inpaint" in adapter.tasks
     with pytest.raises(UserError, match="task colour is not one of this model's: inpaint"):
         adapter.restore("colour", images(2))
+
+
+def test_directions_are_those_that_images_vary_along():
+    """Of a linear map from latents to images, the directions are its right singular vectors, by their effect."""
+    generator = torch.Generator().manual_seed(0)
+    rotation = torch.linalg.qr(torch.randn(4, 4, generator=generator)).Q
+    codes = torch.linalg.qr(torch.randn(400, 4, generator=generator)).Q * 20  # of one variance, and uncorrelated
+    codes = codes - codes.mean(0)
+    images = (codes @ rotation * torch.tensor([0.3, 0.2, 0.1, 0.05])).view(400, 1, 2, 2) / 10 + 0.5
+    found = principal_directions(codes, images, None, 3)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(3), rtol=0, atol=0.1)
+    for index in range(3):
+        assert torch.cosine_similarity(found[index], rotation[:, index], dim=0).abs() > 0.98
+        assert found[index][found[index].abs().argmax()] > 0
+    labels = torch.arange(400) % 2  # what is between classes does not count
+    shifted = images + labels.view(-1, 1, 1, 1) * torch.tensor([0.9, 0.0, 0.0, 0.0]).view(1, 1, 2, 2)
+    again = principal_directions(codes, shifted, labels, 3)
+    torch.testing.assert_close(again, found, rtol=0, atol=0.1)
+    for count in (0, 5):
+        with pytest.raises(ValueError, match=f"count is {count}, but 400 images of this model have 1 to 4 directions"):
+            principal_directions(codes, images, None, count)
+    transparent = torch.cat([torch.rand(400, 3, 2, 2, generator=generator), torch.zeros(400, 1, 2, 2)], dim=1)
+    with pytest.raises(ValueError, match="have 1 to 0 directions"):  # what nobody sees
+        principal_directions(codes, transparent, None, 1)
+
+
+@pytest.mark.parametrize("classes", [None, 3])
+@pytest.mark.parametrize("kind", ["vae", *GANS])
+def test_latents_of_seeds_make_the_images_of_seeds(kind, classes):
+    torch.manual_seed(0)
+    if kind == "vae":
+        model = ConvVAE(sample_size=8, latent_channels=4, block_out_channels=(8, 8), num_class_embeds=classes)
+        pipe = VAEPipeline(model)
+    else:
+        pipe = GANPipeline(GANS[kind](num_class_embeds=classes))
+    adapter, seeds = adapter_of(pipe), (5, 6, 7)
+    options = adapter.options()
+    codes, labels = draw_seeds(adapter, seeds, None, options)
+    for index, seed in enumerate(seeds):
+        own = None if labels is None else labels[index : index + 1]
+        alone = pipe(generator=torch.Generator().manual_seed(seed), output_type="pt").images
+        torch.testing.assert_close(adapter.decode(codes[index : index + 1], own), alone, **CLOSE)
+    several = [torch.Generator().manual_seed(seed) for seed in seeds]
+    same, own = pipe.draw_latents(generator=several)
+    torch.testing.assert_close(same, codes, **CLOSE)
+    assert own is labels is None if classes is None else torch.equal(own, labels)
+    direction = torch.ones(codes.shape[1:])
+    rows = pipe.edit(
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds], direction=direction, output_type="pt"
+    )
+    torch.testing.assert_close(rows, edit(adapter, codes, direction, range(-3, 4), labels), **CLOSE)
