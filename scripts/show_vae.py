@@ -1,6 +1,6 @@
-"""Shows what a VAE does with real images: grids of reconstructions, walks, edits, and of damaged images restored.
+"""Shows what a VAE, or a model of any other family, can do: samples, walks, edits, reconstructions, restored images.
 
-Without --dataset_name it takes the handwritten digits that ship with the installation. Examples:
+Without --dataset_name it takes the images that the model was trained on, if its folder tells. Examples:
 
     python scripts/show_vae.py --model out/vae-digits
     python scripts/show_vae.py --model out/vae-mnist --dataset_name ylecun/mnist --num_images 16

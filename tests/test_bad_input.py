@@ -15,7 +15,6 @@ from helpers import ROOT, TINY_GAN, Command, load_script, run
 
 from hfgen.commands import augment, classify, compare, demo, evaluate, push, sample, show, sweep
 from hfgen.commands.cli import flags, spell
-from hfgen.data.config import ImagesConfig
 from hfgen.evaluation.config import Amounts
 from hfgen.registry import families, find_family
 from hfgen.runtime.errors import UserError
@@ -31,7 +30,7 @@ KINDS = {f"train {name}": option_kinds(find_family(name)) for name in OURS} | {
     "sweep gan": (sweep.SweepConfig,),
     "classify": classify.KINDS,
     "augment": (*augment.KINDS, *all_sampling_options()),
-    "show": (show.ShowConfig, ImagesConfig),
+    "show": (*show.KINDS, *all_sampling_options()),
     "demo": (demo.DemoConfig,),
     "push": (push.PushConfig,),
 }
@@ -40,7 +39,7 @@ ALL = list(dict.fromkeys([*ALL, Amounts, NoOptions, load_script("make_stacked_mn
 NEEDED = {
     sample.SampleConfig: {"model": "m"},
     augment.AugmentConfig: {"model": ("m",)},
-    show.ShowConfig: {"model": "m"},
+    show.ShowOptions: {"model": "m"},
     demo.DemoConfig: {"model": "m"},
     evaluate.EvaluateConfig: {"model": ("m",)},
     push.PushConfig: {"folder": "f", "hub_model_id": "a/b"},

@@ -47,6 +47,22 @@ NUMBERS = {
     "ppl": (("ppl",), "lower"),
 }
 ONE_NUMBER = tuple(NUMBERS)
+TOWARDS = "towards:"  # what a direction begins with that is no number
+PICTURES = (  # of `hfgen show`, in this order
+    "samples",
+    "neighbours",
+    "steps",
+    "walk",
+    "edits",
+    "traversals",
+    "reconstructions",
+    "interpolations",
+    "inpainting",
+    "denoising",
+    "super_resolution",
+    "completion",
+    "translations",
+)
 
 
 @dataclass(frozen=True)
@@ -85,8 +101,8 @@ class Amounts(Options):
 
 
 @dataclass(frozen=True)
-class ReferenceConfig(ImagesConfig):
-    """Reference: the real images to compare with."""
+class SplitsConfig(ImagesConfig):
+    """Images: real ones that a model was trained on, and others (default: those of its training, if known)."""
 
     dataset_split: str | None = option("train", "split to compare with; for memorisation, the one that was trained on")
     held_out_split: str | None = option(
@@ -97,12 +113,76 @@ class ReferenceConfig(ImagesConfig):
     center_crop: bool | None = option(
         None, "crop oblong images in the centre (default: as in the model's training, if known, else in the centre)"
     )
+
+    def validate(self) -> None:
+        check_share("held_out_split", self.held_out_split)
+
+
+@dataclass(frozen=True)
+class ReferenceConfig(SplitsConfig):
+    """Reference: the real images to compare with."""
+
     num_real_images: int | None = option(
         None, "real images, drawn at random (default: as many as are generated)", least=2, most=MOST_IMAGES
     )
 
+
+@dataclass(frozen=True)
+class ShowConfig(Options):
+    """Pictures: which, of what, and how large."""
+
+    pictures: tuple[str, ...] | None = option(None, "what to show (default: all that the model can)", choices=PICTURES)
+    num_images: int = option(10, "real images in a picture, and samples in a row; two at least", least=2, most=10_000)
+    seed: int = option(
+        0,
+        "seed of the samples, of which real images are taken, of noise, and of what is drawn",
+        least=0,
+        most=SEEDS - 1,
+    )
+    seeds: tuple[int, ...] | None = option(
+        None,
+        "seeds of single images, to walk between, to edit and to show step by step: those that samples.json and PNG "
+        "files of `sample` have (default: those of the first images of `seed`)",
+        least=0,
+        most=SEEDS - 1,
+    )
+    directions: tuple[str, ...] | None = option(
+        None,
+        "what to change in edits: numbers, the strongest being 0, or towards:CLASS, a class of the data, of a model "
+        "that is not told classes (default: some of each)",
+    )
+    strengths: tuple[float, ...] = option(
+        (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0), "how far edits go along a direction", least=-1000, most=1000
+    )
+    scale: int | None = option(
+        None,
+        "enlarge images so many times, without smoothing (default: small ones, to about 96 pixels)",
+        least=1,
+        most=64,
+    )
+    noise_level: float = option(
+        0.3,
+        "standard deviation of the noise to remove, pixels being in [0, 1] (a model for a task knows its own)",
+        above=0,
+        most=100,
+    )
+    factor: int | None = option(
+        None,
+        "how many times smaller the images to enlarge are (default: the least that divides them; a model for a task "
+        "knows its own)",
+        least=2,
+        most=4096,
+    )
+    steps: int = option(200, "steps of the search, where the model was not trained for the task", least=1, most=10**6)
+
     def validate(self) -> None:
-        check_share("held_out_split", self.held_out_split)
+        super().validate()
+        if not self.strengths:
+            raise UserError("`strengths` has no numbers: give some, or leave it out.")
+        for word in self.directions or ():
+            is_number = word.isascii() and word.isdecimal() and len(word) <= 6
+            if not is_number and not (word.startswith(TOWARDS) and len(word) > len(TOWARDS)):
+                raise UserError(f"`directions` {word} is none: use a number from 0 on, or {TOWARDS}CLASS.")
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,8 @@ from safetensors.torch import save_file
 
 from hfgen.data.cache import SourceData, open_images
 from hfgen.data.columns import Classes
-from hfgen.data.config import IMAGE_MODES, ImagesConfig, share_of
-from hfgen.data.info import DataInfo
-from hfgen.evaluation.config import ReferenceConfig
+from hfgen.data.config import IMAGE_MODES, share_of
+from hfgen.evaluation.config import SplitsConfig
 from hfgen.evaluation.features import Extractor
 from hfgen.evaluation.metrics import Images
 from hfgen.runtime.distributed import Table, map_over_processes
@@ -45,7 +44,7 @@ class Part:
     data: SourceData
     rows: np.ndarray
 
-    def images(self, indices: Sequence[int]) -> torch.Tensor:
+    def images(self, indices: Sequence[int] | np.ndarray) -> torch.Tensor:
         """Returns images, uint8 `(B, C, H, W)`."""
         rows = self.rows[indices]
         return torch.from_numpy(np.array(self.data.squares(rows, self._offsets[rows])))
@@ -79,12 +78,12 @@ class Reference:
 
 
 def open_reference(
-    config: ReferenceConfig, image_shape: tuple[int, int, int], num_real: int, num_held_out: int
+    config: SplitsConfig, image_shape: tuple[int, int, int], num_real: int, num_held_out: int
 ) -> Reference:
     """Opens the data and draws images from it, the same ones each time.
 
     Args:
-        config ([`ReferenceConfig`]): Which data.
+        config ([`SplitsConfig`]): Which data.
         image_shape (`tuple[int, int, int]`): Channels, height and width of the model's images.
         num_real, num_held_out (`int`): How many images; fewer, if there are not so many.
 
@@ -230,7 +229,7 @@ def digest_of(table: Table) -> str:
     return digest.hexdigest()
 
 
-def cache_folder(config: ReferenceConfig) -> Path:
+def cache_folder(config: SplitsConfig) -> Path:
     """Returns the folder where features of real images are kept."""
     from huggingface_hub import constants
 
@@ -262,26 +261,3 @@ def class_numbers(names: Sequence[str] | None, extractor: Extractor) -> list[int
     """Returns the classifier's number of each class; `None` if it does not know them all."""
     labels = extractor.labels or ()
     return [labels.index(name) for name in names] if names and set(names) <= set(labels) else None
-
-
-def pick_images(
-    config: ImagesConfig, image_shape: tuple[int, int, int], count: int, seed: int
-) -> tuple[np.ndarray, np.ndarray | None, DataInfo]:
-    """Draws images without replacement, at a model's size and in its mode.
-
-    Args:
-        config ([`ImagesConfig`]): Which data.
-        image_shape (`tuple[int, int, int]`): Channels, height and width; square.
-        count (`int`): How many; all, if there are not more.
-        seed (`int`): Decides which.
-
-    Returns:
-        uint8 images `(N, C, H, W)` in the order of the data, their classes `(N,)` if they have any, and what is known
-        of the data.
-
-    Raises:
-        UserError: If the data cannot be read.
-    """
-    data = open_images(config.data(image_shape))
-    rows = np.sort(np.random.default_rng(seed).permutation(len(data))[:count])
-    return np.array(data.squares(rows)), None if data.labels is None else data.labels[rows], data.info

@@ -39,6 +39,7 @@ FILES = {
     "best/": "the pipeline that was best by `metric_for_best_model`",
     "evaluation.json": "what `hfgen evaluate` measured",
     "images/": "what `hfgen sample` made",
+    "shown/": "pictures of what the model can do, by `hfgen show`; its README.md explains them",
     "dataset/": "what `hfgen sample` made with `as_dataset`",
 }
 

@@ -12,7 +12,7 @@ from helpers import ROOT, Command, load_script, spelled
 
 from hfgen.commands import classify, cli, compare, demo, evaluate, push, sample, show
 from hfgen.commands.cli import Given, command_line, flags, one_line_errors, parse, read
-from hfgen.data.config import DataConfig, ImagesConfig
+from hfgen.data.config import DataConfig
 from hfgen.families.autoregressive.options import AutoregressiveConfig
 from hfgen.families.ddpm.options import DDPMConfig
 from hfgen.families.gan.options import GANConfig
@@ -141,7 +141,7 @@ KINDS = {
     "evaluate": (*evaluate.KINDS, *all_sampling_options()),
     "compare": (*compare.KINDS, *all_sampling_options()),
     "classify": classify.KINDS,
-    "show": (show.ShowConfig, ImagesConfig),
+    "show": (*show.KINDS, *all_sampling_options()),
     "demo": (demo.DemoConfig,),
     "push": (push.PushConfig,),
 }
