@@ -83,7 +83,7 @@ def verdict(conditions: dict[str, dict[str, Any]], mixtures: Sequence[str], seen
 
 def points(difference: float, error: float | None) -> str:
     """Writes a difference of shares in points of a hundred, with its standard error."""
-    return f"{100 * difference:+.2f}" + ("" if error is None else f" ± {100 * error:.2f}")
+    return f"{round(100 * difference, 2) + 0.0:+.2f}" + ("" if error is None else f" ± {100 * error:.2f}")
 
 
 def remarks(test_part: Part, augment: AugmentConfig, group_column: str | None, weighted: bool) -> list[str]:
@@ -178,13 +178,12 @@ def draw_report(report: dict[str, Any], real: Part, images: np.ndarray, labels: 
     pen = ImageDraw.Draw(canvas)
     for index, (metric, title) in enumerate(METRICS.items()):
         top = margin + index * panel
-        values = [value for name in names for value in conditions[name]["values"][metric]]
-        ends = [*values]
+        ends = [value for name in names for value in conditions[name]["values"][metric]]
         for name in names:
             mean, deviation = conditions[name]["mean"][metric], conditions[name]["deviation"][metric] or 0
-            ends += [mean - deviation, mean + deviation]
+            ends += [max(0.0, mean - deviation), min(1.0, mean + deviation)]
         low, high = min(ends), max(ends)
-        low, high = (low - 0.005, high + 0.005) if high - low < 0.01 else (low, high)
+        low, high = (low, high) if high - low > 1e-6 else (max(0.0, low - 0.01), min(1.0, high + 0.01))
         step = next(s for s in (a * 10.0**b for b in range(-5, 1) for a in (1, 2, 5)) if (high - low) / s <= 6)
         low, high = math.floor(low / step) * step, math.ceil(high / step) * step
 
@@ -205,7 +204,7 @@ def draw_report(report: dict[str, Any], real: Part, images: np.ndarray, labels: 
             mean, deviation = condition["mean"][metric], condition["deviation"][metric]
             draw.write(canvas, margin, y, name, anchor="lm")
             if deviation:
-                pen.line((x(mean - deviation), y, x(mean + deviation), y), draw.INK, 2)
+                pen.line((x(max(0.0, mean - deviation)), y, x(min(1.0, mean + deviation)), y), draw.INK, 2)
             for value in condition["values"][metric]:
                 pen.ellipse((x(value) - 4, y - 4, x(value) + 4, y + 4), fill=colour)
             pen.line((x(mean), y - 9, x(mean), y + 9), draw.INK, 3)
