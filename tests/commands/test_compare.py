@@ -63,7 +63,7 @@ def as_trained(folder, key, values):
 def test_from_nothing_to_the_picture(place, tmp_path):
     folder = tmp_path / "all"
     arguments = options(place, folder, extractor=None, max_train_steps=3)
-    result = run("compare", *arguments, "--update_card")
+    result = run("compare", *arguments, "--update_card", timeout=1800)  # a classifier and one of each family
     assert result.returncode == 0, result.stderr
     for verb in ("classify", *(f"train {family}" for family in FAMILIES)):
         assert result.stdout.count(f"\nhfgen {verb} ") == 1
