@@ -41,11 +41,12 @@ test-end-to-end:  ## train, kill, resume and sample through the launchers
 	$(PYTHON) -m pytest tests/scripts
 
 .PHONY: benchmark
-benchmark:  ## measure training, data, metrics, sampling and an hour of memory of each family; write benchmarks/reports.md
+benchmark:  ## measure training, sizes, data, metrics, sampling and an hour of memory of each family; write benchmarks/reports.md
 	$(PYTHON) benchmarks/train.py --output benchmarks/train.json
 	$(PYTHON) benchmarks/data.py --output benchmarks/data.json
 	$(PYTHON) benchmarks/metrics.py --output benchmarks/metrics.json
 	$(PYTHON) benchmarks/steps.py --output benchmarks/steps.json
+	$(PYTHON) benchmarks/sizes.py --output benchmarks/sizes.json
 	for family in ddpm gan vae autoregressive flow; do $(PYTHON) -m hfgen train $$family --resume_from_checkpoint latest || exit; done
 	test -e out/classifier-digits || $(PYTHON) -m hfgen classify
 	$(PYTHON) benchmarks/sample.py --model out/gan-digits out/vae-digits out/ddpm-digits \

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from hfgen.models.autoregressive_base import Autoregressive, AutoregressiveOutput, start_distribution_
 from hfgen.models.base import ModelMixin
+from hfgen.models.checkpointing import Checkpointing
 from hfgen.models.labels import check_classes
 from hfgen.objectives import autoregressive
 
@@ -54,6 +55,10 @@ class TransformerBlock(nn.Module):
         self.down = nn.Linear(4 * hidden_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
 
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Computes the block for all positions, `(B, N, hidden)`."""
+        return self.finish(hidden, self.attend(*self.project(hidden), is_causal=True))
+
     def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Computes queries, keys and values, each `(B, heads, N, head_dim)`, of hidden features `(B, N, hidden)`."""
         heads = self.to_qkv(self.norm1(hidden)).unflatten(2, (3, self.num_heads, -1))
@@ -75,7 +80,7 @@ class TransformerBlock(nn.Module):
         return hidden + self.dropout(self.down(inner))
 
 
-class CausalTransformer(ModelMixin, Autoregressive, ConfigMixin):
+class CausalTransformer(Checkpointing, ModelMixin, Autoregressive, ConfigMixin):
     r"""
     A causal transformer over the positions of a grid.
 
@@ -107,6 +112,7 @@ class CausalTransformer(ModelMixin, Autoregressive, ConfigMixin):
         ValueError: If the heads do not divide the features, or for a likelihood that does not fit.
     """
 
+    _supports_gradient_checkpointing = True
     _no_split_modules = ["TransformerBlock"]
     _repeated_blocks = ["TransformerBlock"]
 
@@ -173,8 +179,7 @@ class CausalTransformer(ModelMixin, Autoregressive, ConfigMixin):
         first = self.first.expand(len(sample), 1, -1).to(values.dtype)
         hidden = torch.cat([first, values], dim=1) + self._places(torch.arange(values.shape[1] + 1), class_labels)
         for block in self.blocks:
-            query, key, value = block.project(hidden)
-            hidden = block.finish(hidden, block.attend(query, key, value, is_causal=True))
+            hidden = self.checkpointed(block, hidden)
         parameters = self._finish(hidden).transpose(1, 2).unflatten(2, sample.shape[2:])
         return AutoregressiveOutput(parameters=parameters) if return_dict else (parameters,)
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hfgen.models.base import ModelMixin
+from hfgen.models.checkpointing import Checkpointing
 from hfgen.models.labels import check_classes
 from hfgen.models.vae_base import (
     GaussianVAE,
@@ -27,7 +28,7 @@ from hfgen.models.vae_base import (
 ConvVAEDecoderOutput = VAEDecoderOutput  # its earlier name
 
 
-class ConvVAE(GaussianVAE, ModelMixin, ConfigMixin):
+class ConvVAE(GaussianVAE, Checkpointing, ModelMixin, ConfigMixin):
     r"""
     The VAE of tutorials: strided convolutions to a vector of latents, transposed convolutions back.
 
@@ -56,6 +57,7 @@ class ConvVAE(GaussianVAE, ModelMixin, ConfigMixin):
     """
 
     variance: torch.Tensor
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -119,12 +121,7 @@ class ConvVAE(GaussianVAE, ModelMixin, ConfigMixin):
             ValueError: For images of the wrong shape, or missing, unexpected or unknown classes.
         """
         check_images(sample, class_labels, self.config)
-        hidden = sample.to(self.mean.weight.dtype)
-        for level, layer in enumerate(self.encoder):
-            hidden = layer(hidden)
-            if level == 0 and self.encoder_classes is not None:
-                hidden = hidden + self.encoder_classes(class_labels)[:, :, None, None].to(hidden.dtype)
-            hidden = F.relu(hidden)
+        hidden = self.checkpointed(self._down, sample.to(self.mean.weight.dtype), class_labels)
         hidden = hidden.flatten(1).to(self.mean.weight.dtype)
         with torch.autocast(sample.device.type, enabled=False):  # the KL divergence is about small differences
             moments = torch.cat([self.mean(hidden), self.logvar(hidden)], dim=1).float()
@@ -152,8 +149,18 @@ class ConvVAE(GaussianVAE, ModelMixin, ConfigMixin):
         if self.decoder_classes is not None:
             hidden = torch.cat([hidden, self.decoder_classes(class_labels)], dim=1)
         hidden = F.relu(self.linear(hidden)).unflatten(1, (-1, self.sizes[-1], self.sizes[-1]))
+        return decoder_output(self.checkpointed(self._up, hidden), self.config, return_dict)
+
+    def _down(self, hidden: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
+        for level, layer in enumerate(self.encoder):
+            hidden = layer(hidden)
+            if level == 0 and self.encoder_classes is not None:
+                hidden = hidden + self.encoder_classes(class_labels)[:, :, None, None].to(hidden.dtype)
+            hidden = F.relu(hidden)
+        return hidden
+
+    def _up(self, hidden: torch.Tensor) -> torch.Tensor:
         for layer, size in zip(self.decoder, reversed(self.sizes[:-1]), strict=True):
             hidden = F.relu(layer(hidden)[..., :size, :size])
-        with torch.autocast(latents.device.type, enabled=False):  # bfloat16 has fewer than the 256 levels of a pixel
-            parameters = self.conv_out(hidden.to(self.conv_out.weight.dtype)).float()
-        return decoder_output(parameters, self.config, return_dict)
+        with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 has fewer than the 256 levels of a pixel
+            return self.conv_out(hidden.to(self.conv_out.weight.dtype)).float()

@@ -9,13 +9,14 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm as add_spectral_norm
 
 from hfgen.models.base import ModelMixin
+from hfgen.models.checkpointing import Checkpointing
 from hfgen.models.gan_base import DiscriminatorOutput, GeneratorOutput, stage_sizes
 from hfgen.models.labels import check_presence
 
 DCGANGeneratorOutput, DCGANDiscriminatorOutput = GeneratorOutput, DiscriminatorOutput  # their earlier names
 
 
-class DCGANGenerator(ModelMixin, ConfigMixin):
+class DCGANGenerator(Checkpointing, ModelMixin, ConfigMixin):
     r"""
     Makes images from latents with transposed convolutions and batch normalisation.
 
@@ -38,6 +39,7 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
     """
 
     noise_shapes: tuple[tuple[int, ...], ...] = ()  # it takes no noise beside the latents
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -89,7 +91,7 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
         if self.class_embedding is not None:
             latents = torch.cat([latents, self.class_embedding(class_labels).to(latents.dtype)], dim=1)
         hidden = self.linear(latents).unflatten(1, (-1, self.start_size, self.start_size))
-        sample = self.conv_out(self.layers(hidden)).float().tanh()
+        sample = self.in_blocks([*self.layers, self.conv_out], nn.ConvTranspose2d, hidden).float().tanh()
         margin, size = (sample.shape[-1] - self.config.sample_size) // 2, self.config.sample_size
         sample = sample[..., margin : margin + size, margin : margin + size]
         return GeneratorOutput(sample=sample) if return_dict else (sample,)
@@ -100,7 +102,7 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
         return self.linear.weight[:, : self.config.latent_dim]
 
 
-class DCGANDiscriminator(ModelMixin, ConfigMixin):
+class DCGANDiscriminator(Checkpointing, ModelMixin, ConfigMixin):
     r"""
     Tells real images from generated ones with strided convolutions.
 
@@ -125,6 +127,8 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
     Raises:
         ValueError: If the size is out of range, or for an unknown normalisation.
     """
+
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -188,7 +192,7 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
         if tuple(sample.shape[1:]) != (channels, size, size):
             raise ValueError(f"sample has shape {tuple(sample.shape)}, but must be (B, {channels}, {size}, {size}).")
         check_presence(class_labels, self.config.num_class_embeds)
-        features = self.layers(sample).to(self.linear.weight.dtype)
+        features = self.in_blocks(self.layers, nn.Conv2d, sample).to(self.linear.weight.dtype)
         with torch.autocast(sample.device.type, enabled=False):  # losses are about small differences of logits
             logits = self.linear(features.flatten(1)).squeeze(1).float()
             if self.class_embedding is not None:

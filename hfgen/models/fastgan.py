@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm as add_spectral_norm
 
 from hfgen.models.base import ModelMixin
+from hfgen.models.checkpointing import Checkpointing
 from hfgen.models.gan_base import DiscriminatorOutput, GeneratorOutput, stage_sizes
 from hfgen.models.labels import check_presence
 
@@ -47,7 +48,7 @@ class Excitation(nn.Module):
         return large * self.layers(F.adaptive_avg_pool2d(small, 4)).sigmoid()
 
 
-class FastGANGenerator(ModelMixin, ConfigMixin):
+class FastGANGenerator(Checkpointing, ModelMixin, ConfigMixin):
     r"""
     Makes images from latents with one gated convolution for each size, and excitations from small maps to large ones.
 
@@ -68,6 +69,7 @@ class FastGANGenerator(ModelMixin, ConfigMixin):
     """
 
     noise_shapes: tuple[tuple[int, ...], ...] = ()  # it takes no noise beside the latents
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -117,7 +119,7 @@ class FastGANGenerator(ModelMixin, ConfigMixin):
         hidden = self.linear(latents).unflatten(1, (-1, self.start_size, self.start_size))
         maps = [F.glu(self.norm(hidden), dim=1)]
         for number, stage in enumerate(self.stages, 1):
-            hidden = stage(F.interpolate(maps[-1], scale_factor=2, mode="nearest"))
+            hidden = self.checkpointed(stage, F.interpolate(maps[-1], scale_factor=2, mode="nearest"))
             if number >= self.skipped:
                 hidden = self.excitations[number - self.skipped](maps[number - self.skipped], hidden)
             maps.append(hidden)
@@ -164,7 +166,7 @@ class DownBlock(nn.Module):
         return (self.main(x) + self.direct(x)) / 2
 
 
-class FastGANDiscriminator(ModelMixin, ConfigMixin):
+class FastGANDiscriminator(Checkpointing, ModelMixin, ConfigMixin):
     r"""
     Tells real images from generated ones, with features from which small decoders can restore the image: that keeps
     it from looking at a few details of few images (self-supervision, section 3.2).
@@ -192,6 +194,8 @@ class FastGANDiscriminator(ModelMixin, ConfigMixin):
     Raises:
         ValueError: If the size is out of range, or for an unknown normalisation.
     """
+
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -275,10 +279,10 @@ class FastGANDiscriminator(ModelMixin, ConfigMixin):
         if tuple(sample.shape[1:]) != (channels, size, size):
             raise ValueError(f"sample has shape {tuple(sample.shape)}, but must be (B, {channels}, {size}, {size}).")
         check_presence(class_labels, self.config.num_class_embeds)
-        maps = [self.conv_in(sample)]
+        maps = [self.checkpointed(self.conv_in, sample)]
         for stage in self.stages:
-            maps.append(stage(maps[-1]))
-        logits = self.head(maps[-1]).float().mean((1, 2, 3))
+            maps.append(self.checkpointed(stage, maps[-1]))
+        logits = self.checkpointed(self.head, maps[-1]).float().mean((1, 2, 3))
         if self.class_embedding is not None:
             embedded = self.class_embedding(class_labels).float()
             logits = logits + (embedded * maps[-1].float().sum((2, 3))).sum(1)

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hfgen.models.base import ModelMixin
+from hfgen.models.checkpointing import Checkpointing
 from hfgen.models.flow_base import (
     Flow,
     FlowDecoderOutput,
@@ -183,7 +184,7 @@ class Coupling(nn.Module):
         return torch.cat([fixed, changed * torch.exp(-log_scale) - shift], dim=1)
 
 
-class Level(nn.Module):
+class Level(Checkpointing, nn.Module):
     """What happens at one resolution: some steps of actnorm, 1x1 convolution and coupling.
 
     Args:
@@ -205,7 +206,7 @@ class Level(nn.Module):
         for norm, conv, coupling in zip(self.norms, self.convs, self.couplings, strict=True):
             hidden, scaled = norm(hidden, observe)
             hidden, mixed = conv(hidden)
-            hidden, coupled = coupling(hidden, class_labels)
+            hidden, coupled = self.checkpointed(coupling, hidden, class_labels)
             log_det = log_det + scaled + mixed + coupled
         return hidden, log_det
 
@@ -243,6 +244,7 @@ class Glow(Flow, ModelMixin, ConfigMixin):
         ValueError: If the size is out of range or cannot be halved so often, or for an unknown map of pixels.
     """
 
+    _supports_gradient_checkpointing = True
     _repeated_blocks = ["Coupling"]
 
     @register_to_config

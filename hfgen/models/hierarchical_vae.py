@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hfgen.models.base import ModelMixin
+from hfgen.models.checkpointing import Checkpointing
 from hfgen.models.labels import check_classes
 from hfgen.models.vae_base import (
     VAEDecoderOutput,
@@ -159,7 +160,7 @@ class LatentGroup(nn.Module):
         return hidden + self.refine(hidden), draw
 
 
-class EncoderLevel(nn.Module):
+class EncoderLevel(Checkpointing, nn.Module):
     """Residual blocks at one size.
 
     Args:
@@ -177,11 +178,11 @@ class EncoderLevel(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         hidden = self.project(hidden)
         for block in self.blocks:
-            hidden = hidden + block(hidden)
+            hidden = hidden + self.checkpointed(block, hidden)
         return hidden
 
 
-class DecoderLevel(nn.Module):
+class DecoderLevel(Checkpointing, nn.Module):
     """Groups of latents at one size. They start with what is upsampled, a bias for each pixel, and the class.
 
     Args:
@@ -220,7 +221,7 @@ class DecoderLevel(nn.Module):
             hidden = hidden + self.class_embedding(class_labels)[:, :, None, None]
         draws = []
         for group, part in zip(self.groups, noise.unflatten(1, self.shape).unbind(1), strict=True):
-            hidden, draw = group(hidden, part, features)
+            hidden, draw = self.checkpointed(group, hidden, part, features)
             draws += [draw] if draw else []
         return hidden, draws
 
@@ -297,7 +298,7 @@ class HierarchicalPosterior:
         return self._draws
 
 
-class HierarchicalVAE(ModelMixin, ConfigMixin):
+class HierarchicalVAE(Checkpointing, ModelMixin, ConfigMixin):
     r"""
     A VAE with a ladder of latents, from 1x1 for the whole image to `patch_size` pixels each.
 
@@ -333,6 +334,7 @@ class HierarchicalVAE(ModelMixin, ConfigMixin):
     """
 
     variance: torch.Tensor
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -411,13 +413,16 @@ class HierarchicalVAE(ModelMixin, ConfigMixin):
     ) -> VAEDecoderOutput | tuple[torch.Tensor, torch.Tensor]:
         """Makes images from the finest features, `(B, width, h, h)`."""
         config = self.config
-        hidden = F.gelu(self.up(hidden))
-        with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 has fewer than the 256 levels of a pixel
-            parameters = self.conv_out(hidden.to(self.conv_out.weight.dtype)).float()
+        parameters = self.checkpointed(self._finish, hidden)
         before = (parameters.shape[-1] - config.sample_size) // 2
         middle = slice(before, before + config.sample_size)
         parameters = parameters[..., middle, middle]
         return decoder_output(parameters, config, return_dict)
+
+    def _finish(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = F.gelu(self.up(hidden))
+        with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 has fewer than the 256 levels of a pixel
+            return self.conv_out(hidden.to(self.conv_out.weight.dtype)).float()
 
     def encode(
         self, sample: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True

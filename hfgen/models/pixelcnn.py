@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from hfgen.models.autoregressive_base import Autoregressive, AutoregressiveOutput, start_distribution_
 from hfgen.models.base import ModelMixin
+from hfgen.models.checkpointing import Checkpointing
 from hfgen.models.labels import check_classes
 from hfgen.objectives import autoregressive
 
@@ -61,11 +62,20 @@ class CausalConv(nn.Conv2d):
         self.axis = axis
         self.reach = dilation * (kernel[axis - 2] - 1)  # rows or columns before the block that are needed
 
-    def extend(self, block: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
-        """Puts what lies before a block in front of it; zeros, where that is nothing."""
+    def advance(self, block: torch.Tensor, before: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Computes a block.
+
+        Args:
+            block (`torch.Tensor` of shape `(B, C, R, S)`): The inputs.
+            before (`torch.Tensor`, *optional*): What lies before them; zeros, where that is nothing.
+
+        Returns:
+            The outputs, and what lies before the next block, if anything lay before this one.
+        """
         if before is None:
-            return F.pad(block, (0, 0, self.reach, 0) if self.axis == 2 else (self.reach, 0, 0, 0))
-        return torch.cat([before, block], dim=self.axis)
+            return self(F.pad(block, (0, 0, self.reach, 0) if self.axis == 2 else (self.reach, 0, 0, 0))), None
+        seen = torch.cat([before, block], dim=self.axis)
+        return self(seen), seen.narrow(self.axis, block.shape[self.axis], self.reach)
 
 
 class GatedLayer(nn.Module):
@@ -80,8 +90,25 @@ class GatedLayer(nn.Module):
         self.classes = nn.Embedding(classes, 2 * channels) if classes else None
         self.dropout = nn.Dropout(dropout)
 
+    def down(
+        self, hidden: torch.Tensor, class_labels: torch.Tensor | None, before: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Computes the layer of the vertical stack: its features, those that the horizontal one takes in, and what
+        lies before the next block."""
+        gates, after = self.vertical.advance(hidden, before)
+        if self.classes is not None:
+            gates = gates + self.classes(class_labels)[:, :, None, None]
+        return hidden + self.dropout(F.glu(gates, dim=1)), self.link(gates), after
 
-class PixelCNN(ModelMixin, Autoregressive, ConfigMixin):
+    def across(
+        self, hidden: torch.Tensor, feature: torch.Tensor, before: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Computes the layer of the horizontal stack: its features, and what lies before the next block."""
+        gates, after = self.horizontal.advance(hidden, before)
+        return hidden + self.out(self.dropout(F.glu(gates + feature, dim=1))), after
+
+
+class PixelCNN(Checkpointing, ModelMixin, Autoregressive, ConfigMixin):
     r"""
     A gated PixelCNN.
 
@@ -113,6 +140,8 @@ class PixelCNN(ModelMixin, Autoregressive, ConfigMixin):
     Raises:
         ValueError: For an even kernel, no layers, or a likelihood that does not fit.
     """
+
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -242,7 +271,7 @@ class PixelCNN(ModelMixin, Autoregressive, ConfigMixin):
 
     def _rows(
         self, inputs: torch.Tensor, class_labels: torch.Tensor | None, before: Sequence[torch.Tensor] | None
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    ) -> tuple[list[torch.Tensor], list[Any]]:
         """Runs the vertical stack over a block of rows, `inputs` being those just above each of them.
 
         Args:
@@ -251,39 +280,32 @@ class PixelCNN(ModelMixin, Autoregressive, ConfigMixin):
 
         Returns:
             The features that the horizontal stack takes in at its beginning and at each layer, and what the
-            convolutions look back at after the block.
+            convolutions look back at after the block, unless it is a whole image.
         """
         contexts: Any = before or [None] * (len(self.layers) + 1)
-        seen = self.vertical_in.extend(inputs, contexts[0])
-        hidden = self.vertical_in(seen)
-        features, after = [self.link_in(hidden)], [seen[:, :, inputs.shape[2] :]]
+        hidden, seen = self.vertical_in.advance(inputs, contexts[0])
+        features, after = [self.link_in(hidden)], [seen]
         for layer, context in zip(self.layers, contexts[1:], strict=True):
-            seen = layer.vertical.extend(hidden, context)
-            gates = layer.vertical(seen)
-            if layer.classes is not None:
-                gates = gates + layer.classes(class_labels)[:, :, None, None]
-            features.append(layer.link(gates))
-            after.append(seen[:, :, inputs.shape[2] :])
-            hidden = hidden + layer.dropout(F.glu(gates, dim=1))
+            hidden, feature, seen = self.checkpointed(layer.down, hidden, class_labels, context)
+            features.append(feature)
+            after.append(seen)
         return features, after
 
     def _columns(
         self, inputs: torch.Tensor, features: Sequence[torch.Tensor], before: Sequence[torch.Tensor] | None
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    ) -> tuple[torch.Tensor, list[Any]]:
         """Runs the horizontal stack over a block of columns, `inputs` being those just to the left of each of them.
 
         Returns:
-            Parameters `(B, P, R, S)`, float32, and what the convolutions look back at after the block.
+            Parameters `(B, P, R, S)`, float32, and what the convolutions look back at after the block, unless it is a
+            whole image.
         """
         contexts: Any = before or [None] * (len(self.layers) + 1)
-        seen = self.horizontal_in.extend(inputs, contexts[0])
-        hidden = self.horizontal_in(seen) + features[0]
-        after = [seen[..., inputs.shape[3] :]]
+        hidden, seen = self.horizontal_in.advance(inputs, contexts[0])
+        hidden, after = hidden + features[0], [seen]
         for layer, feature, context in zip(self.layers, features[1:], contexts[1:], strict=True):
-            seen = layer.horizontal.extend(hidden, context)
-            gates = layer.horizontal(seen) + feature
-            after.append(seen[..., inputs.shape[3] :])
-            hidden = hidden + layer.out(layer.dropout(F.glu(gates, dim=1)))
+            hidden, seen = self.checkpointed(layer.across, hidden, feature, context)
+            after.append(seen)
         with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 has fewer than the 256 levels of a pixel
             parameters = self.conv_out(F.silu(hidden.to(self.conv_out.weight.dtype))).float()
         return parameters, after

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hfgen.models.base import ModelMixin
+from hfgen.models.checkpointing import Checkpointing
 from hfgen.models.gan_base import DiscriminatorOutput, GeneratorOutput, output_bound, stage_sizes
 from hfgen.models.labels import check_presence
 
@@ -63,7 +64,7 @@ def scaled_he_(layer: nn.Conv2d | nn.Linear, scale: float) -> None:
     nn.init.normal_(layer.weight, std=scale * math.sqrt(2 / (1 + 0.2**2) / fan_in))
 
 
-class ResidualGenerator(ModelMixin, ConfigMixin):
+class ResidualGenerator(Checkpointing, ModelMixin, ConfigMixin):
     r"""
     Makes images from latents: a learned basis for the smallest feature map, residual blocks, linear upsampling.
 
@@ -91,6 +92,7 @@ class ResidualGenerator(ModelMixin, ConfigMixin):
     """
 
     noise_shapes: tuple[tuple[int, ...], ...] = ()  # it takes no noise beside the latents
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -147,7 +149,7 @@ class ResidualGenerator(ModelMixin, ConfigMixin):
         for number, (project, stage) in enumerate(zip(self.projections, self.stages, strict=True)):
             if number:  # projected before it grows: the same result for a quarter of the work
                 hidden = F.interpolate(project(hidden), scale_factor=2, mode="bilinear", align_corners=False)
-            hidden = stage(hidden)
+            hidden = self.in_blocks(stage, ResidualBlock, hidden)
         sample = self.conv_out(hidden).float()
         margin, size = (sample.shape[-1] - self.config.sample_size) // 2, self.config.sample_size
         sample = self.bound(sample[..., margin : margin + size, margin : margin + size])
@@ -159,7 +161,7 @@ class ResidualGenerator(ModelMixin, ConfigMixin):
         return self.linear.weight[:, : self.config.latent_dim]
 
 
-class ResidualDiscriminator(ModelMixin, ConfigMixin):
+class ResidualDiscriminator(Checkpointing, ModelMixin, ConfigMixin):
     r"""
     Tells real images from generated ones: the mirror image of [`ResidualGenerator`].
 
@@ -182,6 +184,7 @@ class ResidualDiscriminator(ModelMixin, ConfigMixin):
     """
 
     mixes_samples = False  # the logit of an image depends on no other image of its batch
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -237,7 +240,7 @@ class ResidualDiscriminator(ModelMixin, ConfigMixin):
         before, after = self.pad // 2, self.pad - self.pad // 2
         hidden = self.conv_in(F.pad(sample, (before, after, before, after)))
         for number, (stage, project) in enumerate(zip(self.stages, self.projections, strict=True)):
-            hidden = stage(hidden)
+            hidden = self.in_blocks(stage, ResidualBlock, hidden)
             if number < len(self.stages) - 1:
                 hidden = project(F.avg_pool2d(hidden, 2))
         with torch.autocast(sample.device.type, enabled=False):  # losses are about small differences of logits

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hfgen.models.base import ModelMixin
+from hfgen.models.checkpointing import Checkpointing
 from hfgen.models.labels import check_classes
 from hfgen.models.vae_base import (
     GaussianVAE,
@@ -56,16 +57,16 @@ class ResidualBlock(nn.Module):
         return x + self.conv2(F.silu(hidden))
 
 
-class ResidualBlocks(nn.ModuleList):
+class ResidualBlocks(Checkpointing, nn.ModuleList):
     """Residual blocks one after another."""
 
     def forward(self, x: torch.Tensor, class_embedding: torch.Tensor | None = None) -> torch.Tensor:
         for block in self:
-            x = block(x, class_embedding)
+            x = self.checkpointed(block, x, class_embedding)
         return x
 
 
-class ResidualVAE(GaussianVAE, ModelMixin, ConfigMixin):
+class ResidualVAE(GaussianVAE, Checkpointing, ModelMixin, ConfigMixin):
     r"""
     Halves images with strided convolutions, doubles them with transposed ones, residual blocks at each size between.
 
@@ -102,6 +103,7 @@ class ResidualVAE(GaussianVAE, ModelMixin, ConfigMixin):
     """
 
     variance: torch.Tensor
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -213,7 +215,9 @@ class ResidualVAE(GaussianVAE, ModelMixin, ConfigMixin):
         hidden = self.latent_in(latents.to(self.latent_in.weight.dtype))
         for blocks, up, size in zip(self.up_blocks, self.up, reversed(self.sizes[:-1]), strict=True):
             hidden = up(blocks(hidden, embedding))[..., :size, :size]
+        return decoder_output(self.checkpointed(self._finish, hidden), self.config, return_dict)
+
+    def _finish(self, hidden: torch.Tensor) -> torch.Tensor:
         hidden = F.silu(hidden)
-        with torch.autocast(latents.device.type, enabled=False):  # bfloat16 has fewer than the 256 levels of a pixel
-            parameters = self.conv_out(hidden.to(self.conv_out.weight.dtype)).float()
-        return decoder_output(parameters, self.config, return_dict)
+        with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 has fewer than the 256 levels of a pixel
+            return self.conv_out(hidden.to(self.conv_out.weight.dtype)).float()

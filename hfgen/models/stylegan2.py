@@ -15,6 +15,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from hfgen.models.base import ModelMixin
+from hfgen.models.checkpointing import Checkpointing
 from hfgen.models.gan_base import DiscriminatorOutput, GeneratorOutput, output_bound
 
 StyleGAN2GeneratorOutput, StyleGAN2DiscriminatorOutput = GeneratorOutput, DiscriminatorOutput  # their earlier names
@@ -166,7 +167,7 @@ class SynthesisLayer(nn.Module):
         return activate(x)
 
 
-class StyleGAN2Generator(ModelMixin, ConfigMixin):
+class StyleGAN2Generator(Checkpointing, ModelMixin, ConfigMixin):
     r"""
     The generator of StyleGAN2 (https://huggingface.co/papers/1912.04958): a mapping network turns a latent z into a
     style w, and each convolution of the synthesis network is modulated by w.
@@ -191,6 +192,7 @@ class StyleGAN2Generator(ModelMixin, ConfigMixin):
     """
 
     w_avg: torch.Tensor
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -344,9 +346,9 @@ class StyleGAN2Generator(ModelMixin, ConfigMixin):
         x = self.constant.expand(len(w), -1, -1, -1)
         image: torch.Tensor | None = None
         for i, layer in enumerate(self.layers):
-            x = layer(x, w[:, i], None if noise is None else noise[i])
+            x = self.checkpointed(layer, x, w[:, i], None if noise is None else noise[i])
             if i % 2 == 0:  # the last convolution of its size
-                rgb = at_least_float32(self.to_rgb[i // 2](x, w[:, i + 1]))
+                rgb = at_least_float32(self.checkpointed(self.to_rgb[i // 2], x, w[:, i + 1]))
                 # Bilinear is [1, 3, 3, 1] between inserted zeros, with the border repeated beyond the border.
                 image = rgb if image is None else F.interpolate(image, scale_factor=2, mode="bilinear") + rgb
         assert image is not None
@@ -418,7 +420,7 @@ class Shortcut(nn.Module):
         return F.conv2d(self.blur(x), self.weight * self.scale, stride=2)
 
 
-class StyleGAN2Discriminator(ModelMixin, ConfigMixin):
+class StyleGAN2Discriminator(Checkpointing, ModelMixin, ConfigMixin):
     r"""
     The discriminator of StyleGAN2 (https://huggingface.co/papers/1912.04958); by default without its residual blocks,
     as StyleGAN2-ADA (https://huggingface.co/papers/2006.06676) uses it for CIFAR-10. It has the conditioning of
@@ -446,6 +448,7 @@ class StyleGAN2Discriminator(ModelMixin, ConfigMixin):
     """
 
     mixes_samples = True
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -503,10 +506,12 @@ class StyleGAN2Discriminator(ModelMixin, ConfigMixin):
 
         before = (self.canvas_size - shape[-1]) // 2
         after = self.canvas_size - shape[-1] - before
-        x = self.layers[0](F.pad(sample, (before, after, before, after)))
+        x = self.checkpointed(self.layers[0], F.pad(sample, (before, after, before, after)))
         for i in range(1, len(self.layers), 2):
-            halved = self.layers[i + 1](self.layers[i](x))
-            x = (halved + self.shortcuts[i // 2](x)) / math.sqrt(2) if self.shortcuts else halved  # of equal variance
+            halved = self.checkpointed(self.layers[i + 1], self.checkpointed(self.layers[i], x))
+            if self.shortcuts:
+                halved = (halved + self.checkpointed(self.shortcuts[i // 2], x)) / math.sqrt(2)  # of equal variance
+            x = halved
         if self.mixes_samples:
             x = torch.cat([x, minibatch_std(x, self._group_size(len(x))).to(x.dtype)], dim=1)
         features = activate(self.hidden(self.conv(x).flatten(1)))

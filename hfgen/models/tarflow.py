@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hfgen.models.base import ModelMixin
+from hfgen.models.checkpointing import Checkpointing
 from hfgen.models.flow_base import (
     Flow,
     FlowDecoderOutput,
@@ -140,7 +141,7 @@ def bounded(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return shift, LARGEST_LOG_SCALE * torch.tanh(log_scale / LARGEST_LOG_SCALE)
 
 
-class FlowBlock(nn.Module):
+class FlowBlock(Checkpointing, nn.Module):
     """An affine autoregressive transformation: of each patch, with a shift and a scale made of those before it.
 
     Args:
@@ -184,9 +185,12 @@ class FlowBlock(nn.Module):
         hidden = self.embed(torch.cat([start.to(tokens.dtype), tokens], dim=1), slice(None), class_labels)
         later = torch.ones(hidden.shape[1], hidden.shape[1], dtype=torch.bool, device=hidden.device).triu(1)
         for layer in self.layers:
-            hidden = layer(hidden, later)
-        shift, log_scale = self.head(self.head.context(hidden, patches.dtype), patches)
+            hidden = self.checkpointed(layer, hidden, later)
+        shift, log_scale = self.checkpointed(self._shift_and_scale, hidden, patches)
         return (patches - shift) * torch.exp(-log_scale), -log_scale.flatten(1).sum(1)
+
+    def _shift_and_scale(self, hidden: torch.Tensor, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.head(self.head.context(hidden, patches.dtype), patches)
 
     def inverse(
         self, values: torch.Tensor, class_labels: torch.Tensor | None, guidance: torch.Tensor | None = None
@@ -259,6 +263,7 @@ class TarFlow(Flow, ModelMixin, ConfigMixin):
             of `attention_head_dim`, or an unknown map of pixels.
     """
 
+    _supports_gradient_checkpointing = True
     _repeated_blocks = ["TransformerLayer"]
 
     @register_to_config

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hfgen.models.base import ModelMixin
+from hfgen.models.checkpointing import Checkpointing
 from hfgen.models.labels import check_classes
 from hfgen.models.vae_base import (
     VAEDecoderOutput,
@@ -86,7 +87,10 @@ class ResidualBlock(nn.Module):
         return x + self.layers(x)
 
 
-class VQVAE(ModelMixin, ConfigMixin):
+STARTS = (ResidualBlock, nn.GroupNorm)  # the layers at which a block begins that gradient checkpointing knows
+
+
+class VQVAE(Checkpointing, ModelMixin, ConfigMixin):
     r"""
     A VAE whose latents are taken from a codebook.
 
@@ -135,6 +139,7 @@ class VQVAE(ModelMixin, ConfigMixin):
     """
 
     variance: torch.Tensor
+    _supports_gradient_checkpointing = True
     codebook: torch.Tensor
     split_axes: torch.Tensor
     ema_weight: torch.Tensor
@@ -238,10 +243,11 @@ class VQVAE(ModelMixin, ConfigMixin):
         check_images(sample, class_labels, self.config)
         pad = self.padded_size - self.config.sample_size
         before, after = pad // 2, (pad + 1) // 2
-        hidden = self.down(F.pad(sample.to(self.conv_in.weight.dtype), (before, after, before, after)))
+        hidden = F.pad(sample.to(self.conv_in.weight.dtype), (before, after, before, after))
+        hidden = self.in_blocks(self.down, STARTS, hidden)
         if self.encoder_classes is not None:
             hidden = hidden + self.encoder_classes(class_labels)[:, :, None, None]
-        latents = F.normalize(self.encoder(hidden).float())
+        latents = F.normalize(self.in_blocks(self.encoder, STARTS, hidden).float())
         return VQVAEEncoderOutput(latents=latents) if return_dict else (latents,)
 
     def quantize(self, latents: torch.Tensor) -> VQVAEQuantizerOutput:
@@ -296,7 +302,7 @@ class VQVAE(ModelMixin, ConfigMixin):
         hidden = self.conv_in((scale * latents).to(self.conv_in.weight.dtype))
         if self.decoder_classes is not None:
             hidden = hidden + self.decoder_classes(class_labels)[:, :, None, None]
-        hidden = self.decoder(hidden)
+        hidden = self.in_blocks(self.decoder, STARTS, hidden)
         with torch.autocast(latents.device.type, enabled=False):  # bfloat16 has fewer than the 256 levels of a pixel
             parameters = self.conv_out(hidden.to(self.conv_out.weight.dtype)).float()
         before = (self.padded_size - self.config.sample_size) // 2

@@ -44,6 +44,14 @@ class Machine:
         """Returns the CPU, whose memory keeps what is gathered from accelerators."""
         return cls("cpu", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
+    @property
+    def share(self) -> int | None:
+        """Returns the memory of each process: an accelerator is one's own, that of the CPU belongs to all that were
+        started on it."""
+        if self.memory is None or self.kind != "cpu":
+            return self.memory
+        return self.memory // int(os.environ.get("LOCAL_WORLD_SIZE", self.processes))
+
     def require(self, needed: int, what: str, remedy: str = "use less") -> None:
         """Makes sure that something fits into the memory, were it empty, before the memory is asked for.
 
@@ -56,7 +64,9 @@ class Machine:
             UserError: If the whole memory does not suffice.
         """
         if self.memory is not None and needed > self.memory:
-            raise UserError(f"{what} need {_size(needed)}, and this machine has {_size(self.memory)}: {remedy}.")
+            raise UserError(
+                f"{what} need {size_text(needed)}, and this machine has {size_text(self.memory)}: {remedy}."
+            )
 
     def require_images(self, count: int, shape: tuple[int, int, int], options: str, each: int = 0) -> None:
         """Makes sure that the pixels of images fit into the memory, in float32; what a network makes of them needs
@@ -94,7 +104,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
     """Writes a number of bytes for people: 23.5 GB."""
     size, unit = float(count), "bytes"
     for larger in ("kB", "MB", "GB", "TB", "PB"):

@@ -26,6 +26,7 @@ from hfgen.runtime.seeds import seed_from
 from hfgen.training.engine import digest
 from hfgen.training.folder import RunFolder
 from hfgen.training.lora import adapt, adapted_name, require_peft
+from hfgen.training.memory import check_step, most_a_step_takes
 from hfgen.training.options import RunOptions, collect
 from hfgen.training.recipe import FROZEN, TRAINED, Recipe
 from hfgen.training.run import Run
@@ -137,9 +138,14 @@ def _image_model(device: Any, name: str) -> ImageModel:
     return ImageModel(extractor.fingerprint, lambda images: extractor(images)["features"])
 
 
-def check_memory(options: RunOptions, info: Any, machine: Machine) -> None:
-    """Makes sure that the images of a step, and the networks with what training adds to them, would fit into an empty
-    memory, before any of it is asked for.
+def check_memory(options: RunOptions, info: Any, machine: Machine, asked: RunOptions | None = None) -> None:
+    """Makes sure that the images of a step, the networks with what training adds to them, and all that a step makes,
+    would fit into an empty memory, before any of it is asked for.
+
+    Args:
+        options ([`RunOptions`]), info ([`~data.info.DataInfo`]), machine ([`~runtime.machine.Machine`]): What it is
+            about.
+        asked ([`RunOptions`], *optional*): The options before they were resolved.
 
     Raises:
         UserError: If they do not, with the options that decide it.
@@ -170,6 +176,9 @@ def check_memory(options: RunOptions, info: Any, machine: Machine) -> None:
     )
     count = sum(parameter.numel() for network in networks.values() for parameter in network.module.parameters())
     machine.require(needed, f"{weighty(options)}: {count / 1e6:,.0f} M weights, with all that training adds,")
+    share = machine.share if training.lora_rank is None else None  # what adapters save is not estimated
+    if share is not None and needed + most_a_step_takes(networks.values(), options, info) > share:
+        check_step(recipe_of(options.family), options, info, machine, asked)
 
 
 def weighty(options: RunOptions) -> str:
@@ -213,8 +222,8 @@ def open_recipe(options: RunOptions, accelerator: Any) -> tuple[Recipe, Stream, 
     load = partial(_image_model, accelerator.device)
     stream = open_stream(sources, options.data, training.seed, training.hub_token, groups, classes, load)
     machine = dataclasses.replace(Machine.here(), processes=accelerator.num_processes)
-    options = options.resolve(stream.info, machine, accelerator.mixed_precision)
-    check_memory(options, stream.info, machine)
+    asked, options = options, options.resolve(stream.info, machine, accelerator.mixed_precision)
+    check_memory(options, stream.info, machine, asked)
     torch.manual_seed(seed_from(training.seed, "weights"))
     recipe = recipe_of(options.family)(options.own, stream.info)
     for text in start.load(recipe, options) if start else ():

@@ -98,7 +98,12 @@ class TrainingConfig(Options):
         resolved=True,
     )
     compile: bool = option(False, "compile the networks (worth it on a GPU)")
-    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass to save memory")
+    gradient_checkpointing: bool = option(
+        False,
+        "compute activations again in the backward pass instead of keeping them: less memory and the same weights, "
+        "for the time of one more forward pass; not of networks that keep next to nothing (mlp)",
+        resumable=True,
+    )
     channels_last: bool = option(False, "keep images channels-last in memory (worth it on a GPU)")
     cpu_threads: int | None = option(
         None, "threads per process on a CPU (default: cores / processes)", resumable=True, least=1, most=MOST_THREADS

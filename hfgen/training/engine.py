@@ -14,12 +14,14 @@ for images_seen in range(0, schedule.total, schedule.batch):
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from hfgen.data.augment import prepare
 from hfgen.data.config import DataConfig
@@ -35,6 +37,9 @@ from hfgen.training.recipe import FROZEN, TRAINED, Batch, Network, ParameterGrou
 from hfgen.training.schedules import Schedule
 
 Tensors = dict[str, torch.Tensor]
+RECOMPUTE = partial(
+    checkpoint, use_reentrant=False
+)  # diffusers' own function does the same, but breaks compiled graphs
 
 
 class Engine:
@@ -118,7 +123,7 @@ class Engine:
         elif self.config.gradient_checkpointing:
             if not getattr(module, "_supports_gradient_checkpointing", False):
                 raise UserError(f"`gradient_checkpointing`: the network {name!r} does not support it. Leave it out.")
-            module.enable_gradient_checkpointing()  # type: ignore[operator]
+            module.enable_gradient_checkpointing(RECOMPUTE)  # type: ignore[operator]
         module.train(network.role != FROZEN)
 
     def _freeze(self) -> set[str]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from hfgen import VAEPipeline
 from hfgen.runtime.errors import UserError
+from hfgen.runtime.machine import Machine
 from hfgen.sampling.sampler import image_generators
 
 
@@ -157,3 +158,16 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path, script, argumen
         script.main([*TINY_VAE, "--output_dir", str(tmp_path / "run"), *arguments.split()])
     assert message in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_step_that_the_memory_cannot_hold_is_told_before_anything_is_written(tmp_path, script, monkeypatch):
+    monkeypatch.setattr(Machine, "here", classmethod(lambda cls: cls("cpu", 400_000)))
+    options = [*TINY_VAE, "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(UserError) as error:
+        script.main([*options, "--train_batch_size", "64"])
+    told = str(error.value)
+    assert told.startswith("--train_batch_size 64 at --resolution 8: a step takes about ")
+    assert "and this machine has 400 kB for it. What fits: --train_batch_size " in told
+    assert not (tmp_path / "run").exists()
+    script.main([*options, *re.search("(--train_batch_size .*?) \\(", told.partition("What fits")[2])[1].split()])
+    assert (tmp_path / "run" / "model_index.json").exists()

@@ -200,6 +200,7 @@ def test_the_code_is_in_the_folder(saved, kind):
 
 
 WITHOUT_HFGEN = """
+import copy
 import sys
 
 class Nowhere:
@@ -256,6 +257,16 @@ for kind in kinds:  # saved by diffusers alone, and loaded by it
         parts.pop(name, None)
     given = DiffusionPipeline.from_pretrained(f"{saved}/{kind}", trust_remote_code=True, **parts)
     assert all(getattr(given, name) is part for name, part in parts.items())
+for kind in ("dcgan", "tarflow"):  # trained on by others, who have little memory
+    network = copy.deepcopy(first[kind].model)
+    found = []
+    for checkpointing in (False, True):
+        network.enable_gradient_checkpointing() if checkpointing else network.disable_gradient_checkpointing()
+        network.zero_grad()
+        given = torch.linspace(-1, 1, 16).view(2, 8) if kind == "dcgan" else torch.zeros(2, 1, 8, 8)
+        network.train()(given, torch.tensor([0, 2]), return_dict=False)[0].square().sum().backward()
+        found.append([parameter.grad.clone() for parameter in network.parameters()])
+    assert network.is_gradient_checkpointing and all(map(torch.equal, *found)), kind
 print("networks alone", file=sys.stderr)
 for kind in kinds:
     for name, part in first[kind].components.items():

@@ -13,6 +13,7 @@ from hfgen.data.config import DataConfig
 from hfgen.data.streams import open_stream
 from hfgen.families.gan.options import GANConfig
 from hfgen.families.gan.recipe import GANRecipe
+from hfgen.runtime.errors import UserError
 from hfgen.training.config import TrainingConfig
 from hfgen.training.engine import Engine
 from hfgen.training.optimizers import parameter_groups, select
@@ -72,6 +73,27 @@ def test_a_step_repeats_itself_from_its_state(config):
         )
     )
     assert engine.metrics.means() == other.metrics.means()
+
+
+@pytest.mark.parametrize("config", [DCGAN, STYLEGAN2], ids=["dcgan", "stylegan2"])
+def test_gradient_checkpointing_trains_the_same_weights(config, monkeypatch):
+    """With batch normalisation, penalties on gradients, path lengths, augmentation and accumulation."""
+    engine, stream, schedule = made(config)
+    steps(engine, stream, schedule, 0, 5)
+    checkpointing = dataclasses.replace(CONFIG, gradient_checkpointing=True)
+    monkeypatch.setattr(f"{__name__}.CONFIG", checkpointing)
+    other, stream, schedule = made(config)
+    steps(other, stream, schedule, 0, 5)
+    assert all(other.modules[name].is_gradient_checkpointing for name in ("generator", "discriminator"))
+    one, two = weights(engine), weights(other)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert engine.metrics.means() == other.metrics.means()
+
+
+def test_gradient_checkpointing_of_a_network_that_cannot():
+    config = dataclasses.replace(CONFIG, gradient_checkpointing=True)
+    with pytest.raises(UserError, match="`gradient_checkpointing`: the network 'generator' does not support it"):
+        Engine(GANRecipe(dataclasses.replace(DCGAN, architecture="mlp"), data_info()), config, Schedule(config, 100))
 
 
 def test_metrics_and_the_first_bad_step():
