@@ -1,4 +1,4 @@
-"""Shows what a checkpoint can do: samples, the training images nearest to them, steps, walks, edits, restored images.
+"""Shows what a checkpoint can do: samples, training images near them, steps, walks, edits, restored images.
 
 Which pictures there are follows from the checkpoint. A page beside them says what each shows.
 

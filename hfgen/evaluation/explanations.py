@@ -41,9 +41,9 @@ EXPLANATIONS = {
     "conditional_accuracy": f"the share of images that show the class asked for, to the classifier; {HIGHER}.",
     "modes": f"how many of the kinds of stacked images occur; {HIGHER}.",
     "reverse_kl": f"how much the frequencies of these kinds differ from the real ones; 0 is equal, {LOWER}.",
-    "near_duplicates": "the share of generated images that come very near to a training image, as only 0.01 of new "
-    "real images do, or of fewer than 198 such images the share that one in half of them makes; more means that "
-    f"training images are repeated; {LOWER}.",
+    "near_duplicates": "the share of generated images that come very near to a training image; about 0.01 is what new "
+    "real images have (more, if fewer than 198 of them are known), more than theirs means that training images are "
+    f"repeated; {LOWER}.",
     "authpct": "the percentage of generated images that are farther from the nearest training image than that one is "
     f"from its own nearest; copies have 0, {HIGHER}.",
     "ppl": f"how much an image changes when its latent changes a little, in the features of the network; {LOWER}.",

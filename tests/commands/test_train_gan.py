@@ -59,7 +59,7 @@ def test_the_card(trained, monkeypatch):
 def test_the_readmes_example(trained):
     folder, _ = trained
     readme = (ROOT / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(from hfgen import GANPipeline.*?)```", readme, re.DOTALL)
+    (code,) = re.findall(r"```python\n(import torch\n\nfrom hfgen import GANPipeline.*?)```", readme, re.DOTALL)
     namespace = {}
     exec(code.replace("out/gan-mnist", str(folder)).replace("walk.gif", str(folder.parent / "walk.gif")), namespace)
     assert (folder.parent / "walk.gif").exists()
