@@ -30,6 +30,7 @@ from hfgen.training.recipe import TRAINED, Batch, Network, Progress, Recipe
 ALL_IS_DUE = math.lcm(*range(1, 257))  # a step that is a multiple of all intervals: penalties are part of its loss
 NOTHING_IS_DUE = 1
 OPERATIONS = 10_000  # at most: an estimate that needs more would take longer than it is worth
+QUICK = 400  # operations of a loss whose backward pass is estimated in any case
 MAPS = 4  # of what a layer puts out, that may be kept: before and after its normalisation and activation
 SMALLEST = 8  # pixels of a side that are proposed
 
@@ -46,12 +47,13 @@ class Counter(FakeTensorMode):
 
     Attributes:
         now, most (`int`): Bytes of the tensors that live, and the most so far.
+        operations (`int`): How many there were.
     """
 
     def __init__(self, device: str):
         super().__init__(allow_fallback_kernels=False)
         self.device, self.now, self.most = device, 0, 0
-        self._operations, self._depth = 0, 0
+        self.operations, self._depth = 0, 0
         self._storages: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -63,8 +65,8 @@ class Counter(FakeTensorMode):
         finally:
             self._depth -= 1
         if not self._depth:  # what an operation is made of here is one kernel when it is computed
-            self._operations += 1
-            if self._operations > OPERATIONS:
+            self.operations += 1
+            if self.operations > OPERATIONS:
                 raise TooLong
             for value in result if isinstance(result, list | tuple) else (result,):
                 if isinstance(value, FakeTensor) and value.fake_device.type == self.device:
@@ -219,7 +221,7 @@ def step_memory(
                 try:
                     with torch.device(device):
                         recipe = kind(options.own, info)
-                    _step(recipe, options, info, device, processes, step)
+                    _step(counter, recipe, options, info, processes, step)
                 except TooLong:
                     continue
                 return counter.most
@@ -230,9 +232,13 @@ def step_memory(
     return None
 
 
-def _step(recipe: Recipe, options: RunOptions, info: Any, device: str, processes: int, step: int) -> None:
-    """Does what [`Engine.step`] does with memory."""
-    config = options.training
+def _step(counter: Counter, recipe: Recipe, options: RunOptions, info: Any, processes: int, step: int) -> None:
+    """Does what [`Engine.step`] does with memory.
+
+    Most of it is in use at the end of a loss, when all is kept that its backward pass needs. So that pass, which takes
+    longer, is only done where it is quick, and where activations are computed again in it.
+    """
+    config, device = options.training, counter.device
     modules = {name: network.module for name, network in recipe.networks.items()}
     candidates: dict[str, nn.Parameter] = {}
     for name, network in recipe.networks.items():
@@ -252,20 +258,24 @@ def _step(recipe: Recipe, options: RunOptions, info: Any, device: str, processes
     count, accumulated = config.train_batch_size, config.gradient_accumulation_steps
     images = [torch.empty(accumulated - 1, count, info.channels, info.resolution, info.resolution, device=device)]
     columns = _columns(recipe, options, info, device)
-    carries: list[dict[str, Any]] = [{} for _ in range(min(2, accumulated))]  # the second finds gradients
+    carry: dict[str, Any] = {}
     precision = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
     for phase in recipe.phases:
         updated = select(candidates, phase)
         for name, parameter in candidates.items():
             parameter.requires_grad_(name in updated)
-        for parameter in updated.values():
-            parameter.grad = None
-        for carry in carries:
-            random = StepRandom(0, 0, count * accumulated * processes, 0, count, phase.name, device)
-            with torch.autocast(device, precision, enabled=precision is not None):
-                loss, _ = recipe.loss(phase, Batch(columns, random, carry), Progress(0, 0.5, step))
+            if name in updated and accumulated == 1:  # a later micro-batch finds gradients
+                parameter.grad = None
+        before = counter.operations
+        random = StepRandom(0, 0, count * accumulated * processes, 0, count, phase.name, device)
+        with torch.autocast(device, precision, enabled=precision is not None):
+            loss, metrics = recipe.loss(phase, Batch(columns, random, carry), Progress(0, 0.5, step))
+        if config.gradient_checkpointing or counter.operations - before < QUICK:
             loss.backward()
-            del loss, _
+        del loss, metrics
+        for parameter in updated.values():
+            if parameter.grad is None:
+                parameter.grad = torch.empty_like(parameter)
     del images, kept
 
 

@@ -187,7 +187,7 @@ def test_a_step_of_very_many_operations_is_estimated_without_what_is_due_now_and
     made = []
     monkeypatch.setattr(memory, "Counter", lambda device: made.append(Counter(device)) or made[-1])
     whole = step_memory(recipe_of(options.family), options, info)
-    monkeypatch.setattr(memory, "OPERATIONS", made[0]._operations - 1)
+    monkeypatch.setattr(memory, "OPERATIONS", made[0].operations - 1)
     assert 0 < step_memory(recipe_of(options.family), options, info) < whole
     assert len(made) == 3
     monkeypatch.setattr(memory, "OPERATIONS", 10)
