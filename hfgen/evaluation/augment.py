@@ -30,11 +30,11 @@ from hfgen.evaluation.classifier import (
     predict,
     train,
 )
-from hfgen.evaluation.config import AugmentConfig, ClassifierConfig, preset_options
+from hfgen.evaluation.config import FEWEST, AugmentConfig, ClassifierConfig, preset_options
 from hfgen.evaluation.features import classifier as with_features
 from hfgen.evaluation.generated import Generator, Images, Mixture, choose
 from hfgen.evaluation.labels import conditional_accuracy
-from hfgen.evaluation.neighbours import nearest_neighbours, rare_distance
+from hfgen.evaluation.neighbours import memorisation
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.files import new_folder_at_once
 from hfgen.runtime.launch import cores, on_cpu
@@ -44,7 +44,6 @@ from hfgen.runtime.seeds import seed_from
 from hfgen.runtime.writable import require_folder
 from hfgen.sampling.config import all_sampling_options, names_of
 
-QUANTILE, LEAST_HELD_OUT = 0.01, 18  # of what counts as a copy; enough for a tenth
 SPARE = 1.25  # times as many images are made where copies will be dropped
 Say = Callable[[str], None]
 
@@ -97,9 +96,7 @@ def unlikely(real: Trained, images: Images, share: float) -> np.ndarray:
 
 
 def memorised(real: Trained, images: Images, train_part: Part, test_part: Part) -> np.ndarray:
-    """Finds the images that are near-duplicates of a training image, as [`~neighbours.memorisation`] defines them: as
-    near as only a hundredth of the held-out images are; of fewer than 198 of these, the least share that can be
-    told."""
+    """Finds the images that are near-duplicates of a training image, as [`~neighbours.memorisation`] defines them."""
     network, _ = with_features(real.model)
 
     def features(part: Part) -> torch.Tensor:
@@ -110,10 +107,8 @@ def memorised(real: Trained, images: Images, train_part: Part, test_part: Part) 
                 rows.append(network(pixels.expand(-1, COLOURS, -1, -1) / 127.5 - 1)["features"].flatten(1))
         return torch.cat(rows)
 
-    known = features(train_part)
-    held_out = nearest_neighbours(features(test_part), known)[0].squeeze(1)
-    threshold = rare_distance(held_out, max(QUANTILE, 2 / (len(held_out) + 2)))
-    return (nearest_neighbours(features(images.part()), known)[0].squeeze(1) <= threshold).numpy()
+    found = memorisation(features(images.part()), features(train_part), features(test_part))
+    return (found.distances <= found.threshold).numpy()
 
 
 @dataclass(frozen=True)
@@ -166,7 +161,7 @@ class Comparison:
         self.example = self.example or pool
         for ratio in (None, *self.augment.ratios):
             added = choose(pool, max(1, round((ratio or 1) * count)))
-            name = "generated only" if ratio is None else f"real + {ratio:g} x generated"
+            name = "generated only" if ratio is None else mixture(ratio)
             part = added.part() if ratio is None else Mixture(split.train, added).part()
             trained = train_one(part, split.test, split.data, config, steps)
             self._keep(name, 0 if ratio is None else count, len(added.labels), trained, config.seed)
@@ -207,7 +202,7 @@ class Comparison:
     def notes(self, count: int) -> list[str]:
         """Says what was left out, and where there were too few generated images; of so many real ones."""
         notes = []
-        wanted = {f"real + {ratio:g} x generated": round(ratio * count) for ratio in self.augment.ratios}
+        wanted = {mixture(ratio): round(ratio * count) for ratio in self.augment.ratios}
         short = [name for name, number in wanted.items() if min(self.conditions[name]["generated"]) < number]
         if short:
             notes.append(f"There were too few generated images for {', '.join(short)}: the table says how many.")
@@ -247,8 +242,8 @@ def measure(
     configs = [dataclasses.replace(config, seed=config.seed + turn) for turn in range(augment.num_seeds)]
     splits, warnings, notes = open_splits(data, config, augment, given)
     least = min(len(split.test.rows) for split in splits)
-    if augment.drop_memorised and least < LEAST_HELD_OUT:
-        raise UserError(f"`drop_memorised` needs {LEAST_HELD_OUT} held-out images to compare with: there are {least}.")
+    if augment.drop_memorised and least < FEWEST:
+        raise UserError(f"`drop_memorised` needs {FEWEST} held-out images to compare with: there are {least}.")
     if on_cpu():
         torch.set_num_threads(cores())
     for text in dict.fromkeys(f"{split.train.data.info}; {sizes(split)}" for split in splits):
@@ -269,7 +264,7 @@ def measure(
     notes += comparison.notes(max(len(split.train.rows) for split in splits))
     report = record(
         command,
-        verdict=verdict(conditions, [name for name in conditions if name.startswith("real +")], bool(warnings)),
+        verdict=verdict(conditions, list(map(mixture, augment.ratios)), bool(warnings)),
         warnings=warnings,
         notes=notes,
         conditions=conditions,
@@ -292,6 +287,11 @@ def measure(
     assert comparison.example is not None
     pool = comparison.example
     return Augmentation(report, draw_report(report, splits[0].train, pool.images, pool.labels))
+
+
+def mixture(ratio: float) -> str:
+    """Names real images with so many generated ones."""
+    return f"real + {ratio:g} x generated"
 
 
 def sizes(split: Split) -> str:

@@ -33,6 +33,7 @@ METRICS = (
     "bits_per_dim",
     "ppl",
 )
+FEWEST = 20  # new images that say what is rare among them, for memorisation
 WITHOUT_FEATURES = ("bits_per_dim",)  # of images; no extractor is needed for them
 # Metrics that are one number: how its name in a log begins, and which is better.
 NUMBERS = {

@@ -8,6 +8,7 @@ import torch
 from tqdm.auto import tqdm
 
 from hfgen.evaluation.checks import check_features
+from hfgen.evaluation.config import FEWEST
 from hfgen.evaluation.diversity import birthday_support, ndb, vendi_score
 from hfgen.evaluation.features import Extractor, metric_prefix
 from hfgen.evaluation.frechet import frechet_from_features, frechet_is_biased
@@ -23,7 +24,7 @@ from hfgen.evaluation.labels import (
     rarest_class,
     stacked_modes,
 )
-from hfgen.evaluation.neighbours import FEWEST, memorisation, precision_recall_density_coverage
+from hfgen.evaluation.neighbours import memorisation, precision_recall_density_coverage
 
 K_PRECISION, K_DENSITY = 3, 5
 NUM_SPLITS = 10  # of the Inception Score

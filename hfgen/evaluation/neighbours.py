@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from hfgen.evaluation.checks import check_features
+from hfgen.evaluation.config import FEWEST
 
 BLOCK = 1024  # rows whose distances to as many others are in memory at once
 DOUBLE = 2**23  # values in two sets of features, up to which float64 costs a second or two
-FEWEST = 20  # new images that say what is rare
 ALONE = 10_000  # training images, at most, that are compared with the others where none were held out
 SPARE = 4  # neighbours kept beyond those asked for, as rounding may have changed their order
 

@@ -17,11 +17,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from hfgen.data.config import DataConfig, ImagesConfig, share_of
-from hfgen.evaluation.config import GOOD_ACCURACY, METRICS, WITHOUT_FEATURES, ReferenceConfig
+from hfgen.evaluation.config import FEWEST, GOOD_ACCURACY, METRICS, WITHOUT_FEATURES, ReferenceConfig
 from hfgen.evaluation.features import Extractor, Preparation
 from hfgen.evaluation.likelihood import measure_likelihood, without_labels
 from hfgen.evaluation.metrics import LEAST, Images, Result, compare, memorised
-from hfgen.evaluation.neighbours import FEWEST
 from hfgen.evaluation.path_length import measure_path_length
 from hfgen.evaluation.reference import (
     DATA_SEED,

@@ -22,7 +22,7 @@ from hfgen.evaluation.resize import as_channels
 from hfgen.evaluation.runner import following, is_source, read_record
 from hfgen.runtime.errors import UserError, one_line
 from hfgen.runtime.files import write_text
-from hfgen.runtime.png import make_table, to_uint8
+from hfgen.runtime.png import gray_like, make_table, to_uint8
 from hfgen.runtime.seeds import image_seed
 from hfgen.runtime.writable import OURS
 from hfgen.sampling import latents
@@ -601,10 +601,7 @@ class Gallery:
         images = self.shown_real[0]
         hole = torch.zeros(images.shape[-2:], dtype=torch.bool, device=images.device)
         hole[images.shape[-2] // 2 :] = True
-        gray = torch.full_like(images, 0.5)
-        if images.shape[1] == 4:
-            gray[:, 3] = 1
-        return hole, torch.where(hole, gray, images)
+        return hole, torch.where(hole, gray_like(images), images)
 
     def inpainting(self) -> Iterator[Picture]:
         generator = torch.Generator().manual_seed(self.config.seed)

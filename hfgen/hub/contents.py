@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from hfgen.hub.push import ADAPTERS, CARD, INDEX, PICTURES, RECORD
 from hfgen.hub.space import app_of
 from hfgen.pipelines import export, portable
 from hfgen.runtime.errors import UserError
@@ -18,9 +19,6 @@ from hfgen.sampling.loading import check_checkpoint
 
 Contents = dict[str, bytes | Path]  # files by their names in the repository
 
-INDEX, CARD, RECORD = "model_index.json", "README.md", "run.json"
-ADAPTERS = "pytorch_lora_weights.safetensors"  # of LoRA, as diffusers calls them
-PICTURES = ("samples.png", "reconstructions.png")
 PNG = b"\x89PNG"
 COMPONENT = re.compile(
     r"config\.json|scheduler_config\.json|diffusion_pytorch_model[\w.-]*\.safetensors(\.index[\w.-]*\.json)?"

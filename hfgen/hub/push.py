@@ -22,10 +22,10 @@ from huggingface_hub.utils import get_session, validate_repo_id
 
 from hfgen.runtime.errors import UserError
 
-BESIDE_COMPONENTS = (
-    *("model_index.json", "README.md", "samples.png", "reconstructions.png"),
-    "pytorch_lora_weights.safetensors",
-)
+INDEX, CARD = "model_index.json", "README.md"
+PICTURES = ("samples.png", "reconstructions.png")
+ADAPTERS = "pytorch_lora_weights.safetensors"  # of LoRA, as diffusers calls them
+BESIDE_COMPONENTS = (INDEX, CARD, *PICTURES, ADAPTERS)
 IMPORT = re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
 COMPONENT_FILES = (".json", ".safetensors", ".py")
 RECORD = "run.json"  # which the card cites

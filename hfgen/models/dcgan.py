@@ -1,17 +1,23 @@
 """DCGAN (https://huggingface.co/papers/1511.06434) for images of 8 to 256 pixels, by class if asked to."""
 
-from collections.abc import Callable
-
 import torch
 from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
-from torch.nn.utils.parametrizations import spectral_norm as add_spectral_norm
 
 from hfgen.models.base import ModelMixin
 from hfgen.models.checkpointing import Checkpointing
-from hfgen.models.gan_base import DiscriminatorOutput, GeneratorOutput, stage_sizes
-from hfgen.models.labels import check_presence
+from hfgen.models.gan_base import (
+    DiscriminatorOutput,
+    GeneratorOutput,
+    check_images,
+    check_several,
+    cropped,
+    normalisation,
+    stage_sizes,
+    start_classes,
+    with_class,
+)
 
 DCGANGeneratorOutput, DCGANDiscriminatorOutput = GeneratorOutput, DiscriminatorOutput  # their earlier names
 
@@ -83,17 +89,11 @@ class DCGANGenerator(Checkpointing, ModelMixin, ConfigMixin):
             ValueError: For latents of the wrong shape, missing or unexpected classes, or one image in training mode,
                 whose batch normalisation needs several.
         """
-        if latents.ndim != 2 or latents.shape[1] != self.config.latent_dim:
-            raise ValueError(f"latents has shape {tuple(latents.shape)}, but must be (B, {self.config.latent_dim}).")
-        if self.training and len(latents) == 1:
-            raise ValueError("latents has one row, but batch normalisation learns from several: use a larger batch.")
-        check_presence(class_labels, self.config.num_class_embeds)
-        if self.class_embedding is not None:
-            latents = torch.cat([latents, self.class_embedding(class_labels).to(latents.dtype)], dim=1)
+        latents = with_class(latents, class_labels, self.config, self.class_embedding)
+        check_several(latents, self.training)
         hidden = self.linear(latents).unflatten(1, (-1, self.start_size, self.start_size))
         sample = self.in_blocks([*self.layers, self.conv_out], nn.ConvTranspose2d, hidden).float().tanh()
-        margin, size = (sample.shape[-1] - self.config.sample_size) // 2, self.config.sample_size
-        sample = sample[..., margin : margin + size, margin : margin + size]
+        sample = cropped(sample, self.config.sample_size)
         return GeneratorOutput(sample=sample) if return_dict else (sample,)
 
     def latent_weight(self) -> torch.Tensor:
@@ -142,33 +142,22 @@ class DCGANDiscriminator(Checkpointing, ModelMixin, ConfigMixin):
         num_class_embeds: int | None = None,
     ):
         super().__init__()
-        norms: dict[str, Callable[[int], nn.Module]] = {
-            "group": lambda width: nn.GroupNorm(norm_num_groups, width),
-            "batch": nn.BatchNorm2d,
-            "none": lambda width: nn.Identity(),
-        }
-        if norm not in norms:
-            raise ValueError(f"norm is {norm!r}, but must be one of {', '.join(norms)}.")
+        layer_of = normalisation(norm, norm_num_groups)
         halvings = len(stage_sizes(sample_size)) - 1
         size, width = sample_size, in_channels
         layers: list[nn.Module] = []
         for level in range(halvings):
             wider = min(512, base_channels * 2**level)
             layers += [nn.Conv2d(width, wider, 4, stride=2, padding=1)]
-            layers += [norms[norm](wider)] if level else []
+            layers += [layer_of(wider)] if level else []
             layers += [nn.LeakyReLU(0.2)]
             size, width = size // 2, wider
         wider = min(512, 2 * width)
-        layers += [nn.Conv2d(width, wider, 3, stride=2, padding=1), norms[norm](wider), nn.LeakyReLU(0.2)]
+        layers += [nn.Conv2d(width, wider, 3, stride=2, padding=1), layer_of(wider), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers)
         self.linear = nn.Linear(wider * ((size + 1) // 2) ** 2, 1)
         self.class_embedding = nn.Embedding(num_class_embeds, wider) if num_class_embeds else None
-        if self.class_embedding is not None and not spectral_norm:  # zero has no largest singular value to divide by
-            nn.init.zeros_(self.class_embedding.weight)
-        if spectral_norm:
-            for module in list(self.modules()):
-                if isinstance(module, (nn.Conv2d, nn.Linear, nn.Embedding)):
-                    add_spectral_norm(module)
+        start_classes(self, spectral_norm)
 
     @property
     def mixes_samples(self) -> bool:
@@ -188,10 +177,7 @@ class DCGANDiscriminator(Checkpointing, ModelMixin, ConfigMixin):
         Raises:
             ValueError: For images of the wrong shape, or missing or unexpected classes.
         """
-        channels, size = self.config.in_channels, self.config.sample_size
-        if tuple(sample.shape[1:]) != (channels, size, size):
-            raise ValueError(f"sample has shape {tuple(sample.shape)}, but must be (B, {channels}, {size}, {size}).")
-        check_presence(class_labels, self.config.num_class_embeds)
+        check_images(sample, class_labels, self.config)
         features = self.in_blocks(self.layers, nn.Conv2d, sample).to(self.linear.weight.dtype)
         with torch.autocast(sample.device.type, enabled=False):  # losses are about small differences of logits
             logits = self.linear(features.flatten(1)).squeeze(1).float()

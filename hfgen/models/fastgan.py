@@ -12,12 +12,20 @@ from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import spectral_norm as add_spectral_norm
 
 from hfgen.models.base import ModelMixin
 from hfgen.models.checkpointing import Checkpointing
-from hfgen.models.gan_base import DiscriminatorOutput, GeneratorOutput, stage_sizes
-from hfgen.models.labels import check_presence
+from hfgen.models.gan_base import (
+    DiscriminatorOutput,
+    GeneratorOutput,
+    check_images,
+    check_several,
+    cropped,
+    normalisation,
+    stage_sizes,
+    start_classes,
+    with_class,
+)
 
 SKIPPED = 4  # stages that an excitation reaches over: from 4 to 64 pixels, from 8 to 128, from 16 to 256
 LAST_SIZE = 8  # pixels down to which the discriminator halves its maps
@@ -109,13 +117,8 @@ class FastGANGenerator(Checkpointing, ModelMixin, ConfigMixin):
             ValueError: For latents of the wrong shape, missing or unexpected classes, or one image in training mode,
                 whose batch normalisation needs several.
         """
-        if latents.ndim != 2 or latents.shape[1] != self.config.latent_dim:
-            raise ValueError(f"latents has shape {tuple(latents.shape)}, but must be (B, {self.config.latent_dim}).")
-        if self.training and len(latents) == 1:
-            raise ValueError("latents has one row, but batch normalisation learns from several: use a larger batch.")
-        check_presence(class_labels, self.config.num_class_embeds)
-        if self.class_embedding is not None:
-            latents = torch.cat([latents, self.class_embedding(class_labels).to(latents.dtype)], dim=1)
+        latents = with_class(latents, class_labels, self.config, self.class_embedding)
+        check_several(latents, self.training)
         hidden = self.linear(latents).unflatten(1, (-1, self.start_size, self.start_size))
         maps = [F.glu(self.norm(hidden), dim=1)]
         for number, stage in enumerate(self.stages, 1):
@@ -124,8 +127,7 @@ class FastGANGenerator(Checkpointing, ModelMixin, ConfigMixin):
                 hidden = self.excitations[number - self.skipped](maps[number - self.skipped], hidden)
             maps.append(hidden)
         sample = self.conv_out(maps[-1]).float().tanh()
-        margin, size = (sample.shape[-1] - self.config.sample_size) // 2, self.config.sample_size
-        sample = sample[..., margin : margin + size, margin : margin + size]
+        sample = cropped(sample, self.config.sample_size)
         return GeneratorOutput(sample=sample) if return_dict else (sample,)
 
     def latent_weight(self) -> torch.Tensor:
@@ -210,13 +212,7 @@ class FastGANDiscriminator(Checkpointing, ModelMixin, ConfigMixin):
         num_class_embeds: int | None = None,
     ):
         super().__init__()
-        norms: dict[str, Callable[[int], nn.Module]] = {
-            "group": lambda width: nn.GroupNorm(norm_num_groups, width),
-            "batch": nn.BatchNorm2d,
-            "none": lambda width: nn.Identity(),
-        }
-        if norm not in norms:
-            raise ValueError(f"norm is {norm!r}, but must be one of {', '.join(norms)}.")
+        layer_of = normalisation(norm, norm_num_groups)
         stage_sizes(sample_size)  # checks it
         self.conv_in = nn.Sequential(
             nn.Conv2d(in_channels, base_channels, 4, stride=2, padding=1, bias=False), nn.LeakyReLU(0.2)
@@ -224,24 +220,15 @@ class FastGANDiscriminator(Checkpointing, ModelMixin, ConfigMixin):
         size, widths = sample_size // 2, [base_channels]
         while size > LAST_SIZE:
             size, widths = size // 2, [*widths, min(MOST_CHANNELS, 2 * widths[-1])]
-        self.stages = nn.ModuleList(DownBlock(*pair, norms[norm]) for pair in zip(widths, widths[1:], strict=False))
+        self.stages = nn.ModuleList(DownBlock(*pair, layer_of) for pair in zip(widths, widths[1:], strict=False))
         last, wide = widths[-1], min(MOST_CHANNELS, 2 * widths[-1])
-        self.head = nn.Sequential(
-            nn.Conv2d(last, wide, 1, bias=False),
-            norms[norm](wide),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(wide, 1, min(4, size)),
-        )
+        self.head = nn.Sequential(nn.Conv2d(last, wide, 1, bias=False), layer_of(wide), nn.LeakyReLU(0.2))
+        self.conv_out = nn.Conv2d(wide, 1, min(4, size))
         self.class_embedding = nn.Embedding(num_class_embeds, last) if num_class_embeds else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.02)
-        if self.class_embedding is not None and not spectral_norm:  # zero has no largest singular value to divide by
-            nn.init.zeros_(self.class_embedding.weight)
-        if spectral_norm:
-            for module in list(self.modules()):
-                if isinstance(module, (nn.Conv2d, nn.Embedding)):
-                    add_spectral_norm(module)
+        start_classes(self, spectral_norm)
         self.decoders: nn.ModuleList | None = None
         if reconstructs:  # from the last map the whole image, and from a quarter of the one before a quarter of it
             levels = (len(widths) - 1, max(0, len(widths) - 2))
@@ -275,14 +262,13 @@ class FastGANDiscriminator(Checkpointing, ModelMixin, ConfigMixin):
         Raises:
             ValueError: For images of the wrong shape, or missing or unexpected classes.
         """
-        channels, size = self.config.in_channels, self.config.sample_size
-        if tuple(sample.shape[1:]) != (channels, size, size):
-            raise ValueError(f"sample has shape {tuple(sample.shape)}, but must be (B, {channels}, {size}, {size}).")
-        check_presence(class_labels, self.config.num_class_embeds)
+        check_images(sample, class_labels, self.config)
         maps = [self.checkpointed(self.conv_in, sample)]
         for stage in self.stages:
             maps.append(self.checkpointed(stage, maps[-1]))
-        logits = self.checkpointed(self.head, maps[-1]).float().mean((1, 2, 3))
+        features = self.checkpointed(self.head, maps[-1])
+        with torch.autocast(sample.device.type, enabled=False):  # losses are about small differences of logits
+            logits = self.conv_out(features.to(self.conv_out.weight.dtype)).float().mean((1, 2, 3))
         if self.class_embedding is not None:
             embedded = self.class_embedding(class_labels).float()
             logits = logits + (embedded * maps[-1].float().sum((2, 3))).sum(1)

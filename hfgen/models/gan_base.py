@@ -1,10 +1,16 @@
-"""Parts that the GANs share: their outputs, the bound of images, and the sizes of feature maps."""
+"""Parts that the GANs share: outputs, checks of what comes in, the bound of images, sizes of feature maps, and
+normalisation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.utils import BaseOutput
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from hfgen.models.labels import check_presence
 
 
 @dataclass
@@ -64,3 +70,72 @@ def stage_sizes(sample_size: int) -> list[int]:
         stages += 1
     start = -(-sample_size // 2**stages)
     return [start * 2**stage for stage in range(stages + 1)]
+
+
+def with_class(
+    latents: torch.Tensor, class_labels: torch.Tensor | None, config: Any, embedding: nn.Module | None
+) -> torch.Tensor:
+    """Appends the embedding of the class to latents, for a network that has one.
+
+    Args:
+        latents (`torch.Tensor` of shape `(B, latent_dim)`): Latents.
+        class_labels (`torch.Tensor` of shape `(B,)`, *optional*): Classes.
+        config: That of the generator.
+        embedding (`nn.Module`, *optional*): Its embedding of classes.
+
+    Raises:
+        ValueError: For latents of the wrong shape, or missing or unexpected classes.
+    """
+    if latents.ndim != 2 or latents.shape[1] != config.latent_dim:
+        raise ValueError(f"latents has shape {tuple(latents.shape)}, but must be (B, {config.latent_dim}).")
+    check_presence(class_labels, config.num_class_embeds)
+    return latents if embedding is None else torch.cat([latents, embedding(class_labels).to(latents.dtype)], dim=1)
+
+
+def check_several(latents: torch.Tensor, training: bool) -> None:
+    """Raises `ValueError` for a single image in training mode, as batch normalisation learns from several."""
+    if training and len(latents) == 1:
+        raise ValueError("latents has one row, but batch normalisation learns from several: use a larger batch.")
+
+
+def cropped(sample: torch.Tensor, size: int) -> torch.Tensor:
+    """Crops images `(B, C, H, H)` in the centre to the size that was asked for."""
+    margin = (sample.shape[-1] - size) // 2
+    return sample[..., margin : margin + size, margin : margin + size]
+
+
+def check_images(sample: torch.Tensor, class_labels: torch.Tensor | None, config: Any) -> None:
+    """Raises `ValueError` for images of another shape than a discriminator's, or missing or unexpected classes."""
+    channels, size = config.in_channels, config.sample_size
+    if tuple(sample.shape[1:]) != (channels, size, size):
+        raise ValueError(f"sample has shape {tuple(sample.shape)}, but must be (B, {channels}, {size}, {size}).")
+    check_presence(class_labels, config.num_class_embeds)
+
+
+def normalisation(norm: str, num_groups: int) -> Callable[[int], nn.Module]:
+    """Returns a function from a number of channels to the layer that normalises them.
+
+    Raises:
+        ValueError: For another one than `"group"`, `"batch"` and `"none"`.
+    """
+    norms: dict[str, Callable[[int], nn.Module]] = {
+        "group": lambda width: nn.GroupNorm(num_groups, width),
+        "batch": nn.BatchNorm2d,
+        "none": lambda width: nn.Identity(),
+    }
+    if norm not in norms:
+        raise ValueError(f"norm is {norm!r}, but must be one of {', '.join(norms)}.")
+    return norms[norm]
+
+
+def start_classes(discriminator: nn.Module, spectral: bool) -> None:
+    """Lets the classes of a discriminator, its `class_embedding`, begin without a meaning, at 0. With spectral
+    normalisation, all weights are divided by their largest singular value instead
+    (https://huggingface.co/papers/1802.05957), of which 0 has none."""
+    embedding: Any = discriminator.class_embedding
+    if spectral:
+        for part in list(discriminator.modules()):
+            if isinstance(part, (nn.Linear, nn.Conv2d, nn.Embedding)):
+                spectral_norm(part)
+    elif embedding is not None:
+        nn.init.zeros_(embedding.weight)

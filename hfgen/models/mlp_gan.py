@@ -4,11 +4,17 @@ import torch
 from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
-from torch.nn.utils.parametrizations import spectral_norm as add_spectral_norm
 
 from hfgen.models.base import ModelMixin
-from hfgen.models.gan_base import DiscriminatorOutput, GeneratorOutput, check_size
-from hfgen.models.labels import check_presence
+from hfgen.models.gan_base import (
+    DiscriminatorOutput,
+    GeneratorOutput,
+    check_images,
+    check_several,
+    check_size,
+    start_classes,
+    with_class,
+)
 
 MLPGeneratorOutput, MLPDiscriminatorOutput = GeneratorOutput, DiscriminatorOutput  # their earlier names
 
@@ -71,13 +77,8 @@ class MLPGenerator(ModelMixin, ConfigMixin):
             ValueError: For latents of the wrong shape, missing or unexpected classes, or one image in training mode,
                 whose batch normalisation needs several.
         """
-        if latents.ndim != 2 or latents.shape[1] != self.config.latent_dim:
-            raise ValueError(f"latents has shape {tuple(latents.shape)}, but must be (B, {self.config.latent_dim}).")
-        if self.training and len(latents) == 1:
-            raise ValueError("latents has one row, but batch normalisation learns from several: use a larger batch.")
-        check_presence(class_labels, self.config.num_class_embeds)
-        if self.class_embedding is not None:
-            latents = torch.cat([latents, self.class_embedding(class_labels).to(latents.dtype)], dim=1)
+        latents = with_class(latents, class_labels, self.config, self.class_embedding)
+        check_several(latents, self.training)
         size = (self.config.out_channels, self.config.sample_size, self.config.sample_size)
         sample = self.layers(latents).float().tanh().unflatten(1, size)
         return GeneratorOutput(sample=sample) if return_dict else (sample,)
@@ -130,12 +131,7 @@ class MLPDiscriminator(ModelMixin, ConfigMixin):
         self.layers = nn.Sequential(*layers)
         self.linear = nn.Linear(width, 1)
         self.class_embedding = nn.Embedding(num_class_embeds, width) if num_class_embeds else None
-        if self.class_embedding is not None and not spectral_norm:  # zero has no largest singular value to divide by
-            nn.init.zeros_(self.class_embedding.weight)
-        if spectral_norm:
-            for module in list(self.modules()):
-                if isinstance(module, (nn.Linear, nn.Embedding)):
-                    add_spectral_norm(module)
+        start_classes(self, spectral_norm)
 
     def forward(
         self, sample: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool = True
@@ -150,10 +146,7 @@ class MLPDiscriminator(ModelMixin, ConfigMixin):
         Raises:
             ValueError: For images of the wrong shape, or missing or unexpected classes.
         """
-        channels, size = self.config.in_channels, self.config.sample_size
-        if tuple(sample.shape[1:]) != (channels, size, size):
-            raise ValueError(f"sample has shape {tuple(sample.shape)}, but must be (B, {channels}, {size}, {size}).")
-        check_presence(class_labels, self.config.num_class_embeds)
+        check_images(sample, class_labels, self.config)
         features = self.layers(sample.flatten(1)).to(self.linear.weight.dtype)
         with torch.autocast(sample.device.type, enabled=False):  # losses are about small differences of logits
             logits = self.linear(features).squeeze(1).float()

@@ -16,8 +16,15 @@ from torch.nn import functional as F
 
 from hfgen.models.base import ModelMixin
 from hfgen.models.checkpointing import Checkpointing
-from hfgen.models.gan_base import DiscriminatorOutput, GeneratorOutput, output_bound, stage_sizes
-from hfgen.models.labels import check_presence
+from hfgen.models.gan_base import (
+    DiscriminatorOutput,
+    GeneratorOutput,
+    check_images,
+    cropped,
+    output_bound,
+    stage_sizes,
+    with_class,
+)
 
 ResidualGeneratorOutput, ResidualDiscriminatorOutput = GeneratorOutput, DiscriminatorOutput  # their earlier names
 
@@ -140,19 +147,14 @@ class ResidualGenerator(Checkpointing, ModelMixin, ConfigMixin):
         Raises:
             ValueError: For latents of the wrong shape, or missing or unexpected classes.
         """
-        if latents.ndim != 2 or latents.shape[1] != self.config.latent_dim:
-            raise ValueError(f"latents has shape {tuple(latents.shape)}, but must be (B, {self.config.latent_dim}).")
-        check_presence(class_labels, self.config.num_class_embeds)
-        if self.class_embedding is not None:
-            latents = torch.cat([latents, self.class_embedding(class_labels).to(latents.dtype)], dim=1)
+        latents = with_class(latents, class_labels, self.config, self.class_embedding)
         hidden = self.basis * self.linear(latents)[:, :, None, None]
         for number, (project, stage) in enumerate(zip(self.projections, self.stages, strict=True)):
             if number:  # projected before it grows: the same result for a quarter of the work
                 hidden = F.interpolate(project(hidden), scale_factor=2, mode="bilinear", align_corners=False)
             hidden = self.in_blocks(stage, ResidualBlock, hidden)
         sample = self.conv_out(hidden).float()
-        margin, size = (sample.shape[-1] - self.config.sample_size) // 2, self.config.sample_size
-        sample = self.bound(sample[..., margin : margin + size, margin : margin + size])
+        sample = self.bound(cropped(sample, self.config.sample_size))
         return GeneratorOutput(sample=sample) if return_dict else (sample,)
 
     def latent_weight(self) -> torch.Tensor:
@@ -233,10 +235,7 @@ class ResidualDiscriminator(Checkpointing, ModelMixin, ConfigMixin):
         Raises:
             ValueError: For images of the wrong shape, or missing or unexpected classes.
         """
-        channels, size = self.config.in_channels, self.config.sample_size
-        if tuple(sample.shape[1:]) != (channels, size, size):
-            raise ValueError(f"sample has shape {tuple(sample.shape)}, but must be (B, {channels}, {size}, {size}).")
-        check_presence(class_labels, self.config.num_class_embeds)
+        check_images(sample, class_labels, self.config)
         before, after = self.pad // 2, self.pad - self.pad // 2
         hidden = self.conv_in(F.pad(sample, (before, after, before, after)))
         for number, (stage, project) in enumerate(zip(self.stages, self.projections, strict=True)):

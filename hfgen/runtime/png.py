@@ -33,6 +33,14 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
     return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
+def gray_like(images: torch.Tensor) -> torch.Tensor:
+    """Returns gray images `(B, C, H, W)` in [0, 1] like these, opaque ones: what stands for what is not there."""
+    gray = torch.full_like(images, 0.5)
+    if images.shape[1] == 4:
+        gray[:, 3] = 1
+    return gray
+
+
 def to_pil(image: np.ndarray) -> Image.Image:
     """Converts `(H, W, C)` in uint8 to an image with 1, 3 or 4 channels."""
     return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from hfgen.runtime.errors import UserError
+from hfgen.runtime.png import gray_like
 from hfgen.sampling.capabilities import Adapter, Density, HasDensity, HasSteps, Restores, Slider, Step, evenly
 from hfgen.sampling.config import AutoregressiveSamplingConfig
 
@@ -58,7 +58,7 @@ class AutoregressiveAdapter(HasSteps, HasDensity, Restores):
         order = torch.arange(rows * columns, device=made[-1].device).view(rows, columns)
         order = order.repeat_interleave(height // rows, 0).repeat_interleave(width // columns, 1)
         steps = [
-            Step(f"{count} of {rows * columns}", {"image": torch.where(order < count, image, unknown(image))})
+            Step(f"{count} of {rows * columns}", {"image": torch.where(order < count, image, gray_like(image))})
             for count, image in zip(counts, made, strict=True)
         ]
         what = "pixel" if self.pipe.vae is None else "code"
@@ -100,14 +100,5 @@ class AutoregressiveAdapter(HasSteps, HasDensity, Restores):
         **settings: Any,
     ) -> torch.Tensor:
         """Draws the rest of images; `mask` says what, see [`~pipelines.autoregressive.AutoregressivePipeline`]."""
-        if task not in self.tasks:
-            raise UserError(f"task {task} is not one of this model's: {', '.join(self.tasks)}.")
+        self.require_task(task)
         return self.pipe.complete(images, settings["mask"], labels, generator=generator, output_type="pt")
-
-
-def unknown(images: torch.Tensor) -> torch.Tensor:
-    """Returns gray images like these, opaque ones if they are transparent."""
-    gray = torch.full_like(images, 0.5)
-    if images.shape[1] == 4:
-        gray[:, 3] = 1
-    return gray

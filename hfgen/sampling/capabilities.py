@@ -342,7 +342,12 @@ class Restores(Adapter):
     @property
     @abc.abstractmethod
     def tasks(self) -> tuple[str, ...]:
-        """What it can restore, of `"inpaint"`, `"denoise"` and `"super_resolve"`."""
+        """What it can restore, of `"inpaint"`, `"denoise"`, `"super_resolve"` and `"complete"`."""
+
+    def require_task(self, task: str) -> None:
+        """Raises [`UserError`] for a task that is none of its own."""
+        if task not in self.tasks:
+            raise UserError(f"task {task} is not one of this model's: {', '.join(self.tasks)}.")
 
     @abc.abstractmethod
     def restore(

@@ -50,7 +50,7 @@ class GANAdapter(Generates, HasLatents, HasStyles):
         return True
 
     def directions(self, count: int, examples: Callable[[], Any]) -> torch.Tensor:
-        """Those of the weights: see [`~pipelines.gan.GANPipeline.directions`]."""
+        """Returns those of the weights: see [`~pipelines.gan.GANPipeline.directions`]."""
         return self.pipe.directions(count).to(self.pipe.device)
 
     def encode(

@@ -99,8 +99,7 @@ class VAEAdapter(Generates, HasDensity, HasLatents, Restores):
         generator: torch.Generator | None = None,
         **settings: Any,
     ) -> torch.Tensor:
-        if task not in self.tasks:
-            raise UserError(f"task {task} is not one of this model's: {', '.join(self.tasks)}.")
+        self.require_task(task)
         search = {"class_labels": labels, "generator": generator, "output_type": "pt"}
         return getattr(self.pipe, task)(images, **search, **settings)
 

@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from hfgen.evaluation.config import FEWEST
 from hfgen.runtime.machine import Machine
 from hfgen.training.schedules import Schedule
 
 PIXELS = 28  # of a side of the images that a pace is stated for
 FULL_BATCH = 64  # pixels of a side up to which a step has all of its images
 ACCELERATED = 50  # times as many images as on a CPU, in about the same time
-FEWEST, FEW = 20, 10_000  # images of which a model may learn single ones, so that evaluations look for copies
+FEW = 10_000  # images, of which a model may learn single ones, so that evaluations look for copies
 GRIDS, CHECKPOINTS, LINES = 12, 10, 50  # of a run
 
 

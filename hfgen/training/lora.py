@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from hfgen.hub.contents import ADAPTERS
+from hfgen.hub.push import ADAPTERS
 from hfgen.runtime.errors import UserError
 from hfgen.training.config import TrainingConfig
 from hfgen.training.recipe import Network

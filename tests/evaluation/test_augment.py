@@ -330,7 +330,7 @@ def test_what_a_training_left_out_is_held_out(folders, tmp_path):
         ({"generated": "{generated}", "train_data_dir": "{few}"}, "class 'b' there are only 1 images"),
         (
             {"generated": "{generated}", "train_data_dir": "{real}", "test_split": "0.2", "drop_memorised": True},
-            "`drop_memorised` needs 18 held-out images to compare with: there are 12",
+            "`drop_memorised` needs 20 held-out images to compare with: there are 12",
         ),
         ({"split_only": "{new}", "test_split": "test"}, "names them already: give a share"),
         ({"split_only": "{real}"}, "`split_only` .* is not empty: give a new folder"),
