@@ -58,6 +58,15 @@ def test_images_do_not_depend_on_the_batch(name):
     torch.testing.assert_close(discriminator(together, labels).logits[:2], first, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", PAIRS)
+def test_logits_are_no_bfloat16_under_autocast(name):
+    """Losses are about small differences of logits, of which 8 bits lose most."""
+    _, discriminator = pair(name, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = discriminator(torch.randn(8, 1, 8, 8)).logits
+    assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
+
+
 def test_batch_norm_mixes_images_and_says_so():
     _, discriminator = pair("dcgan", norm="batch")
     images = torch.randn(4, 1, 16, 16)
