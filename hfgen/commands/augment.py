@@ -58,7 +58,7 @@ def split(augment: AugmentConfig, data: DataConfig, config: ClassifierConfig, co
         print(f"{part['num_images']} images: {', '.join(f'{n} {name}' for name, n in part['class_counts'].items())}")
     columns = {"image_column": data.image_column, "label_column": data.label_column}
     columns = {name: column for name, column in columns.items() if column is not None}
-    group = {"group_column": config.group_column} if config.group_column else {}
+    group = {"group_column": data.group_column} if data.group_column else {}
     name = f"gan-{folder.resolve().name}"
     train = {"preset": "conditional", "dataset_name": str(folder), **columns}
     then = {"dataset_name": str(folder), **columns, **group, "model": (f"out/{name}",)}

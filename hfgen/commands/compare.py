@@ -106,6 +106,7 @@ def train_missing(config: CompareConfig, reference: ReferenceConfig, folder: Pat
     data = {name: value for name, value in values.items() if value is not None and value != defaults[name]}
     if share_of(reference.held_out_split) is not None:
         data["validation_split"] = reference.held_out_split
+        data |= {"group_column": column} if (column := reference.group_column) else {}
     extractor = config.extractor or str(folder / "classifier")
     if not config.extractor and not (folder / "classifier" / "config.json").exists():
         run(["classify"], data | {"output_dir": extractor})

@@ -212,7 +212,7 @@ def train_extractor(folder: Path, data: DataConfig, say: Any) -> int:
     if (folder / "config.json").exists():
         return 0
     defaults = {field.name: field.default for field in dataclasses.fields(DataConfig)}
-    values = {name: getattr(data, name) for name in (*DATA, "validation_split")}
+    values = {name: getattr(data, name) for name in (*DATA, "validation_split", "group_column")}
     given = {name: value for name, value in values.items() if value is not None and value != defaults[name]}
     ended = run_verb(["classify"], given | {"output_dir": str(folder)}, read_errors=True)
     if ended.code and not ended.signal:

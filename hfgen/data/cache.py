@@ -20,7 +20,8 @@ from hfgen.data.columns import DEFAULT, TRAIN, Classes, Image, Label, SourceColu
 from hfgen.data.config import IMAGE_MODES, DataConfig
 from hfgen.data.decode import LONGEST_SIDE, Header, decode, fit, is_deep, read_header, to_mode
 from hfgen.data.info import ColumnInfo, DataInfo, ImageInfo, LabelInfo, SourceInfo, TextInfo
-from hfgen.data.sources import class_names, find_columns, load_source, raw_images
+from hfgen.data.sources import class_names, find_columns, load_source, raw_images, read_groups
+from hfgen.data.splits import draw_held_out
 from hfgen.data.store import META, build_once, cache_key, cache_root
 from hfgen.data.survey import REST, Survey, survey
 from hfgen.runtime.errors import UserError
@@ -136,6 +137,14 @@ class SourceData:
         return column.arrays[0] if column.index is None else column.arrays[0][column.index]
 
     @property
+    def groups(self) -> np.ndarray | None:
+        """Returns the groups of `group_column`: `(N,)`, strings; `None` if none is given. See [`read_groups`]."""
+        column = self.config.group_column
+        return (
+            None if column is None else read_groups(*load_source(self.config)[:1], column, self.info.name)[self.rows]
+        )
+
+    @property
     def layout(self) -> np.ndarray | None:
         """Returns the layout of the first column of images: see [`Column`]."""
         column = self._first(ImageInfo)
@@ -215,7 +224,14 @@ def open_source(
             stored[key] = replace(stored[key], info=replace(found, column=chosen[key]))
     stored = {key: stored[key] for key in columns if key in stored}
     if config.validation_share is not None:
-        part = np.flatnonzero(np.isin(rows, _held_out(len(dataset), config.validation_share), invert=not held_out))
+        groups = None if config.group_column is None else read_groups(dataset, config.group_column, name)
+        left_out = _held_out(len(dataset), config.validation_share, groups)
+        part = np.flatnonzero(np.isin(rows, left_out, invert=not held_out))
+        if not len(left_out):
+            raise UserError(
+                f"`validation_split` {config.validation_split} cannot divide {len(dataset)} images of one group: "
+                f"`group_column` {config.group_column} has {groups[0]} for all of them. Give another column."  # type: ignore[index]
+            )
         if not len(part):
             raise UserError(f"`validation_split` {config.validation_split} leaves nothing of {len(rows)} rows.")
         stored, rows = {key: _some_rows(column, part) for key, column in stored.items()}, rows[part]
@@ -225,9 +241,11 @@ def open_source(
     return SourceData(config, DataInfo({source: info}, infos), stored, rows)
 
 
-def _held_out(count: int, share: float) -> np.ndarray:
-    """Draws the rows that training leaves out: the same ones for each seed of a training, and whatever the images of
-    some rows are like."""
+def _held_out(count: int, share: float, groups: np.ndarray | None) -> np.ndarray:
+    """Draws the rows that training leaves out, in whole groups if there are any: the same ones for each seed of a
+    training, and whatever the images and the classes of some rows are like."""
+    if groups is not None:
+        return np.flatnonzero(draw_held_out(np.zeros(count, np.int64), share, 0, groups))
     return np.random.default_rng(0).permutation(count)[: max(1, round(share * count))]
 
 

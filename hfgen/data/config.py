@@ -19,6 +19,7 @@ LABEL_COLUMN = (
     "column with the classes: ClassLabel, strings or whole numbers; left out: if there is a ClassLabel, `label` and "
     "the like before others"
 )
+GROUP_COLUMN = "column whose groups no split may cut, such as patients: all images of one are on one side"
 VALUE_RANGE = (
     "two numbers: the pixel values that become black and white in gray images of more than 8 bits; left out: one "
     "range for all images, found in them"
@@ -49,6 +50,7 @@ class DataConfig(Options):
     validation_split: str | None = option(
         None, "what training leaves out and evaluations measure with: a share of the images, as 0.1, or another split"
     )
+    group_column: str | None = option(None, GROUP_COLUMN)
     train_data_dir: str | None = option(
         None, "folder of images; its sub-folders are the classes, or splits if all are called so (train, test, ...)"
     )
@@ -158,6 +160,8 @@ class DataConfig(Options):
         share = check_share("validation_split", self.validation_split)
         if share is not None and self.streaming:
             raise UserError(f"`validation_split` {share:g} needs all images at hand: with `streaming`, name a split.")
+        if self.group_column and self.streaming:
+            raise UserError(f"`group_column` {self.group_column} needs all images at hand: leave out `streaming`.")
         if self.dataloader_num_workers and not self.streaming:
             raise UserError(
                 f"`dataloader_num_workers` {self.dataloader_num_workers} has nothing to do: images are decoded once "
@@ -221,6 +225,7 @@ class ImagesConfig(Options):
         split: str | None = None,
         center_crop: bool = True,
         validation_split: str | None = None,
+        group_column: str | None = None,
     ) -> DataConfig:
         """Returns options for a split of them, cropped to a model's (channels, height, width)."""
         return DataConfig(
@@ -229,6 +234,7 @@ class ImagesConfig(Options):
             train_data_dir=self.train_data_dir,
             dataset_split=split or self.dataset_split or ("train" if self.has_one_split else "test"),
             validation_split=validation_split,
+            group_column=group_column,
             image_column=self.image_column,
             label_column=self.label_column,
             value_range=self.value_range,

@@ -344,3 +344,33 @@ def without_decoding(dataset: Any, column: str) -> Any:
     from datasets import Image as ImageFeature
 
     return dataset.cast_column(column, ImageFeature(decode=False))
+
+
+def read_groups(dataset: Any, column: str, name: str) -> np.ndarray:
+    """Reads a column of groups, of which no split may cut one, such as patients: `(N,)`, strings.
+
+    Args:
+        dataset (`datasets.Dataset`): The data set.
+        column (`str`): The column.
+        name (`str`): What to call the data set.
+
+    Raises:
+        UserError: If there is no such column, it holds something else than strings and whole numbers, or a row has no
+            value there.
+    """
+    if column not in dataset.features:
+        kinds = ", ".join(f"{own} ({type(feature).__name__})" for own, feature in dataset.features.items())
+        raise UserError(f"`group_column` {column} is not a column of {name}; it has: {kinds}. Give one of these.")
+    values = dataset.select_columns([column]).with_format(None)[:][column]
+    wrong = next((value for value in values if value is not None and not isinstance(value, str | int)), None)
+    if wrong is not None:
+        raise UserError(
+            f"`group_column` {column} holds {type(wrong).__name__}: give a column with strings or whole numbers."
+        )
+    missing = sum(value is None or value == "" for value in values)
+    if missing:
+        raise UserError(
+            f"`group_column` {column} has no value for {missing} of {len(values)} images of {name}, which may be of "
+            "any group: fill it in, or leave these images out."
+        )
+    return np.array([str(value) for value in values])

@@ -4,45 +4,20 @@ images of one patient, say, are all on one side."""
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hfgen.data.cache import SourceData
 from hfgen.data.info import LabelInfo
 from hfgen.data.sources import load_source
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.files import write_at_once
 from hfgen.runtime.notes import listed
 
+if TYPE_CHECKING:
+    from hfgen.data.cache import SourceData
+
 PASSES = 3  # over the groups
-
-
-def read_groups(data: SourceData, column: str) -> np.ndarray:
-    """Reads the column of groups of the rows that are used: `(N,)`, strings.
-
-    Raises:
-        UserError: If there is no such column, it holds something else than strings and whole numbers, or a row has no
-            value there.
-    """
-    dataset, name = load_source(data.config)
-    if column not in dataset.features:
-        kinds = ", ".join(f"{own} ({type(feature).__name__})" for own, feature in dataset.features.items())
-        raise UserError(f"`group_column` {column} is not a column of {name}; it has: {kinds}. Give one of these.")
-    values = dataset.select_columns([column]).with_format(None)[:][column]
-    values = [values[row] for row in data.rows]
-    wrong = next((value for value in values if value is not None and not isinstance(value, str | int)), None)
-    if wrong is not None:
-        raise UserError(
-            f"`group_column` {column} holds {type(wrong).__name__}: give a column with strings or whole numbers."
-        )
-    missing = sum(value is None or value == "" for value in values)
-    if missing:
-        raise UserError(
-            f"`group_column` {column} has no value for {missing} of {len(values)} images of {name}, which may be of "
-            "any group: fill it in, or leave these images out."
-        )
-    return np.array([str(value) for value in values])
 
 
 def draw_held_out(labels: np.ndarray, share: float, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
@@ -89,6 +64,20 @@ def draw_held_out(labels: np.ndarray, share: float, seed: int, groups: np.ndarra
     return held_out[member]
 
 
+def check_groups(trained: np.ndarray, held_out: np.ndarray, column: str) -> None:
+    """Checks that no group is on both sides.
+
+    Raises:
+        UserError: If one is.
+    """
+    both = sorted(set(trained) & set(held_out))
+    if both:
+        raise UserError(
+            f"`group_column` {column}: groups with images both to train on and held out: {len(both)} "
+            f"({listed(both)}). Give a share to hold out, as 0.2, which is drawn in whole groups, or other data."
+        )
+
+
 def check_sides(
     labels: tuple[np.ndarray, np.ndarray],
     groups: tuple[np.ndarray, np.ndarray] | None,
@@ -109,12 +98,7 @@ def check_sides(
         UserError: If they do not.
     """
     if groups is not None:
-        both = sorted(set(groups[0]) & set(groups[1]))
-        if both:
-            raise UserError(
-                f"`group_column` {column}: groups with images both to train on and held out: {len(both)} "
-                f"({listed(both)}). Let `hfgen augment` write a split with `split_only`, or give other data."
-            )
+        check_groups(*groups, column)
     counts = [np.bincount(own, minlength=len(names)) for own in labels]
     for number, name in enumerate(names):
         have = [int(count[number]) for count in counts]
@@ -135,7 +119,7 @@ def check_sides(
         )
 
 
-def write_split(data: SourceData, sides: dict[str, np.ndarray], folder: Path) -> None:
+def write_split(data: "SourceData", sides: dict[str, np.ndarray], folder: Path) -> None:
     """Writes rows of a data set as the splits of another, a parquet file each: all columns as they are, image files
     included, and the classes as `ClassLabel`.
 

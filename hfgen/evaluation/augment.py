@@ -260,7 +260,7 @@ def measure(
         comparison.add(split, own)
     conditions = comparison.conditions
     compare(conditions)
-    notes += remarks(splits[0].test, augment, config.group_column, weighted)
+    notes += remarks(splits[0].test, augment, splits[0].data.group_column, weighted)
     notes += comparison.notes(max(len(split.train.rows) for split in splits))
     report = record(
         command,

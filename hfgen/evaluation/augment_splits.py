@@ -50,7 +50,7 @@ def open_split(data: DataConfig, config: ClassifierConfig) -> Split:
         raise UserError(
             f"{train_part.data.info.name} has no image of class {', '.join(empty)}: leave the class out of the data."
         )
-    check_sides(labels, None, names, config.group_column or "", LEAST)
+    check_sides(labels, None, names, data.group_column or "", LEAST)
     return Split(data, train_part, test_part)
 
 
@@ -93,7 +93,8 @@ def has_seen(model: str, split: Split, after: tuple[str, ...] = ()) -> tuple[boo
         if own.dataset_split != split.train.data.config.dataset_split:  # a split with a name of its own
             seen = own.dataset_split in re.split(r"[+\[]", theirs)
         elif held_out != own.dataset_split:  # what a training left out
-            seen = share_of(left_out) != own.validation_share or theirs != own.dataset_split
+            drawn = (share_of(left_out), trained.get("group_column"))
+            seen = drawn != (own.validation_share, own.group_column) or theirs != own.dataset_split
         else:  # drawn here
             seen = own.dataset_split in re.split(r"[+\[]", theirs)
         if seen:
@@ -146,7 +147,8 @@ def open_splits(
     ours = ImagesConfig(dataset_name=data.dataset_name, train_data_dir=data.train_data_dir)
     left_out = trained.get("validation_split")
     if left_out and config.test_split is None and data.validation_split is None and is_source(ours, trained):
-        data = dataclasses.replace(data, validation_split=str(left_out))
+        column = data.group_column or trained.get("group_column")
+        data = dataclasses.replace(data, validation_split=str(left_out), group_column=column)
     if augment.splits:
         opened = []
         for folder in augment.splits:
@@ -214,7 +216,7 @@ def write_split_only(
             if place and Path(place).exists():
                 values[name] = str(Path(place).resolve())
         write_json(temporary / RECORD_OF_SPLIT, record(command, **records, config=values))
-        write_text(temporary / "README.md", split_page(records, config.group_column, split.train.data.info.name))
+        write_text(temporary / "README.md", split_page(records, data.group_column, split.train.data.info.name))
     return records["train"], records["test"]
 
 

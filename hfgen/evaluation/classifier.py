@@ -23,7 +23,7 @@ from hfgen.data.augment import prepare
 from hfgen.data.cache import open_images
 from hfgen.data.config import DataConfig, share_of
 from hfgen.data.info import DataInfo
-from hfgen.data.splits import check_sides, draw_held_out, read_groups
+from hfgen.data.splits import check_sides, draw_held_out
 from hfgen.data.streams import RawBatch
 from hfgen.evaluation.config import ClassifierConfig
 from hfgen.evaluation.labels import conditional_accuracy
@@ -116,9 +116,10 @@ def open_parts(data: DataConfig, config: ClassifierConfig) -> tuple[Part, Part]:
             f"type ClassLabel, or add `test_split` {data.dataset_split} to hold out a fifth of the images."
         )
     train_rows, test_rows = np.flatnonzero(train.labels >= 0), np.flatnonzero(test.labels >= 0)
-    column, groups = config.group_column, None
+    column, groups = data.group_column, None
     if column is not None:
-        groups = [read_groups(part, column)[rows] for part, rows in ((train, train_rows), (test, test_rows))]
+        found = [(part.groups, rows) for part, rows in ((train, train_rows), (test, test_rows))]
+        groups = [own[rows] for own, rows in found if own is not None]
     if drawn and len(train_rows):
         own = None if groups is None else groups[0]
         held_out = draw_held_out(train.labels[train_rows], share or 1 / HELD_OUT, config.seed, own)

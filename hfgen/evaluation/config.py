@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfgen.data.config import DataConfig, ImagesConfig, check_share
+from hfgen.data.config import GROUP_COLUMN, DataConfig, ImagesConfig, check_share
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import Options, option
 from hfgen.runtime.seeds import SEEDS
@@ -111,6 +111,7 @@ class SplitsConfig(ImagesConfig):
         "what no model has seen, to measure the metrics by: a split, or the share that `validation_split` left out of "
         "training (default: what the model's training left out, else test; without one, half of the images)",
     )
+    group_column: str | None = option(None, f"{GROUP_COLUMN} (default: as in the model's training, if known)")
     center_crop: bool | None = option(
         None, "crop oblong images in the centre (default: as in the model's training, if known, else in the centre)"
     )
@@ -220,9 +221,6 @@ class ClassifierConfig(Options):
         "split to measure on (default: `validation_split`, if there is one, else test of a `dataset_name`; of the "
         "digits, a folder of images, and where it is that of `dataset_split`, a fifth is held out); or the share that "
         "is held out, as 0.3",
-    )
-    group_column: str | None = option(
-        None, "column whose groups no split may cut, such as patients: all images of one are on one side"
     )
     output_dir: str | None = option(None, "folder of the classifier (default: out/classifier-<name of the data>)")
 

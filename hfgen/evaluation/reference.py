@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from hfgen.data.cache import SourceData, open_images
 from hfgen.data.columns import Classes
 from hfgen.data.config import IMAGE_MODES, share_of
+from hfgen.data.splits import check_groups, draw_held_out
 from hfgen.evaluation.config import SplitsConfig
 from hfgen.evaluation.features import Extractor
 from hfgen.evaluation.metrics import Images
@@ -93,7 +94,8 @@ def open_reference(
 
     def open_split(split: str | None, held_out: bool = False) -> SourceData:
         center_crop = config.center_crop is not False
-        wanted = config.data(image_shape, split, center_crop, None if share is None else str(share))
+        left_out = None if share is None else str(share)
+        wanted = config.data(image_shape, split, center_crop, left_out, config.group_column)
         return open_images(wanted, held_out=held_out)
 
     channels, height, width = image_shape
@@ -119,10 +121,14 @@ def open_reference(
             reason = f"the split {split!r} cannot be read ({one_line(error)})"
     order = np.random.default_rng(DATA_SEED).permutation(len(data))
     train, apart = Part(data, np.arange(len(data))), other is not None
+    groups = data.groups
+    if other is not None and groups is not None and other.groups is not None:
+        check_groups(groups, other.groups, str(config.group_column))
     if other is None:
-        half = len(order) // 2
-        order, rest = order[:half], order[half:]
-        other = data
+        other, half = data, np.arange(len(order)) >= len(order) // 2
+        if groups is not None:
+            half = draw_held_out(np.zeros(len(data), np.int64), 0.5, DATA_SEED, groups)[order]
+        order, rest = order[~half], order[half]
         notes.append(
             f"{reason}: half of {config.dataset_split!r} is held out in its place, which the model may have seen in "
             "training; `held_out_split` names a better one, and training with `validation_split` leaves one out"

@@ -314,9 +314,10 @@ def evaluate(
     Raises:
         UserError: For metrics that do not fit, data that cannot be read, or if no metric has a value.
     """
+    config = following(config, sampler.name)
     evaluator = Evaluator(
         sampler,
-        following(config, sampler.name),
+        config,
         extractor,
         accelerator,
         metrics,
@@ -425,7 +426,8 @@ def training_notes(name: str, config: ReferenceConfig, train: Part, memorisation
             * memorisation
         )
     held_out, left_out = config.held_out_split, trained.get("validation_split")
-    if data and same and share_of(held_out) is not None and share_of(left_out) != share_of(held_out):
+    drawn, theirs = (share_of(held_out), config.group_column), (share_of(left_out), trained.get("group_column"))
+    if data and same and drawn[0] is not None and drawn != theirs:
         notes.append(
             f"the held-out images are {held_out} of {info.name} [{config.dataset_split}], on which {name} was "
             "trained: what is measured of them says less"
@@ -468,7 +470,7 @@ def following(config: Config, name: str) -> Config:
     found = {key: trained.get(key) for key in ("center_crop", "background")}
     found |= {key: recorded.get(key) for key in ("dataset_config_name", "image_column", "label_column", "value_range")}
     if recorded.get("dataset_split") == config.dataset_split:
-        found["held_out_split"] = recorded.get("validation_split")
+        found |= {"held_out_split": recorded.get("validation_split"), "group_column": recorded.get("group_column")}
     found["value_range"] = tuple(found["value_range"] or ()) or None
     open_ones = {field.name for field in dataclasses.fields(config) if getattr(config, field.name) is None}
     return dataclasses.replace(config, **{key: value for key, value in found.items() if key in open_ones})

@@ -79,6 +79,7 @@ class Evaluation:
             train_data_dir=data.train_data_dir,
             dataset_split=data.dataset_split,
             held_out_split=data.validation_split,
+            group_column=data.group_column,
             center_crop=data.center_crop,
             image_column=data.image_column,
             label_column=data.label_column,

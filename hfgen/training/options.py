@@ -186,6 +186,11 @@ def collect(family: str | Family, preset: str | None = None, command: str = "", 
     check_together(own, data, training)
     if data.streaming and training.max_train_steps is None:
         raise UserError("`streaming` has no epochs: give the length with `max_train_steps`.")
+    if data.group_column and data.validation_split is None:
+        raise UserError(
+            f"`group_column` {data.group_column} has nothing to do, as nothing is held out: add `validation_split`, "
+            "or leave it out."
+        )
     training = dataclasses.replace(training, output_dir=training.output_dir or default_folder(family, values | given))
     return RunOptions(family, data, training, own, frozenset(given), frozenset(decided), command=command)
 

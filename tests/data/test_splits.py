@@ -1,14 +1,16 @@
 """Splits that are drawn: shares of the classes, whole groups, what is refused, and what is written."""
 
 import csv
+import dataclasses
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from hfgen.data.cache import open_images
+from hfgen.data.cache import open_images, open_source
+from hfgen.data.columns import Image as ImageColumn
 from hfgen.data.config import DataConfig
-from hfgen.data.splits import check_sides, draw_held_out, read_groups, write_split
+from hfgen.data.splits import check_sides, draw_held_out, write_split
 from hfgen.runtime.errors import UserError
 
 NAMES = ("a", "b")
@@ -80,32 +82,61 @@ def test_what_a_split_lacks_is_said():
 
 
 def test_groups_are_read(tmp_path):
-    data = open_images(DataConfig(train_data_dir=str(scans(tmp_path / "scans"))))
-    groups, ages = read_groups(data, "patient"), read_groups(data, "age")
-    assert [f"p{int(age) % 10}" for age in ages] == groups.tolist() and len(set(groups)) == 10
-    share = open_images(DataConfig(train_data_dir=str(tmp_path / "scans"), validation_split="0.5"))
-    assert read_groups(share, "age").tolist() == [str(pixel // 5) for pixel in share.images[:, 0, 0, 0]]
+    folder = scans(tmp_path / "scans")
+
+    def groups(column, **options):
+        data = open_images(DataConfig(train_data_dir=str(folder), group_column=column, **options))
+        return data.groups, data
+
+    (own, _), (ages, _) = groups("patient"), groups("age")
+    assert [f"p{int(age) % 10}" for age in ages] == own.tolist() and len(set(own)) == 10
+    assert groups(None)[0] is None
     with pytest.raises(UserError, match=r"`group_column` patients is not a column of scans; it has: image \(Image\)"):
-        read_groups(data, "patients")
+        groups("patients")
     with pytest.raises(UserError, match="`group_column` image holds"):
-        read_groups(data, "image")
-    table = tmp_path / "scans" / "metadata.csv"
+        groups("image")
+    table = folder / "metadata.csv"
     table.write_text(table.read_text().replace("p7", ""))
-    data = open_images(DataConfig(train_data_dir=str(tmp_path / "scans")))
     with pytest.raises(UserError, match="has no value for 4 of 40 images of scans, which may be of any group"):
-        read_groups(data, "patient")
+        groups("patient")
+
+
+def test_what_training_leaves_out_is_of_whole_groups(tmp_path):
+    """The same images are left out with and without classes, and nothing of one patient is on both sides."""
+    folder = scans(tmp_path / "scans")
+    config = DataConfig(train_data_dir=str(folder), group_column="patient", validation_split="0.3")
+    sides = [open_images(config, held_out=held_out) for held_out in (False, True)]
+    assert [len(side) for side in sides] == [28, 12]
+    assert [len(set(side.groups)) for side in sides] == [7, 3] and not set(sides[0].groups) & set(sides[1].groups)
+    assert "0.3 of train" in str(sides[1].info)
+    unlabelled = open_source(config, {"image": ImageColumn()}, held_out=True)
+    assert (unlabelled.rows == sides[1].rows).all()
+    alone = dataclasses.replace(config, group_column="hospital")
+    table = folder / "metadata.csv"
+    rows = list(csv.DictReader(table.open()))
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "hospital"])
+        writer.writeheader()
+        writer.writerows(row | {"hospital": "one"} for row in rows)
+    for held_out in (False, True):
+        with pytest.raises(
+            UserError, match="`validation_split` 0.3 cannot divide 40 images of one group: `group_column`"
+        ):
+            open_images(alone, held_out=held_out)
 
 
 def test_a_split_is_written_as_it_is(tmp_path):
     """Image files byte for byte, all columns, and classes by name."""
-    data = open_images(DataConfig(train_data_dir=str(scans(tmp_path / "scans"))))
+    data = open_images(DataConfig(train_data_dir=str(scans(tmp_path / "scans")), group_column="patient"))
     rows = np.arange(40)
     write_split(data, {"train": rows[10:], "test": rows[:10]}, tmp_path / "split")
     for split, own in (("train", rows[10:]), ("test", rows[:10])):
-        part = open_images(DataConfig(dataset_name=str(tmp_path / "split"), dataset_split=split))
+        part = open_images(
+            DataConfig(dataset_name=str(tmp_path / "split"), dataset_split=split, group_column="patient")
+        )
         assert (part.images == data.images[own]).all() and (part.labels == data.labels[own]).all()
         assert part.info.class_names == ("ill", "well")
-        assert read_groups(part, "patient").tolist() == read_groups(data, "patient")[own].tolist()
+        assert part.groups.tolist() == data.groups[own].tolist()
     from datasets import load_dataset
 
     first = load_dataset(str(tmp_path / "split"), split="test").with_format("arrow")[0]["image"][0].as_py()

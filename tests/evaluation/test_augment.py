@@ -269,6 +269,9 @@ def test_whether_a_generator_has_seen_what_is_held_out(folders, tmp_path):
     careful = write_record(tmp_path / "careful", train_data_dir=real, dataset_split="train", validation_split="0.2")
     left_out = open_split(data, ClassifierConfig())
     assert not has_seen(careful, left_out)[0] and has_seen(model, left_out)[0]
+    others = {"validation_split": "0.2", "group_column": "patient"}  # it left out, then
+    by_patient = write_record(tmp_path / "by-patient", train_data_dir=real, dataset_split="train", **others)
+    assert has_seen(by_patient, left_out)[0]
 
     write_split_only(DataConfig(train_data_dir=real), ClassifierConfig(), tmp_path / "split")
     split = open_split(DataConfig(dataset_name=str(tmp_path / "split"), resolution=8), ClassifierConfig())

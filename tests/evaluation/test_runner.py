@@ -15,7 +15,10 @@ from evaluation.tiny import save_classifier, save_data, save_model
 from PIL import Image
 from safetensors.torch import load_file
 
+from hfgen.data.cache import open_images
 from hfgen.data.columns import Classes
+from hfgen.data.config import DataConfig
+from hfgen.data.splits import write_split
 from hfgen.evaluation import metrics
 from hfgen.evaluation.config import METRICS, ReferenceConfig
 from hfgen.evaluation.features import load_extractor, metric_prefix
@@ -603,3 +606,68 @@ def test_what_training_left_out_is_held_out(samplers, extractor, place, tmp_path
     assert following(dataclasses.replace(config, dataset_name="other"), sampler.name).held_out_split is None
     with pytest.raises(UserError, match="`held_out_split` 1.5 is no share of the images"):
         ReferenceConfig(held_out_split="1.5")
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """Twelve patients, from whom five images each."""
+    draw = np.random.default_rng(0)
+    (tmp_path / "scans").mkdir()
+    rows = ["file_name,patient,wing"]
+    for number in range(60):
+        Image.fromarray(draw.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / "scans" / f"{number:02}.png")
+        rows.append(f"{number:02}.png,p{number % 12},w{number // 30}")
+    (tmp_path / "scans" / "metadata.csv").write_text("\n".join(rows))
+    return str(tmp_path / "scans")
+
+
+def test_the_held_out_images_are_of_whole_groups(scans, place, tmp_path):
+    """Those that training left out; and the half that stands in where it left out none."""
+
+    def sides(**options):
+        config = ReferenceConfig(train_data_dir=scans, cache_dir=str(tmp_path / "cache"), **options)
+        found = open_reference(following(config, str(tmp_path / "model")), (1, 8, 8), 60, 60)
+        patients = [part.data.groups[part.rows] for part in (found.real, found.held_out)]
+        return [len(part) for part in patients], set(patients[0]) & set(patients[1]), found
+
+    (tmp_path / "model").mkdir()
+    trained = {
+        "train_data_dir": scans,
+        "dataset_split": "train",
+        "validation_split": "0.25",
+        "group_column": "patient",
+    }
+    (tmp_path / "model" / "run.json").write_text(json.dumps({"config": trained}))
+    counts, both, found = sides()
+    assert counts == [45, 15] and not both and found.apart and not found.notes
+    training = open_images(DataConfig(**trained, resolution=8, cache_dir=str(tmp_path / "cache")))
+    assert set(training.groups) == set(found.train.data.groups)
+    (tmp_path / "model" / "run.json").unlink()
+    counts, both, found = sides(group_column="patient")
+    assert counts == [30, 30] and not both and not found.apart
+
+
+def test_other_groups_than_those_of_training_are_told(samplers, extractor, scans, place, tmp_path):
+    shutil.copytree(place / "ddpm", tmp_path / "model")
+    trained = {"train_data_dir": scans, "dataset_split": "train", "validation_split": "0.5", "group_column": "patient"}
+    data = {"name": "scans", "split": "train", "num_images": 30, "fingerprint": "any"}
+    (tmp_path / "model" / "run.json").write_text(json.dumps({"config": trained, "data": data}))
+    sampler = load_sampler(str(tmp_path / "model"))
+
+    def notes(**options):
+        config = ReferenceConfig(train_data_dir=scans, cache_dir=str(tmp_path / "cache"), **options)
+        return [note for note in run(sampler, config, extractor, "fd", num_images=4)["notes"] if "on which" in note]
+
+    assert not notes() and not notes(group_column="patient")
+    assert "the held-out images are 0.5 of scans [train], on which" in notes(group_column="wing")[0]
+
+
+def test_a_split_that_shares_a_group_is_refused(scans, tmp_path):
+    data = open_images(DataConfig(train_data_dir=scans, label_column="wing", cache_dir=str(tmp_path / "cache")))
+    write_split(data, {"train": np.arange(30), "test": np.arange(30, 60)}, tmp_path / "split")
+    config = ReferenceConfig(dataset_name=str(tmp_path / "split"), cache_dir=str(tmp_path / "cache"))
+    assert open_reference(dataclasses.replace(config, group_column="wing"), (1, 8, 8), 60, 60).apart
+    with pytest.raises(
+        UserError, match="`group_column` patient: groups with images both to train on and held out: 12"
+    ):
+        open_reference(dataclasses.replace(config, group_column="patient"), (1, 8, 8), 60, 60)

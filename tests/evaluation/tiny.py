@@ -13,7 +13,11 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from hfgen.models.conv_vae import ConvVAE
 from hfgen.models.dcgan import DCGANGenerator
+from hfgen.models.pixelcnn import PixelCNN
 from hfgen.models.stylegan2 import StyleGAN2Generator
+from hfgen.models.tarflow import TarFlow
+from hfgen.pipelines.autoregressive import AutoregressivePipeline
+from hfgen.pipelines.flow import FlowPipeline
 from hfgen.pipelines.gan import GANPipeline
 from hfgen.pipelines.vae import VAEPipeline
 
@@ -47,6 +51,10 @@ def save_model(folder, kind):
         pipe = GANPipeline(StyleGAN2Generator(**size, latent_dim=8, channel_base=64, channel_max=8, out_channels=1))
     elif kind == "vae":
         pipe = VAEPipeline(ConvVAE(**size, latent_channels=4, block_out_channels=(8, 8)))
+    elif kind == "autoregressive":
+        pipe = AutoregressivePipeline(PixelCNN(**size, base_channels=8, dilations=(1, 2), num_mixtures=2))
+    elif kind == "flow":
+        pipe = FlowPipeline(TarFlow(**size, patch_size=4, num_blocks=2, hidden_size=16, attention_head_dim=8))
     else:
         blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
         unet = UNet2DModel(**size, **blocks, in_channels=1, out_channels=1, block_out_channels=(8, 8),

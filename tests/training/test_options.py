@@ -144,6 +144,15 @@ def test_a_stream_needs_a_length():
     assert collect("gan", **streamed, max_train_steps=3).training.max_train_steps == 3
 
 
+def test_groups_are_for_what_is_held_out():
+    with pytest.raises(UserError, match="`group_column` patient has nothing to do, as nothing is held out: add"):
+        collect("gan", train_data_dir="scans", group_column="patient")
+    with pytest.raises(UserError, match="`group_column` patient needs all images at hand: leave out `streaming`"):
+        collect("gan", dataset_name="user/data", streaming=True, max_train_steps=3, group_column="patient")
+    given = collect("gan", train_data_dir="scans", group_column="patient", validation_split="0.2")
+    assert given.data.group_column == "patient"
+
+
 def test_an_empty_folder_name_is_no_default():
     with pytest.raises(UserError, match="`output_dir` is empty"):
         collect("gan", output_dir="")
