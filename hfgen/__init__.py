@@ -87,6 +87,7 @@ _PUBLIC = {
     "load_sampler": "hfgen.sampling.sampler",
     "open_stream": "hfgen.data.streams",
     "prepare": "hfgen.training.api",
+    "restore": "hfgen.sampling.api",
     "sample": "hfgen.sampling.api",
     "sampling_scheduler": "hfgen.pipelines.ddpm_sampling",
     "train": "hfgen.training.api",
@@ -134,7 +135,7 @@ if TYPE_CHECKING:
     from hfgen.registry import Family, PipelineEntry, find_family
     from hfgen.runtime.errors import UserError
     from hfgen.runtime.seeds import image_seed
-    from hfgen.sampling.api import edit, sample
+    from hfgen.sampling.api import edit, restore, sample
     from hfgen.sampling.capabilities import (
         Adapter,
         Density,

@@ -11,7 +11,20 @@ from hfgen.runtime.machine import is_out_of_memory
 from hfgen.runtime.notes import notes_to, say
 from hfgen.runtime.options import nearest
 
-VERBS = ("train", "sample", "evaluate", "compare", "sweep", "classify", "augment", "show", "demo", "push", "list")
+VERBS = (
+    "train",
+    "sample",
+    "evaluate",
+    "compare",
+    "sweep",
+    "classify",
+    "augment",
+    "show",
+    "restore",
+    "demo",
+    "push",
+    "list",
+)
 
 
 def load(verb: str):

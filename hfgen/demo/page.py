@@ -139,7 +139,8 @@ def build(adapter: Any, name: str, max_images: int, origin: dict[str, Any] | Non
         with gr.Row():
             with gr.Column():
                 file, classes = file_box(), class_box(any_class=False)
-                inputs = [seed_box("Seed"), whole("Steps", 1, MOST_SEARCH, MOST_SEARCH // 2)]
+                usual = min(MOST_SEARCH // 2, adapter.restore_settings("inpaint")["steps"])
+                inputs = [seed_box("Seed"), whole("Steps", 1, MOST_SEARCH, usual)]
                 button = gr.Button("Inpaint", variant="primary")
             with gr.Column(scale=2):
                 editor = gr.ImageEditor(

@@ -61,6 +61,8 @@ PICTURES = (  # of `hfgen show`, in this order
     "inpainting",
     "denoising",
     "super_resolution",
+    "colorization",
+    "variations",
     "completion",
     "translations",
 )
@@ -175,7 +177,12 @@ class ShowConfig(Options):
         least=2,
         most=4096,
     )
-    steps: int = option(200, "steps of the search, where the model was not trained for the task", least=1, most=10**6)
+    steps: int | None = option(
+        None,
+        "steps in which images are restored: of a search, or of sampling (default: what suits the model)",
+        least=1,
+        most=10**6,
+    )
 
     def validate(self) -> None:
         super().validate()

@@ -20,6 +20,7 @@ from hfgen.evaluation.neighbours import nearest_neighbours
 from hfgen.evaluation.reference import Part, open_reference
 from hfgen.evaluation.resize import as_channels
 from hfgen.evaluation.runner import following, is_source, read_record
+from hfgen.pipelines.diffusion_restoration import to_gray
 from hfgen.runtime.errors import UserError, one_line
 from hfgen.runtime.files import write_text
 from hfgen.runtime.png import gray_like, make_table, to_uint8
@@ -38,6 +39,7 @@ LARGE = 256  # pixels: to what the image of a GIF is enlarged
 SAMPLES = 40  # images, about
 MOST_CLASSES = 20  # in a picture
 DRAWN = 3  # ways to fill a hole
+VARIED = (0.3, 0.5, 0.7)  # strengths
 ENCODED = 512  # real images whose latents directions are learnt from
 USUAL_SEEDS, EDITED_SEEDS = 4, 2  # unless seeds are given; the latter in the picture of edits
 USUAL_DIRECTIONS, USUAL_CLASSES = 4, 3
@@ -176,6 +178,8 @@ class Gallery:
             "inpainting": (Restores, True, self.inpainting),
             "denoising": (Restores, True, self.denoising),
             "super_resolution": (Restores, True, self.super_resolution),
+            "colorization": (Restores, True, self.colorization),
+            "variations": (Restores, True, self.variations),
             "completion": (Restores, True, self.completion),
             "translations": (Translates, True, self.translations),
         }
@@ -593,8 +597,11 @@ class Gallery:
         yield Picture("interpolations.png", text, [self.table(rows)], real=True)
 
     def restored(self, task: str, damaged: torch.Tensor, generator: torch.Generator, **settings: Any) -> torch.Tensor:
-        classes = self.real_classes if self.adapter.classes else None
-        return self.adapter.restore(task, damaged, classes, generator, steps=self.config.steps, **settings)
+        kinds = self.adapter.classes
+        known = kinds is not None and not (kinds.groups and not isinstance(self.adapter, HasLatents))
+        if self.config.steps is not None and "steps" in self.adapter.restore_settings(task):
+            settings = {"steps": self.config.steps, **settings}
+        return self.adapter.restore(task, damaged, self.real_classes if known else None, generator, **settings)
 
     def hole(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns a mask of the lower half, and the real images with it in gray."""
@@ -606,10 +613,12 @@ class Gallery:
     def inpainting(self) -> Iterator[Picture]:
         generator = torch.Generator().manual_seed(self.config.seed)
         images, (hole, holed) = self.shown_real[0], self.hole()
-        rows = [images, holed, self.restored("inpaint", images, generator, mask=hole)]
-        titles = ["image", "with a hole", "likeliest filling"]
+        rows, titles = [images, holed], ["image", "with a hole"]
+        if self.adapter.likeliest:
+            rows.append(self.restored("inpaint", images, generator, mask=hole))
+            titles.append("likeliest filling")
         for number in range(DRAWN if self.sampler is not None else 0):  # without a prior nothing is drawn
-            rows.append(self.restored("inpaint", images, generator, mask=hole, method="langevin"))
+            rows.append(self.restored("inpaint", images, generator, mask=hole, **self.adapter.drawing))
             titles.append(f"drawn filling {number + 1}")
         yield self.of_real("inpainting", "the lower half taken out, and filled", titles, rows)
 
@@ -621,6 +630,29 @@ class Gallery:
             rows.append(self.restored("complete", images, generator, mask=hole))
             titles.append(f"completed {number + 1}")
         yield self.of_real("completion", "the lower half drawn anew, pixel by pixel, several times", titles, rows)
+
+    def colorization(self) -> Iterator[Picture]:
+        generator = torch.Generator().manual_seed(self.config.seed)
+        images = self.shown_real[0]
+        gray = to_gray(images)
+        rows, titles = [images, self.in_gray(gray)], ["image", "in gray"]
+        for number in range(DRAWN):
+            rows.append(self.restored("colorize", gray, generator))
+            titles.append(f"colours {number + 1}")
+        yield self.of_real("colorization", "colours taken away, and drawn several times", titles, rows)
+
+    @staticmethod
+    def in_gray(gray: torch.Tensor) -> torch.Tensor:
+        return torch.cat([gray[:, :1].expand(-1, 3, -1, -1), gray[:, 1:]], 1)
+
+    def variations(self) -> Iterator[Picture]:
+        images = self.shown_real[0]
+        rows, titles = [images], ["image"]
+        for strength in VARIED:
+            generator = torch.Generator().manual_seed(self.config.seed)
+            rows.append(self.restored("img2img", images, generator, strength=strength))
+            titles.append(f"strength {strength:g}")
+        yield self.of_real("variations", "noise added to images, the more the stronger, and taken away", titles, rows)
 
     @property
     def level(self) -> float | None:
@@ -705,6 +737,8 @@ RESTORED = {
     "inpaint": "inpainting",
     "denoise": "denoising",
     "super_resolve": "super_resolution",
+    "colorize": "colorization",
+    "img2img": "variations",
     "complete": "completion",
 }
 

@@ -240,7 +240,7 @@ class AutoregressivePipeline(Pipeline):
                 "at a pixel: use a model of pixels."
             )
         target = self._pixels(image).to(self._execution_device)
-        unknown = self._mask(mask, len(target)).to(target.device)
+        unknown = self._mask(mask, len(target), whole=True).to(target.device)
         after = unknown.flatten(1).cummax(1).values.view_as(unknown)
         if not torch.equal(after, unknown):
             row, column = (after & ~unknown)[:, 0].nonzero()[0, 1:].tolist()

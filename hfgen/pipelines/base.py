@@ -156,68 +156,13 @@ class Pipeline(ClassPipeline):
         shape: tuple[int, int, int] | None = None,
         limits: tuple[float, float] = (0, 1),
     ) -> torch.Tensor:
-        """Converts images of any accepted kind to a float32 tensor of shape `(B, C, H, W)` on the CPU.
-
-        Args:
-            name: The argument, for messages.
-            shape: `(C, H, W)`, where it is not the model's.
-            limits: What the pixels of arrays and tensors may be.
-        """
-        channels, height, width = shape or self.image_shape
+        """Converts images as [`read_pixels`] does; by default those of the model's shape."""
         must = "the model makes" if shape is None else "must be"
-        images = [image] if isinstance(image, Image.Image) else image
-        if isinstance(images, (list, tuple)) and images and all(isinstance(one, Image.Image) for one in images):
-            expected = f"{width}x{height} in mode {PIL_MODES.get(channels, f'with {channels} channels')}"
-            for given in (f"{one.width}x{one.height} in mode {one.mode}" for one in images):
-                if given != expected:
-                    raise ValueError(f"{name} is {given}, but {must} {expected}: resize or convert it first.")
-            images = np.stack([np.asarray(one).reshape(height, width, channels) for one in images]) / 255
-        if not isinstance(images, (np.ndarray, torch.Tensor)):
-            raise ValueError(f"{name} is a {type(image).__name__}: give PIL images, an array or a tensor.")
-        is_array = isinstance(images, np.ndarray)
-        wanted_shape = (height, width, channels) if is_array else (channels, height, width)
-        if images.ndim == 4 and not len(images):
-            raise ValueError(f"{name} has no images: give at least one.")
-        if tuple(images.shape[-3:]) != wanted_shape or images.ndim > 4 or not len(images):
-            raise ValueError(
-                f"{name} has shape {tuple(images.shape)}, but {must} {wanted_shape}: resize or convert it first, "
-                f"and give {'an array' if is_array else 'a tensor'} of that shape or a batch of them."
-            )
-        if isinstance(images, np.ndarray):
-            images = torch.from_numpy(np.array(images, np.float32, order="C"))
-        pixels = images.float().reshape(-1, *wanted_shape)
-        least, most = limits
-        if not (pixels.min() >= least and pixels.max() <= most):
-            raise ValueError(
-                f"{name} goes from {pixels.min():g} to {pixels.max():g}, but must be in [{least:g}, {most:g}]: "
-                "scale it."
-            )
-        return pixels.movedim(-1, 1) if is_array else pixels
+        return read_pixels(image, shape or self.image_shape, name, limits, must)
 
-    def _mask(self, mask: Any, count: int) -> torch.Tensor:
-        """Reads where to paint, `(count, 1, H, W)`."""
-        size = self.image_shape[1:]
-        masks = [mask] if isinstance(mask, Image.Image) else mask
-        if isinstance(masks, (list, tuple)) and masks and all(isinstance(one, Image.Image) for one in masks):
-            if len({one.size for one in masks}) > 1:
-                raise ValueError(f"mask has the sizes {sorted({one.size for one in masks})}: give one size.")
-            masks = np.stack([np.asarray(one.convert("L")) for one in masks]) / 255
-        if isinstance(masks, np.ndarray):
-            masks = torch.from_numpy(np.array(masks, np.float32))
-            masks = masks[..., 0] if masks.ndim > 2 and masks.shape[-1] == 1 else masks
-        elif isinstance(masks, torch.Tensor):
-            masks = masks[:, 0] if masks.ndim == 4 and masks.shape[1] == 1 else masks
-        else:
-            raise ValueError(f"mask is a {type(mask).__name__}: give a PIL image, an array or a tensor.")
-        masks = masks.float()[None] if masks.ndim == 2 else masks.float()
-        if masks.ndim != 3 or tuple(masks.shape[1:]) != size or len(masks) not in (1, count):
-            raise ValueError(
-                f"mask has shape {tuple(masks.shape)}, but must have {size}: one for all images, or one for each of "
-                f"the {count}."
-            )
-        if not (masks.min() >= 0 and masks.max() <= 1):
-            raise ValueError(f"mask goes from {masks.min():g} to {masks.max():g}, but must be in [0, 1]: scale it.")
-        return (masks >= 0.5)[:, None].expand(count, 1, *size)
+    def _mask(self, mask: Any, count: int, whole: bool = False) -> torch.Tensor:
+        """Reads where to paint, `(count, 1, H, W)`; `whole` images if that is asked for."""
+        return read_mask(mask, self.image_shape[1:], count, whole)
 
     def _check_output(self, output_type: str, latents: bool = False) -> None:
         """Raises `ValueError` for an output of no kind that there is; `latents` are one, where a call makes images."""
@@ -414,3 +359,93 @@ def slerp(start: torch.Tensor, end: torch.Tensor, fraction: torch.Tensor) -> tor
     turned = (((1 - t) * angle).sin() * a / norm_a + (t * angle).sin() * b / norm_b) / angle.sin()
     straight = (product == 0) | (angle.sin() < 1e-4)
     return torch.where(straight, (1 - t) * a + t * b, turned * ((1 - t) * norm_a + t * norm_b)).to(start)
+
+
+def read_pixels(
+    image: Any,
+    shape: tuple[int, int, int],
+    name: str = "image",
+    limits: tuple[float, float] = (0, 1),
+    must: str = "must be",
+) -> torch.Tensor:
+    """Converts images of any accepted kind to a float32 tensor of shape `(B, C, H, W)` on the CPU.
+
+    Args:
+        image (`PIL.Image.Image`, list of them, `np.ndarray` or `torch.Tensor`): The images.
+        shape (`tuple[int, int, int]`): Channels, height and width.
+        name (`str`): The argument, for messages.
+        limits (`tuple[float, float]`): What the pixels of arrays and tensors may be.
+        must (`str`): The words in front of the shape, for messages.
+
+    Raises:
+        ValueError: For images of another kind, shape or range.
+    """
+    channels, height, width = shape
+    images = [image] if isinstance(image, Image.Image) else image
+    if isinstance(images, (list, tuple)) and images and all(isinstance(one, Image.Image) for one in images):
+        expected = f"{width}x{height} in mode {PIL_MODES.get(channels, f'with {channels} channels')}"
+        for given in (f"{one.width}x{one.height} in mode {one.mode}" for one in images):
+            if given != expected:
+                raise ValueError(f"{name} is {given}, but {must} {expected}: resize or convert it first.")
+        images = np.stack([np.asarray(one).reshape(height, width, channels) for one in images]) / 255
+    if not isinstance(images, (np.ndarray, torch.Tensor)):
+        raise ValueError(f"{name} is a {type(image).__name__}: give PIL images, an array or a tensor.")
+    is_array = isinstance(images, np.ndarray)
+    wanted_shape = (height, width, channels) if is_array else (channels, height, width)
+    if images.ndim == 4 and not len(images):
+        raise ValueError(f"{name} has no images: give at least one.")
+    if tuple(images.shape[-3:]) != wanted_shape or images.ndim > 4 or not len(images):
+        raise ValueError(
+            f"{name} has shape {tuple(images.shape)}, but {must} {wanted_shape}: resize or convert it first, "
+            f"and give {'an array' if is_array else 'a tensor'} of that shape or a batch of them."
+        )
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(np.array(images, np.float32, order="C"))
+    pixels = images.float().reshape(-1, *wanted_shape)
+    least, most = limits
+    if not (pixels.min() >= least and pixels.max() <= most):
+        raise ValueError(
+            f"{name} goes from {pixels.min():g} to {pixels.max():g}, but must be in [{least:g}, {most:g}]: scale it."
+        )
+    return pixels.movedim(-1, 1) if is_array else pixels
+
+
+def read_mask(mask: Any, size: tuple[int, int], count: int, whole: bool = False) -> torch.Tensor:
+    """Reads masks: white, 1 or `True`, or everything from 0.5 on.
+
+    Args:
+        mask (`PIL.Image.Image`, list of them, `np.ndarray` or `torch.Tensor`): One for all images or one for each:
+            `(H, W)`, `(B, H, W)`, arrays `(B, H, W, 1)` or tensors `(B, 1, H, W)`.
+        size (`tuple[int, int]`): Height and width.
+        count (`int`): How many images.
+        whole (`bool`): Whether one may cover a whole image.
+
+    Returns:
+        `torch.Tensor` of shape `(count, 1, H, W)`, bool: On the mask's device.
+
+    Raises:
+        ValueError: For masks of another kind, shape or range, and one that covers a whole image.
+    """
+    masks = [mask] if isinstance(mask, Image.Image) else mask
+    if isinstance(masks, (list, tuple)) and masks and all(isinstance(one, Image.Image) for one in masks):
+        if len({one.size for one in masks}) > 1:
+            raise ValueError(f"mask has the sizes {sorted({one.size for one in masks})}: give one size.")
+        masks = np.stack([np.asarray(one.convert("L")) for one in masks]) / 255
+    if isinstance(masks, np.ndarray):
+        masks = torch.from_numpy(np.array(masks, np.float32))
+        masks = masks[..., 0] if masks.ndim > 2 and masks.shape[-1] == 1 else masks
+    elif isinstance(masks, torch.Tensor):
+        masks = masks[:, 0] if masks.ndim == 4 and masks.shape[1] == 1 else masks
+    else:
+        raise ValueError(f"mask is a {type(mask).__name__}: give a PIL image, an array or a tensor.")
+    masks = masks.float()[None] if masks.ndim == 2 else masks.float()
+    if masks.ndim != 3 or tuple(masks.shape[1:]) != tuple(size) or len(masks) not in (1, count):
+        raise ValueError(
+            f"mask has shape {tuple(masks.shape)}, but must have {tuple(size)}: one for all images, or one for each "
+            f"of the {count}."
+        )
+    if not (masks.min() >= 0 and masks.max() <= 1):
+        raise ValueError(f"mask goes from {masks.min():g} to {masks.max():g}, but must be in [0, 1]: scale it.")
+    if not whole and (masks >= 0.5).flatten(1).all(1).any():
+        raise ValueError("mask covers a whole image, of which nothing is left then: sample one instead.")
+    return (masks >= 0.5)[:, None].expand(count, 1, *size)

@@ -27,6 +27,28 @@ def enlarge(images: torch.Tensor, factor: int) -> torch.Tensor:
     return images.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
 
 
+def factor_of(image: Any, size: tuple[int, int]) -> int:
+    """Returns how many times larger `size`, a height and width, is than a small image.
+
+    Raises:
+        ValueError: If that is no whole number of 2 or more.
+    """
+    one = image[0] if isinstance(image, (list, tuple)) and image else image
+    if isinstance(one, Image.Image):
+        width, height = one.size
+    elif isinstance(one, (np.ndarray, torch.Tensor)) and one.ndim >= 3:
+        height, width = one.shape[-3:-1] if isinstance(one, np.ndarray) else one.shape[-2:]
+    else:
+        raise ValueError(f"image is a {type(image).__name__}: give PIL images, an array or a tensor.")
+    factor = size[0] // max(1, height)
+    if factor < 2 or (height * factor, width * factor) != tuple(size):
+        raise ValueError(
+            f"image is {width}x{height}, but must be the model's {size[1]}x{size[0]} divided by a whole number of "
+            "2 or more: resize it."
+        )
+    return factor
+
+
 @dataclass(frozen=True)
 class Observation:
     """Knowledge of images x: `target = observe(x) + noise`, where x is normal around what the decoder makes of z.
@@ -188,7 +210,7 @@ class RestoringPipeline(LatentPipeline):
         """
         method = self._choose_method(method, "super_resolve")
         self._check_search(output_type, steps, learning_rate, restarts)
-        factor = self._factor(image)
+        factor = factor_of(image, self.image_shape[1:])
         self._check_level("factor", factor, method)
         channels, height, width = self.image_shape
         small = self._pixels(image, shape=(channels, height // factor, width // factor)).to(self._execution_device)
@@ -234,24 +256,6 @@ class RestoringPipeline(LatentPipeline):
         at_least("learning_rate", learning_rate, -math.inf, whole=False)
         if not learning_rate > 0:
             raise ValueError(f"learning_rate is {learning_rate}, but must be more than 0.")
-
-    def _factor(self, image: Any) -> int:
-        """Returns how many times larger the model's images are."""
-        one = image[0] if isinstance(image, (list, tuple)) and image else image
-        if isinstance(one, Image.Image):
-            width, height = one.size
-        elif isinstance(one, (np.ndarray, torch.Tensor)) and one.ndim >= 3:
-            height, width = one.shape[-3:-1] if isinstance(one, np.ndarray) else one.shape[-2:]
-        else:
-            raise ValueError(f"image is a {type(image).__name__}: give PIL images, an array or a tensor.")
-        size = self.image_shape[1:]
-        factor = size[0] // max(1, height)
-        if factor < 2 or (height * factor, width * factor) != size:
-            raise ValueError(
-                f"image is {width}x{height}, but must be the model's {size[1]}x{size[0]} divided by a whole number of "
-                "2 or more: resize it."
-            )
-        return factor
 
     # The prior
 

@@ -13,9 +13,10 @@ from hfgen.runtime.options import nearest
 from hfgen.runtime.png import to_pil, to_uint8
 from hfgen.runtime.seeds import SEEDS
 from hfgen.sampling import latents as codes
-from hfgen.sampling.capabilities import HasLatents, require
+from hfgen.sampling.capabilities import HasLatents, adapter_of, require
 from hfgen.sampling.config import ImageSet, all_sampling_options, names_of
-from hfgen.sampling.loading import in_use
+from hfgen.sampling.loading import in_use, load_pipeline
+from hfgen.sampling.restoring import Restorer
 from hfgen.sampling.sampler import Sampler, load_sampler
 
 AT_ONCE = 64  # images
@@ -98,6 +99,58 @@ def edit(
         latents, labels = codes.draw_seeds(sampler.adapter, seeds, sampler.labels_of(len(seeds)), sampler.options)
         rows = codes.edit(sampler.adapter, latents, along, strengths, labels)
         return [[to_pil(image) for image in to_uint8(row)] for row in rows]
+
+
+def restore(
+    model: str,
+    task: str,
+    image: Any,
+    mask: Any = None,
+    seed: int = 0,
+    class_labels: str | int | Sequence[str | int] | None = None,
+    batch_size: int = 16,
+    revision: str | None = None,
+    token: str | None = None,
+    **settings: Any,
+) -> list[Image.Image]:
+    """Restores or edits images with any model that can: a DDPM of ours or of diffusers, a VAE, an autoregressive
+    model.
+
+    Args:
+        model (`str`): Folder or Hub id.
+        task (`str`): `"inpaint"`, `"denoise"`, `"super_resolve"`, `"colorize"`, `"img2img"` or `"complete"`; which of
+            them a model can, `adapter_of(load_pipeline(model)).tasks` tells.
+        image (`PIL.Image.Image`, list of them, `np.ndarray` or `torch.Tensor`): Images of the model's size and mode;
+            smaller by a whole factor to enlarge them, and gray (`L`, or `LA` of a model with transparency) to colour
+            them. Arrays are `(B, H, W, C)` and tensors `(B, C, H, W)`, in [0, 1].
+        mask (*optional*): Where to paint, white or 1: an image, array or tensor, for all images or for each one.
+        seed (`int`, *optional*, defaults to 0): Of what is drawn; image i depends on it and on i alone.
+        class_labels (*optional*): Classes by number or name, which the images have in turn.
+        batch_size (`int`, *optional*, defaults to 16): Images at once.
+        revision, token (`str`, *optional*): For the Hub.
+        settings: What the model lets one choose, such as `strength`, `noise_level`, `method`, `steps`; see
+            [`~capabilities.Restores.restore_settings`].
+
+    Returns:
+        `list[PIL.Image.Image]`: The images.
+
+    Raises:
+        UserError: If there is no such checkpoint, it cannot do that, or images or settings do not fit it.
+    """
+    if isinstance(class_labels, str | int):
+        class_labels = [class_labels]
+    with in_use(model):
+        pipe: Any = load_pipeline(model, revision=revision, token=token)
+        pipe.to(PartialState().device).set_progress_bar_config(disable=True)
+        labels = None if class_labels is None else [str(label) for label in class_labels]
+        restorer = Restorer(adapter_of(pipe), task, settings, labels, seed, model)
+        images = restorer.pixels(image)
+        masks = restorer.mask(mask, len(images))
+        made = []
+        for start in range(0, len(images), batch_size):
+            part = slice(start, start + batch_size)
+            made += [*to_uint8(restorer(images[part], start, None if masks is None else masks[part]))]
+        return [to_pil(image) for image in made]
 
 
 def sample(

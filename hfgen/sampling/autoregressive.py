@@ -91,12 +91,16 @@ class AutoregressiveAdapter(HasSteps, HasDensity, Restores):
     def tasks(self) -> tuple[str, ...]:
         return ("complete",)
 
+    def restore_settings(self, task: str) -> dict[str, Any]:
+        self.require_task(task)
+        return {"mask": None}
+
     def restore(
         self,
         task: str,
         images: torch.Tensor,
         labels: torch.Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         **settings: Any,
     ) -> torch.Tensor:
         """Draws the rest of images; `mask` says what, see [`~pipelines.autoregressive.AutoregressivePipeline`]."""

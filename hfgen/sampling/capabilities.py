@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -338,11 +338,16 @@ class Restores(Adapter):
     """Makes whole images of damaged ones."""
 
     lack = "is {a_kind}, which restores no images"
+    likeliest: ClassVar[bool] = False
+    """Whether it looks for the likeliest image, unless `drawing` tells it otherwise; else it draws one."""
+    drawing: ClassVar[Mapping[str, Any]] = {}
+    """Settings of holes to fill with which an image is drawn."""
 
     @property
     @abc.abstractmethod
     def tasks(self) -> tuple[str, ...]:
-        """What it can restore, of `"inpaint"`, `"denoise"`, `"super_resolve"` and `"complete"`."""
+        """What it can do, of `"inpaint"`, `"complete"` (`mask` says what is missing), `"denoise"` (`noise_level`),
+        `"super_resolve"`, `"colorize"` (of gray images) and `"img2img"` (`strength`)."""
 
     def require_task(self, task: str) -> None:
         """Raises [`UserError`] for a task that is none of its own."""
@@ -350,16 +355,36 @@ class Restores(Adapter):
             raise UserError(f"task {task} is not one of this model's: {', '.join(self.tasks)}.")
 
     @abc.abstractmethod
+    def restore_settings(self, task: str) -> dict[str, Any]:
+        """Returns the settings that [`restore`] takes for a task, with their defaults: what the damage is, and how to
+        search."""
+
+    @abc.abstractmethod
     def restore(
         self,
         task: str,
         images: Tensor,
         labels: Tensor | None = None,
-        generator: Generator | None = None,
+        generator: Generator | Sequence[Generator] | None = None,
         **settings: Any,
     ) -> Tensor:
-        """Restores damaged images, as `(B, C, H, W)` in [0, 1]; `settings` say what the damage is, and how to
-        search."""
+        """Restores damaged images.
+
+        Args:
+            task (`str`): One of `tasks`.
+            images (`torch.Tensor` of shape `(B, C, H, W)`): Images in [0, 1]: for `"super_resolve"` smaller than the
+                model's, for `"colorize"` of one channel, or two with transparency.
+            labels (`torch.Tensor` of shape `(B,)`, *optional*): Their classes.
+            generator (*optional*): One generator, or one for each image, which then depends on its own alone.
+            settings: Those of [`restore_settings`].
+
+        Returns:
+            `torch.Tensor` of shape `(B, C, H, W)`: Images of the model's shape, in [0, 1].
+
+        Raises:
+            UserError: For a task that is none of its own.
+            ValueError: For images or settings that do not fit.
+        """
 
 
 class Translates(Adapter):

@@ -10,9 +10,11 @@ from diffusers import SchedulerMixin
 from hfgen.objectives import elbo
 from hfgen.objectives.denoising import PREDICTION_TYPES, clean
 from hfgen.objectives.probability_flow import amplitudes, drift, flow_log_prob, last_step
+from hfgen.pipelines.base import at_least, read_mask
 from hfgen.pipelines.ddpm_sampling import (
     FEW_STEPS,
     advice,
+    check_guidance,
     check_noise_levels,
     default_sampler,
     denoise,
@@ -21,9 +23,11 @@ from hfgen.pipelines.ddpm_sampling import (
     set_timesteps,
     shortage,
 )
+from hfgen.pipelines.diffusion_restoration import METHODS, STEPS, grays, holes, img2img, remove_noise, restore, shrunk
+from hfgen.pipelines.restoration import factor_of
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.notes import note
-from hfgen.sampling.capabilities import Adapter, Density, HasDensity, HasSteps, Slider, Step, evenly
+from hfgen.sampling.capabilities import Adapter, Density, HasDensity, HasSteps, Restores, Slider, Step, evenly
 from hfgen.sampling.config import DDPMSamplingConfig
 
 MOST_STEPS = 100  # of a slider
@@ -32,7 +36,7 @@ MOST_SAMPLES = 10  # of an image: each costs 100 evaluations of the network and 
 FLOW_VALUES = 2**16  # pixels times channels that go through the network at once
 
 
-class DDPMAdapter(HasSteps, HasDensity):
+class DDPMAdapter(HasSteps, HasDensity, Restores):
     """Speaks for a `diffusers.DDPMPipeline`."""
 
     options = DDPMSamplingConfig
@@ -44,10 +48,12 @@ class DDPMAdapter(HasSteps, HasDensity):
             return f"{lack}, so that its likelihood is not known"
         if capability is HasSteps and (lack := self.obstacle_to_steps()) is not None:
             return lack
+        if capability is Restores and (lack := self.no_expectation()) is not None:
+            return f"{lack}, so that it restores no images"
         return super().obstacle(capability)
 
-    def no_flow(self) -> str | None:
-        """Says why it has no probability flow that can be computed; `None` if it has one."""
+    def no_expectation(self) -> str | None:
+        """Says why it is not known what clean images it expects of noisy ones; `None` if it is."""
         unet, scheduler = self.pipe.unet.config, self.pipe.scheduler
         try:
             check_noise_levels(scheduler)
@@ -57,6 +63,13 @@ class DDPMAdapter(HasSteps, HasDensity):
             return f"predicts {scheduler.config.prediction_type}, none of {', '.join(PREDICTION_TYPES)}"
         if unet.out_channels != unet.in_channels:
             return f"makes {unet.out_channels} channels of {unet.in_channels}: more than the noise"
+        return None
+
+    def no_flow(self) -> str | None:
+        """Says why it has no probability flow that can be computed; `None` if it has one."""
+        if (lack := self.no_expectation()) is not None:
+            return lack
+        unet, scheduler = self.pipe.unet.config, self.pipe.scheduler
         if scheduler.config.num_train_timesteps < 2:
             return "has a single timestep, and no flow"
         if not log_ratios(scheduler).isfinite().all():
@@ -265,6 +278,79 @@ class DDPMAdapter(HasSteps, HasDensity):
             "dequantisation": f"the least noise of the schedule, of deviation {sigma:.3g}, drawn with each probe",
         }
 
+    # Restores
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        colours = ("colorize",) if self.image_shape[0] in (3, 4) else ()
+        return ("inpaint", "super_resolve", "denoise", *colours, "img2img")
+
+    def restore_settings(self, task: str) -> dict[str, Any]:
+        self.require_task(task)
+        own: dict[str, Any] = {}
+        if task in ("inpaint", "super_resolve", "colorize"):
+            own = {"method": METHODS[0], "resamples": 1}
+        steps = 1 if task == "denoise" else min(STEPS, self.pipe.scheduler.config.num_train_timesteps)
+        damage = {"inpaint": {"mask": None}, "denoise": {"noise_level": None}, "img2img": {"strength": 0.5}}
+        return {**damage.get(task, {}), **own, "steps": steps, "guidance_scale": None}  # type: ignore[dict-item]
+
+    def restore(
+        self,
+        task: str,
+        images: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        **settings: Any,
+    ) -> torch.Tensor:
+        """Restores images by what the network expects, see [`~pipelines.diffusion_restoration`]; of the settings,
+        `steps` are those of sampling, and pixels and `noise_level` are those of [0, 1]."""
+        given = self.restore_settings(task) | settings
+        channels, height, width = self.image_shape
+        images = images.to(self.pipe.device)
+        labels, null_class, guidance = self.condition(len(images), labels, generator, given.pop("guidance_scale"))
+        if guidance != 1:
+            check_guidance(guidance, null_class)
+        own: dict[str, Any] = {"class_labels": labels, "null_class": null_class, "guidance_scale": guidance}
+        own |= {"generator": generator, "num_inference_steps": given.pop("steps")}
+        own |= {"progress_bar": self.pipe.progress_bar}
+        network = self.pipe.unet, self.pipe.scheduler
+        if task in ("denoise", "img2img"):
+            self._check_shape(images, (channels, height, width))
+            if task == "img2img":
+                made = img2img(*network, 2 * images - 1, given["strength"], **own)
+            else:
+                made = remove_noise(*network, 2 * images - 1, noise_deviation(given["noise_level"]), **own)
+            return made / 2 + 0.5
+        if task == "inpaint":
+            self._check_shape(images, (channels, height, width))
+            if given["mask"] is None:
+                raise ValueError("mask is missing: say what to paint.")
+            seen = holes(2 * images - 1, read_mask(given["mask"], (height, width), len(images)).to(images.device))
+        elif task == "super_resolve":
+            factor = factor_of(images, (height, width))
+            self._check_shape(images, (channels, height // factor, width // factor))
+            seen = shrunk(2 * images - 1, factor)
+        else:
+            self._check_shape(images, (channels - 2, height, width))
+            seen = grays(2 * images - 1)
+        made = restore(*network, seen, method=given["method"], resamples=given["resamples"], **own)
+        return (made / 2 + 0.5).clamp(0, 1)
+
+    @staticmethod
+    def _check_shape(images: torch.Tensor, shape: tuple[int, int, int]) -> None:
+        if images.shape[1:] != shape:
+            raise ValueError(
+                f"images has shape {tuple(images.shape)}, but must have (B, {', '.join(map(str, shape))})."
+            )
+
+    def condition(
+        self, count: int, labels: torch.Tensor | None, generator: Any, guidance: float | None
+    ) -> tuple[torch.Tensor | None, int | None, float]:
+        """Returns the classes of images that are restored, the one that stands for "no class", and the guidance."""
+        if guidance not in (None, 1):
+            raise ValueError(f"guidance_scale is {guidance}, but this model knows no classes: leave it out.")
+        return None, None, 1.0
+
     def sliders(self) -> dict[str, Slider]:
         most = min(MOST_STEPS, self.pipe.scheduler.config.num_train_timesteps)
         return {"num_inference_steps": Slider("Steps", 1, most, 1, min(FEW_STEPS, most))}
@@ -293,6 +379,16 @@ class ClassConditionalDDPMAdapter(DDPMAdapter):
     def labels_for(self, generators: Sequence[torch.Generator], labels: torch.Tensor | None) -> torch.Tensor | None:
         return self.pipe.class_numbers(None, len(generators), generators) if labels is None else labels  # groups
 
+    def condition(
+        self, count: int, labels: torch.Tensor | None, generator: Any, guidance: float | None
+    ) -> tuple[torch.Tensor | None, int | None, float]:
+        if labels is not None:
+            return labels, self.null_class, self.pipe.config.guidance_scale if guidance is None else guidance
+        if self.null_class is None:  # groups are drawn; without them it says that the class is missing
+            return self.pipe.class_numbers(None, count, generator), None, 1.0 if guidance is None else guidance
+        nothing = torch.full((count,), self.null_class, device=self.pipe.device)
+        return nothing, self.null_class, 1.0
+
     def details(self, num_samples: int) -> dict[str, Any]:
         details = super().details(num_samples)
         if self.pipe.config.guidance_scale != 1:
@@ -305,6 +401,14 @@ class ClassConditionalDDPMAdapter(DDPMAdapter):
             usual = self.pipe.config.guidance_scale
             sliders["guidance_scale"] = Slider("Guidance", 0, max(10, usual), 0.1, usual)
         return sliders
+
+
+def noise_deviation(noise_level: float | None) -> float:
+    """Returns the deviation of noise for pixels in [-1, 1] from that for pixels in [0, 1]."""
+    if noise_level is None:
+        raise ValueError("noise_level is missing: give the standard deviation of the noise, for pixels in [0, 1].")
+    at_least("noise_level", noise_level, 0, whole=False)
+    return 2 * noise_level
 
 
 def timestep_of(log_ratios: torch.Tensor, log_ratio: float) -> float:

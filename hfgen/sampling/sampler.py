@@ -196,16 +196,25 @@ class Sampler:
             raise UserError(f"`class_labels` {' '.join(labels)}: {self.name} knows no classes. Leave them out.")
         if not names or (not labels and self.grouped):
             return None
-        numbers = []
-        for label in labels or map(str, range(len(names))):
-            number = names.index(label) if label in names else int(label) if label.isdecimal() else len(names)
-            if number >= len(names):
-                known = f" or one of {', '.join(names)}" if len(names) <= 20 else ""
-                raise UserError(
-                    f"`class_labels` {label}: {self.name} has no such class. Use a number below {len(names)}{known}."
-                )
-            numbers.append(number)
-        return numbers
+        return find_classes(names, labels or [str(number) for number in range(len(names))], self.name)
+
+
+def find_classes(names: Sequence[str], labels: Sequence[str], model: str) -> list[int]:
+    """Returns the numbers of classes that are given by number or name.
+
+    Raises:
+        UserError: For one that the model does not know.
+    """
+    names, numbers = list(names), []
+    for label in labels:
+        number = names.index(label) if label in names else int(label) if label.isdecimal() else len(names)
+        if number >= len(names):
+            known = f" or one of {', '.join(names)}" if len(names) <= 20 else ""
+            raise UserError(
+                f"`class_labels` {label}: {model} has no such class. Use a number below {len(names)}{known}."
+            )
+        numbers.append(number)
+    return numbers
 
 
 def load_sampler(

@@ -1,5 +1,6 @@
 """The adapter of VAEs."""
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +13,15 @@ from hfgen.sampling.capabilities import Adapter, Density, Generates, HasDensity,
 from hfgen.sampling.config import VAESamplingConfig
 from hfgen.sampling.latents import draw_alike
 
+RESTORED_BY_ALL = ("image", "class_labels", "generator", "output_type")  # arguments that are no settings
+
 
 class VAEAdapter(Generates, HasDensity, HasLatents, Restores):
     """Speaks for a [`~pipelines.vae.VAEPipeline`]."""
 
     options = VAESamplingConfig
+    likeliest = True
+    drawing = {"method": "langevin"}
 
     def obstacle(self, capability: type[Adapter]) -> str | None:
         if capability in (HasDensity, HasLatents) and self.pipe.config.task:
@@ -91,12 +96,17 @@ class VAEAdapter(Generates, HasDensity, HasLatents, Restores):
         task = self.pipe.config.task
         return (task,) if task else ("inpaint", "denoise", "super_resolve")
 
+    def restore_settings(self, task: str) -> dict[str, Any]:
+        self.require_task(task)
+        taken = inspect.signature(getattr(self.pipe, task)).parameters.values()
+        return {each.name: each.default for each in taken if each.name not in RESTORED_BY_ALL}
+
     def restore(
         self,
         task: str,
         images: torch.Tensor,
         labels: torch.Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         **settings: Any,
     ) -> torch.Tensor:
         self.require_task(task)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from helpers import ROOT, Command, load_script, spelled
 
-from hfgen.commands import classify, cli, compare, demo, evaluate, push, sample, show
+from hfgen.commands import classify, cli, compare, demo, evaluate, push, restore, sample, show
 from hfgen.commands.cli import Given, command_line, flags, one_line_errors, parse, read
 from hfgen.data.config import DataConfig
 from hfgen.families.autoregressive.options import AutoregressiveConfig
@@ -142,10 +142,12 @@ KINDS = {
     "compare": (*compare.KINDS, *all_sampling_options()),
     "classify": classify.KINDS,
     "show": (*show.KINDS, *all_sampling_options()),
+    "restore": restore.KINDS,
     "demo": (demo.DemoConfig,),
     "push": (push.PushConfig,),
 }
 NEEDED = {"sample": "--model m", "evaluate": "--model m", "show": "--model m", "demo": "--model m"}
+NEEDED |= {"restore": "--model m --task img2img --input x"}
 NEEDED |= {"push": "--folder f --hub_model_id a/b"}
 
 

@@ -50,15 +50,16 @@ def save(folder, classes=None, **options):
     return folder
 
 
-def ddpm():
+def ddpm(channels=1):
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "norm_num_groups": 4}
-    unet = UNet2DModel(8, 1, 1, block_out_channels=(8, 8), layers_per_block=1, **blocks)
-    return DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=20))
+    unet = UNet2DModel(8, channels, channels, block_out_channels=(8, 8), layers_per_block=1, **blocks)
+    return DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=20, beta_schedule="squaredcos_cap_v2"))
 
 
 FAMILIES = {
     "gan": (lambda: gan(), MADE | LATENTS | {"reconstructions.png"}),
-    "ddpm": (ddpm, MADE | STEPS),
+    "ddpm": (ddpm, MADE | STEPS | RESTORED | {"variations.png"}),
+    "ddpm-colour": (lambda: ddpm(3), MADE | STEPS | RESTORED | {"variations.png", "colorization.png"}),
     "autoregressive": (
         lambda: AutoregressivePipeline(PixelCNN(sample_size=8, base_channels=8, dilations=(1,))),
         MADE | STEPS | {"completion.png"},

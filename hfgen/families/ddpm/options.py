@@ -135,7 +135,7 @@ ADOPT = {
 
 
 def digits() -> dict[str, Any]:
-    """scikit-learn's digits, enlarged from 8x8 to 16x16: about three minutes on two cores."""
+    """scikit-learn's digits, enlarged from 8x8 to 16x16: about three minutes on two cores with bf16."""
     return {
         "dataset_name": "digits",
         "resolution": 16,
@@ -148,7 +148,7 @@ def digits() -> dict[str, Any]:
 
 
 def mnist() -> dict[str, Any]:
-    """MNIST: about nine minutes on two cores, samples included; guided by groups, which need no labels."""
+    """MNIST: about nine minutes on two cores with bf16, samples included; guided by groups, which need no labels."""
     return {
         "dataset_name": "ylecun/mnist",
         "resolution": 28,

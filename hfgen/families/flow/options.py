@@ -156,8 +156,8 @@ def glow() -> dict[str, Any]:
 
 
 def digits() -> dict[str, Any]:
-    """`tarflow` on scikit-learn's digits, enlarged from 8x8 to 16x16."""
-    return tarflow() | {"dataset_name": "digits", "resolution": 16, "num_epochs": 100, "save_images_epochs": 25}
+    """`tarflow` on scikit-learn's digits, enlarged from 8x8 to 16x16: ten minutes on two cores without bf16."""
+    return tarflow() | {"dataset_name": "digits", "resolution": 16, "num_epochs": 40, "save_images_epochs": 10}
 
 
 def conditional() -> dict[str, Any]:
