@@ -1,4 +1,4 @@
-"""Restores or edits images with a checkpoint: fills holes, enlarges, cleans, colours, varies or completes them.
+"""Restores or edits images with a checkpoint: fills holes, enlarges, cleans, colours, varies, completes.
 
 Any DDPM can, of ours or of diffusers, without having been trained for it; and VAEs and autoregressive models. Image
 number i depends on the seed and on i alone.

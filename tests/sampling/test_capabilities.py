@@ -60,7 +60,7 @@ def vae(**options):
         (
             lambda: DDPMPipeline(UNet2DModel(sample_size=8, block_out_channels=(32,) * 4), DDPMScheduler()),
             "DDPM",
-            {Generates, HasDensity, HasSteps},
+            {Generates, HasDensity, HasSteps, Restores},
             "estimate",
         ),
         (lambda: FlowPipeline(Glow(sample_size=8)), "flow", {Generates, HasDensity, HasLatents}, "bound"),
