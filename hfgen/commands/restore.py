@@ -56,7 +56,7 @@ class RestoreConfig(ModelOptions):
     )
     method: str | None = option(
         None,
-        "how: of a DDPM ddnm (the default, fast), posterior (fits what is seen best, and takes ten times as long) or "
+        "how: of a DDPM ddnm (the default, fast), posterior (the mean of what fits, ten passes backwards a step) or "
         "repaint (holes); of a VAE gradient, langevin or amortised",
         choices=METHODS,
     )

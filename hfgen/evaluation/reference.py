@@ -121,9 +121,9 @@ def open_reference(
             reason = f"the split {split!r} cannot be read ({one_line(error)})"
     order = np.random.default_rng(DATA_SEED).permutation(len(data))
     train, apart = Part(data, np.arange(len(data))), other is not None
-    groups = data.groups
-    if other is not None and groups is not None and other.groups is not None:
-        check_groups(groups, other.groups, str(config.group_column))
+    groups, theirs = data.groups, None if other is None else other.groups
+    if groups is not None and theirs is not None:
+        check_groups(groups, theirs, str(config.group_column))
     if other is None:
         other, half = data, np.arange(len(order)) >= len(order) // 2
         if groups is not None:

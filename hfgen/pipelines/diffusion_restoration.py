@@ -2,7 +2,7 @@
 scheduler, and what is left of an image.
 
 Notation: `x_t = alpha_t x_0 + sigma_t eps`, and the network expects `E[x_0 | x_t]`. Each step goes from `t` to a lower
-noise level by `x_0` alone, as ancestral sampling does (https://huggingface.co/papers/2006.11239, equation 7), and in
+noise level `s` by `x_0` alone, as ancestral sampling does (https://huggingface.co/papers/2006.11239, equation 7), in
 second order: `x_0` is carried on along its last change (SDE-DPM-Solver++ 2M, https://huggingface.co/papers/2211.01095).
 What is observed, `y = A x_0`, comes in by another `x_0`:
 
@@ -19,10 +19,10 @@ With `resamples` above 1, each step is of first order and done so many times, wi
 to `t` (RePaint's resampling with jumps of one step; time travel in DDNM's words): the parts then get to agree.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,9 +30,10 @@ from diffusers import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
 from hfgen.objectives.denoising import PREDICTION_TYPES, clean
+from hfgen.objectives.probability_flow import amplitudes
 from hfgen.pipelines.base import at_least, check_generators
 from hfgen.pipelines.classes import Generators
-from hfgen.pipelines.ddpm_sampling import check_noise_levels, log_ratios, log_snr_timesteps
+from hfgen.pipelines.ddpm_sampling import check_noise_levels, check_steps, log_ratios, log_snr_timesteps
 from hfgen.pipelines.restoration import enlarge, shrink
 
 METHODS = ("ddnm", "posterior", "repaint")
@@ -40,8 +41,7 @@ STEPS = 50
 GRADIENTS = 10  # conjugate ones, of a step of "posterior"
 LEAST_DEVIATION = 1e-3  # of what is observed, in the linear system: half of an 8-bit level
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in gray: ITU-R BT.601, as PIL has it
-"""Expected clean images of noisy ones `(B, C, H, W)` at a timestep."""
-Expect = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+StepEnd = Callable[[int, int, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -108,54 +108,75 @@ def grays(images: torch.Tensor) -> Observation:
     )
 
 
-def expect(
-    unet: Any,
-    scheduler: SchedulerMixin,
-    class_labels: torch.Tensor | None = None,
-    null_class: int | None = None,
-    guidance_scale: float = 1.0,
-) -> Expect:
-    """Makes a function of noisy images `(B, C, H, W)` and a timestep, which returns the clean images that the network
-    expects: float32, not clamped. Derivatives go through it.
+@dataclass(frozen=True)
+class Denoiser:
+    """A denoising network, and what it is told: called with noisy images `(B, C, H, W)` and a timestep, it returns the
+    clean images that it expects, float32, not clamped. Derivatives go through it.
 
-    Args:
+    Attributes:
         unet (`UNet2DModel`), scheduler (`SchedulerMixin`): The network, and one of any kind with its noise schedule.
         class_labels, null_class, guidance_scale: As for [`~ddpm_sampling.denoise`].
 
     Raises:
         ValueError: For a network that predicts something else, and a scheduler without a noise schedule.
     """
-    check_noise_levels(scheduler)
-    kind, ratios = scheduler.config.prediction_type, log_ratios(scheduler)
-    if kind not in PREDICTION_TYPES:
-        raise ValueError(f"prediction_type is {kind!r}, but must be one of {', '.join(PREDICTION_TYPES)}.")
-    if unet.config.out_channels != unet.config.in_channels:
-        raise ValueError(
-            f"this network has {unet.config.out_channels} channels of {unet.config.in_channels}, more than the noise."
-        )
-    accepts = "class_labels" in inspect.signature(unet.forward).parameters
 
-    def passed(noisy: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        more = {"class_labels": labels} if accepts else {}
-        return unet(noisy.to(unet.dtype), timestep, **more).sample.float()
+    unet: Any
+    scheduler: SchedulerMixin
+    class_labels: torch.Tensor | None = None
+    null_class: int | None = None
+    guidance_scale: float = 1.0
 
-    def expected(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        output = passed(noisy, timestep, class_labels)
-        if class_labels is not None and guidance_scale != 1:
-            without = passed(noisy, timestep, torch.full_like(class_labels, null_class))  # type: ignore[arg-type]
-            output = without + guidance_scale * (output - without)
-        share = ratios[int(timestep)].mul(2).sigmoid().to(noisy).expand(len(noisy))
-        return clean(kind, output, noisy, share)
+    def __post_init__(self) -> None:
+        check_noise_levels(self.scheduler)
+        kind, config = self.scheduler.config.prediction_type, self.unet.config
+        if kind not in PREDICTION_TYPES:
+            raise ValueError(f"prediction_type is {kind!r}, but must be one of {', '.join(PREDICTION_TYPES)}.")
+        if config.out_channels != config.in_channels:
+            raise ValueError(
+                f"this network has {config.out_channels} channels of {config.in_channels}, more than the noise."
+            )
 
-    return expected
+    @cached_property
+    def ratios(self) -> torch.Tensor:
+        """`log(alpha / sigma)` of each timestep, `(T,)`, descending."""
+        return log_ratios(self.scheduler)
+
+    def level(self, timestep: int) -> tuple[float, float]:
+        """Returns `alpha` and `sigma` of a timestep."""
+        return amplitudes(self.ratios[timestep].item())
+
+    def timesteps(self, steps: int | None, first: int | None = None) -> list[int]:
+        """Returns the timesteps of so many steps, by default 50, descending, from `first` on if it is given.
+
+        Raises:
+            ValueError: For more steps than there are timesteps.
+        """
+        trained = self.scheduler.config.num_train_timesteps
+        steps = min(STEPS, trained) if steps is None else steps
+        check_steps(steps, trained)
+        if first is None:
+            return log_snr_timesteps(self.scheduler, steps)
+        later = log_snr_timesteps(self.scheduler, steps, self.ratios[first].item()) if steps > 1 else []
+        return sorted({first, *(timestep for timestep in later if timestep < first)}, reverse=True)
+
+    def __call__(self, noisy: torch.Tensor, timestep: int) -> torch.Tensor:
+        output = self._predict(noisy, timestep, self.class_labels)
+        if self.class_labels is not None and self.guidance_scale != 1:
+            nothing = torch.full_like(self.class_labels, self.null_class)  # type: ignore[arg-type]
+            without = self._predict(noisy, timestep, nothing)
+            output = without + self.guidance_scale * (output - without)
+        share = self.ratios[timestep].mul(2).sigmoid().to(noisy).expand(len(noisy))
+        return clean(self.scheduler.config.prediction_type, output, noisy, share)
+
+    def _predict(self, noisy: torch.Tensor, timestep: int, labels: torch.Tensor | None) -> torch.Tensor:
+        return self.unet(noisy.to(self.unet.dtype), timestep, class_labels=labels).sample.float()
 
 
 def conditional_mean(
-    expected: Expect,
+    denoiser: Denoiser,
     noisy: torch.Tensor,
-    timestep: torch.Tensor,
-    alpha: float,
-    sigma: float,
+    timestep: int,
     observation: Observation,
     gradients: int = GRADIENTS,
 ) -> torch.Tensor:
@@ -163,47 +184,43 @@ def conditional_mean(
     tells: see `"posterior"` above.
 
     Args:
-        expected (`Callable`): See [`expect`].
-        noisy (`torch.Tensor` of shape `(B, C, H, W)`): `x_t`.
-        timestep (`torch.Tensor`), alpha, sigma (`float`): Its level.
+        denoiser ([`Denoiser`]): The network.
+        noisy (`torch.Tensor` of shape `(B, C, H, W)`), timestep (`int`): `x_t`, and its level.
         observation ([`Observation`]): `y`.
         gradients (`int`, *optional*, defaults to 10): Iterations of conjugate gradients; exact after as many as there
             are observed numbers.
     """
+    alpha, sigma = denoiser.level(timestep)
     with torch.enable_grad():
         noisy = noisy.detach().requires_grad_()
-        mean = expected(noisy, timestep)
+        mean = denoiser(noisy, timestep)
 
     def covariance(images: torch.Tensor) -> torch.Tensor:
         (product,) = torch.autograd.grad(mean, noisy, images, retain_graph=True)
         return sigma**2 / alpha * product
 
-    variance = LEAST_DEVIATION**2
-
     def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return (a * b).flatten(1).sum(1).view(-1, *[1] * (a.ndim - 1))
 
     residual = observation.target - observation.observe(mean.detach())
-    change, spread = torch.zeros_like(noisy), torch.zeros_like(residual)
+    change = torch.zeros_like(noisy)
     direction, square = residual, dot(residual, residual)
     start = square.clamp_min(1e-30)
     for _ in range(gradients):
         image = covariance(observation.spread(direction))
-        product = observation.observe(image) + variance * direction
+        product = observation.observe(image) + LEAST_DEVIATION**2 * direction
         curvature = dot(direction, product)
         # An image whose system is solved, or whose derivative is no covariance along this direction, stays as it is.
         size = torch.where((curvature > 0) & (square > 1e-10 * start), square / curvature.clamp_min(1e-30), 0.0)
-        spread, change = spread + size * direction, change + size * image
-        residual = residual - size * product
+        change, residual = change + size * image, residual - size * product
         before, square = square, dot(residual, residual)
         direction = residual + square / before.clamp_min(1e-30) * direction
     return (mean + change).detach()
 
 
 def diffuse(
-    expected: Expect,
+    denoiser: Denoiser,
     timesteps: Sequence[int],
-    ratios: torch.Tensor,
     noisy: torch.Tensor,
     generator: Generators = None,
     observation: Observation | None = None,
@@ -211,35 +228,32 @@ def diffuse(
     resamples: int = 1,
     clip: bool = True,
     progress_bar: Callable[[Any], Any] = iter,
-    on_step_end: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    on_step_end: StepEnd | None = None,
 ) -> torch.Tensor:
     """Turns noisy images into clean ones that fit an observation, if there is one: see the top of this file.
 
     Args:
-        expected (`Callable`): See [`expect`].
+        denoiser ([`Denoiser`]): The network.
         timesteps (`Sequence[int]`): Those to go through, descending; the image comes after the last.
-        ratios (`torch.Tensor` of shape `(T,)`): `log(alpha / sigma)` of all timesteps of the schedule.
         noisy (`torch.Tensor` of shape `(B, C, H, W)`): Images at the first timestep, float32.
         generator (*optional*): One `torch.Generator`, or one per image.
         observation ([`Observation`], *optional*), method (`str`): What is known, and how it comes in.
         resamples (`int`): How often each step is done.
-        clip (`bool`): Whether to keep expected images in [-1, 1].
+        clip (`bool`): Whether to keep images, expected and final ones, in [-1, 1].
         progress_bar (`Callable`): Wraps the timesteps.
         on_step_end (`Callable`, *optional*): Given a step's number, its timestep and the images after it, returns
             those to go on with.
 
     Returns:
-        `torch.Tensor` of shape `(B, C, H, W)`: In about [-1, 1].
+        `torch.Tensor` of shape `(B, C, H, W)`: Images in [-1, 1].
     """
-    device = noisy.device
 
     def draw() -> torch.Tensor:
-        return randn_tensor(tuple(noisy.shape), generator=generator, device=device, dtype=noisy.dtype)
+        return draw_like(noisy, noisy.shape[1:], generator)
 
     before = None  # what was expected a step ago
-    levels = [*(level(ratios, number) for number in timesteps), (1.0, 0.0)]
-    for step, number in enumerate(progress_bar(timesteps)):
-        timestep = torch.tensor(number, device=device)
+    levels = [*map(denoiser.level, timesteps), (1.0, 0.0)]
+    for step, timestep in enumerate(progress_bar(timesteps)):
         (alpha, sigma), (next_alpha, next_sigma) = levels[step : step + 2]
         kept = alpha * next_sigma**2 / (next_alpha * sigma**2)  # of the noisy images
         eta = next_sigma * max(0.0, 1 - kept * alpha / next_alpha) ** 0.5
@@ -250,9 +264,9 @@ def diffuse(
         times = resamples if next_sigma else 1  # there is no way back from the image
         for turn in range(times):
             if observation is not None and method == "posterior":
-                x = conditional_mean(expected, noisy, timestep, alpha, sigma, observation)
+                x = conditional_mean(denoiser, noisy, timestep, observation)
             else:
-                x = expected(noisy, timestep)
+                x = denoiser(noisy, timestep)
             x = x.clamp(-1, 1) if clip else x
             if observation is not None and method == "ddnm":
                 x = x + observation.residual(x)
@@ -267,42 +281,31 @@ def diffuse(
                 noisy = back * after + max(0.0, sigma**2 - (back * next_sigma) ** 2) ** 0.5 * draw()
         before = x
         noisy = after if on_step_end is None else on_step_end(step, timestep, after)
-    return noisy
-
-
-def level(ratios: torch.Tensor, timestep: int) -> tuple[float, float]:
-    """Returns `alpha` and `sigma` of a timestep."""
-    ratio = 2 * ratios[timestep]
-    return ratio.sigmoid().sqrt().item(), (-ratio).sigmoid().sqrt().item()
+    return noisy.clamp(-1, 1) if clip else noisy
 
 
 @torch.no_grad()
 def restore(
-    unet: Any,
-    scheduler: SchedulerMixin,
+    denoiser: Denoiser,
     observation: Observation,
     generator: Generators = None,
     num_inference_steps: int | None = None,
-    class_labels: torch.Tensor | None = None,
-    null_class: int | None = None,
-    guidance_scale: float = 1.0,
     method: str = "ddnm",
     resamples: int = 1,
-    clip: bool = True,
-    progress_bar: Callable[[Any], Any] = iter,
-    on_step_end: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    **how: Any,
 ) -> torch.Tensor:
     """Draws images that fit an observation: see the top of this file.
 
     Args:
-        unet, scheduler, class_labels, null_class, guidance_scale: See [`expect`].
+        denoiser ([`Denoiser`]): The network.
         observation ([`Observation`]): What is known of each image; see [`holes`], [`shrunk`] and [`grays`].
-        generator, method, resamples, clip, progress_bar, on_step_end: See [`diffuse`].
+        generator, method, resamples: See [`diffuse`].
         num_inference_steps (`int`, *optional*): Steps, spread evenly in `log(alpha / sigma)`; by default 50.
+        how: `clip`, `progress_bar` and `on_step_end` of [`diffuse`].
 
     Returns:
-        `torch.Tensor` of shape `(B, C, H, W)`: Images in [-1, 1]. Without noise, what is observed of them is `target`
-        to the last bits.
+        `torch.Tensor` of shape `(B, C, H, W)`: Images in about [-1, 1]: what is observed of them is `target` to the
+        last bits.
 
     Raises:
         ValueError: For an unknown method, one that does not fit the observation, or numbers out of range.
@@ -312,61 +315,34 @@ def restore(
     if method == "repaint" and observation.hole is None:
         raise ValueError("method is 'repaint', which fills holes alone: use 'ddnm' or 'posterior'.")
     at_least("resamples", resamples, 1)
-    expected = expect(unet, scheduler, class_labels, null_class, guidance_scale)
-    timesteps = _timesteps(scheduler, num_inference_steps)
-    count = len(observation.target)
-    size = unet.config.sample_size
-    shape = (count, unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
-    generator = check_generators(generator, count)
-    noise = randn_tensor(shape, generator=generator, device=observation.target.device, dtype=torch.float32)
-    ratios = log_ratios(scheduler)
-    images = diffuse(
-        expected, timesteps, ratios, noise, generator, observation, method, resamples, clip, progress_bar, on_step_end
-    )
-    images = images.clamp(-1, 1) if clip else images
+    timesteps, config = denoiser.timesteps(num_inference_steps), denoiser.unet.config
+    size = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
+    generator = check_generators(generator, len(observation.target))
+    noise = draw_like(observation.target, (config.in_channels, *size), generator)
+    images = diffuse(denoiser, timesteps, noise, generator, observation, method, resamples, **how)
     return images + observation.residual(images)
-
-
-def _timesteps(scheduler: SchedulerMixin, steps: int | None, first: int | None = None) -> list[int]:
-    """Returns the timesteps of so many steps, from `first` on, descending."""
-    check_noise_levels(scheduler)
-    trained = scheduler.config.num_train_timesteps
-    steps = min(STEPS, trained) if steps is None else steps
-    at_least("num_inference_steps", steps, 1)
-    if steps > trained:
-        raise ValueError(
-            f"num_inference_steps is {steps}, but this network was trained with {trained} timesteps: use {trained} or "
-            "fewer."
-        )
-    if first is None:
-        return log_snr_timesteps(scheduler, steps)
-    low = log_ratios(scheduler)[first].item()
-    return sorted({first, *(number for number in log_snr_timesteps(scheduler, steps, low) if number < first)})[::-1]
 
 
 @torch.no_grad()
 def remove_noise(
-    unet: Any,
-    scheduler: SchedulerMixin,
+    denoiser: Denoiser,
     images: torch.Tensor,
     deviation: float,
     generator: Generators = None,
-    num_inference_steps: int | None = None,
-    class_labels: torch.Tensor | None = None,
-    null_class: int | None = None,
-    guidance_scale: float = 1.0,
-    clip: bool = True,
-    progress_bar: Callable[[Any], Any] = iter,
-    on_step_end: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    num_inference_steps: int = 1,
+    **how: Any,
 ) -> torch.Tensor:
     """Draws images as they may have been before normal noise was added: this is what the network was trained for, from
     the level on that has this noise.
 
     Args:
+        denoiser ([`Denoiser`]): The network.
         images (`torch.Tensor` of shape `(B, C, H, W)`): Noisy ones, about [-1, 1].
         deviation (`float`): The standard deviation of their noise.
-        num_inference_steps (`int`, *optional*): By default 1, which gives the mean of what they may have been: the
+        generator (*optional*): See [`diffuse`].
+        num_inference_steps (`int`, *optional*, defaults to 1): One step gives the mean of what they may have been: the
             least squared error, and smooth. More steps draw one of them.
+        how: `clip`, `progress_bar` and `on_step_end` of [`diffuse`].
 
     Returns:
         `torch.Tensor` of shape `(B, C, H, W)`: Images in [-1, 1].
@@ -374,49 +350,38 @@ def remove_noise(
     Raises:
         ValueError: For a deviation that is not above 0 or beyond the schedule, and numbers out of range.
     """
-    ratios = log_ratios(scheduler)
-    most = (-ratios[-1]).exp().item()
+    most = (-denoiser.ratios[-1]).exp().item()
     at_least("deviation", deviation, 0, whole=False)
     if not 0 < deviation <= most:
         raise ValueError(f"deviation is {deviation}, but must be above 0 and at most {most:.4g}, as in training.")
-    first = int((ratios > -torch.tensor(deviation, dtype=ratios.dtype).log()).sum())
-    first = min(first, len(ratios) - 1)
-    alpha, sigma = level(ratios, first)
-    generator = check_generators(generator, len(images))
-    noise = randn_tensor(tuple(images.shape), generator=generator, device=images.device, dtype=torch.float32)
+    # Of the timesteps with as much noise the first: what it has more is added.
+    first = min(int((denoiser.ratios > -math.log(deviation)).sum()), len(denoiser.ratios) - 1)
+    alpha, sigma = denoiser.level(first)
     missing = max(0.0, sigma**2 - (alpha * deviation) ** 2) ** 0.5
-    steps = 1 if num_inference_steps is None else num_inference_steps
-    timesteps = [first] if steps == 1 else _timesteps(scheduler, steps, first)
-    noisy = alpha * images + missing * noise
-    expected = expect(unet, scheduler, class_labels, null_class, guidance_scale)
-    cleaned = diffuse(
-        expected, timesteps, ratios, noisy, generator, clip=clip, progress_bar=progress_bar, on_step_end=on_step_end
-    )
-    return cleaned.clamp(-1, 1) if clip else cleaned
+    generator = check_generators(generator, len(images))
+    noisy = alpha * images + missing * draw_like(images, images.shape[1:], generator)
+    return diffuse(denoiser, denoiser.timesteps(num_inference_steps, first), noisy, generator, **how)
 
 
 @torch.no_grad()
 def img2img(
-    unet: Any,
-    scheduler: SchedulerMixin,
+    denoiser: Denoiser,
     images: torch.Tensor,
     strength: float,
     generator: Generators = None,
     num_inference_steps: int | None = None,
-    class_labels: torch.Tensor | None = None,
-    null_class: int | None = None,
-    guidance_scale: float = 1.0,
-    clip: bool = True,
-    progress_bar: Callable[[Any], Any] = iter,
-    on_step_end: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    **how: Any,
 ) -> torch.Tensor:
     """Adds noise to images and takes it away again: what the network knows better, or another class, comes in
     (SDEdit, https://huggingface.co/papers/2108.01073).
 
     Args:
+        denoiser ([`Denoiser`]): The network.
         images (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1].
         strength (`float`): From 0, which changes nothing, to 1, of which nothing is left: the share of the steps.
+        generator (*optional*): See [`diffuse`].
         num_inference_steps (`int`, *optional*): Those of strength 1; by default 50.
+        how: `clip`, `progress_bar` and `on_step_end` of [`diffuse`].
 
     Returns:
         `torch.Tensor` of shape `(B, C, H, W)`: Images in [-1, 1].
@@ -427,17 +392,17 @@ def img2img(
     at_least("strength", strength, 0, whole=False)
     if strength > 1:
         raise ValueError(f"strength is {strength}, but must be in [0, 1].")
-    timesteps = _timesteps(scheduler, num_inference_steps)
+    timesteps = denoiser.timesteps(num_inference_steps)
     timesteps = timesteps[len(timesteps) - round(strength * len(timesteps)) :]
     generator = check_generators(generator, len(images))
     if not timesteps:
         return images
-    ratios = log_ratios(scheduler)
-    alpha, sigma = level(ratios, timesteps[0])
-    noise = randn_tensor(tuple(images.shape), generator=generator, device=images.device, dtype=torch.float32)
+    alpha, sigma = denoiser.level(timesteps[0])
+    noise = draw_like(images, images.shape[1:], generator)
     noisy = noise if strength == 1 else alpha * images + sigma * noise
-    expected = expect(unet, scheduler, class_labels, null_class, guidance_scale)
-    drawn = diffuse(
-        expected, timesteps, ratios, noisy, generator, clip=clip, progress_bar=progress_bar, on_step_end=on_step_end
-    )
-    return drawn.clamp(-1, 1) if clip else drawn
+    return diffuse(denoiser, timesteps, noisy, generator, **how)
+
+
+def draw_like(images: torch.Tensor, shape: Sequence[int], generator: Generators) -> torch.Tensor:
+    """Draws standard normal noise, `shape` for each of some images, float32, where these are."""
+    return randn_tensor((len(images), *shape), generator=generator, device=images.device, dtype=torch.float32)

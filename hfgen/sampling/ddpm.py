@@ -23,12 +23,22 @@ from hfgen.pipelines.ddpm_sampling import (
     set_timesteps,
     shortage,
 )
-from hfgen.pipelines.diffusion_restoration import METHODS, STEPS, grays, holes, img2img, remove_noise, restore, shrunk
-from hfgen.pipelines.restoration import factor_of
+from hfgen.pipelines.diffusion_restoration import (
+    METHODS,
+    STEPS,
+    Denoiser,
+    grays,
+    holes,
+    img2img,
+    remove_noise,
+    restore,
+    shrunk,
+)
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.notes import note
 from hfgen.sampling.capabilities import Adapter, Density, HasDensity, HasSteps, Restores, Slider, Step, evenly
 from hfgen.sampling.config import DDPMSamplingConfig
+from hfgen.sampling.restoring import shape_for
 
 MOST_STEPS = 100  # of a slider
 FLOW_STEPS = 25  # of the probability flow: 0.004 bits per dimension too few at most, with networks without errors
@@ -305,43 +315,47 @@ class DDPMAdapter(HasSteps, HasDensity, Restores):
         """Restores images by what the network expects, see [`~pipelines.diffusion_restoration`]; of the settings,
         `steps` are those of sampling, and pixels and `noise_level` are those of [0, 1]."""
         given = self.restore_settings(task) | settings
-        channels, height, width = self.image_shape
-        images = images.to(self.pipe.device)
-        labels, null_class, guidance = self.condition(len(images), labels, generator, given.pop("guidance_scale"))
-        if guidance != 1:
-            check_guidance(guidance, null_class)
-        own: dict[str, Any] = {"class_labels": labels, "null_class": null_class, "guidance_scale": guidance}
-        own |= {"generator": generator, "num_inference_steps": given.pop("steps")}
+        shape, size = shape_for(self, task, images), self.image_shape[1:]
+        if images.shape[1:] != shape:
+            expected = ", ".join(map(str, shape))
+            raise ValueError(f"images has shape {tuple(images.shape)}, but must have (B, {expected}).")
+        images = 2 * images.to(self.pipe.device) - 1
+        denoiser = Denoiser(
+            self.pipe.unet,
+            self.pipe.scheduler,
+            *self.condition(len(images), labels, generator, given.pop("guidance_scale")),
+        )
+        own = {"generator": generator, "num_inference_steps": given.pop("steps")}
         own |= {"progress_bar": self.pipe.progress_bar}
-        network = self.pipe.unet, self.pipe.scheduler
-        if task in ("denoise", "img2img"):
-            self._check_shape(images, (channels, height, width))
-            if task == "img2img":
-                made = img2img(*network, 2 * images - 1, given["strength"], **own)
-            else:
-                made = remove_noise(*network, 2 * images - 1, noise_deviation(given["noise_level"]), **own)
-            return made / 2 + 0.5
-        if task == "inpaint":
-            self._check_shape(images, (channels, height, width))
-            if given["mask"] is None:
-                raise ValueError("mask is missing: say what to paint.")
-            seen = holes(2 * images - 1, read_mask(given["mask"], (height, width), len(images)).to(images.device))
-        elif task == "super_resolve":
-            factor = factor_of(images, (height, width))
-            self._check_shape(images, (channels, height // factor, width // factor))
-            seen = shrunk(2 * images - 1, factor)
+        if task == "img2img":
+            made = img2img(denoiser, images, given["strength"], **own)
+        elif task == "denoise":
+            made = remove_noise(denoiser, images, self.noise_deviation(given["noise_level"]), **own)
         else:
-            self._check_shape(images, (channels - 2, height, width))
-            seen = grays(2 * images - 1)
-        made = restore(*network, seen, method=given["method"], resamples=given["resamples"], **own)
+            if task == "inpaint":
+                if given["mask"] is None:
+                    raise ValueError("mask is missing: say what to paint.")
+                seen = holes(images, read_mask(given["mask"], size, len(images)).to(images.device))
+            else:
+                seen = grays(images) if task == "colorize" else shrunk(images, size[0] // images.shape[2])
+            made = restore(denoiser, seen, method=given["method"], resamples=given["resamples"], **own)
         return (made / 2 + 0.5).clamp(0, 1)
 
-    @staticmethod
-    def _check_shape(images: torch.Tensor, shape: tuple[int, int, int]) -> None:
-        if images.shape[1:] != shape:
+    def noise_deviation(self, noise_level: float | None) -> float:
+        """Returns the deviation of noise for pixels in [-1, 1] from that for pixels in [0, 1].
+
+        Raises:
+            ValueError: If it is missing, none, or more than there was in training.
+        """
+        if noise_level is None:
+            raise ValueError("noise_level is missing: give the standard deviation of the noise, for pixels in [0, 1].")
+        at_least("noise_level", noise_level, 0, whole=False)
+        most = (-log_ratios(self.pipe.scheduler)[-1]).exp().item() / 2
+        if not 0 < noise_level <= most:
             raise ValueError(
-                f"images has shape {tuple(images.shape)}, but must have (B, {', '.join(map(str, shape))})."
+                f"noise_level is {noise_level}, but must be above 0 and at most {most:.3g}, the noise of training."
             )
+        return 2 * noise_level
 
     def condition(
         self, count: int, labels: torch.Tensor | None, generator: Any, guidance: float | None
@@ -383,9 +397,11 @@ class ClassConditionalDDPMAdapter(DDPMAdapter):
         self, count: int, labels: torch.Tensor | None, generator: Any, guidance: float | None
     ) -> tuple[torch.Tensor | None, int | None, float]:
         if labels is not None:
-            return labels, self.null_class, self.pipe.config.guidance_scale if guidance is None else guidance
+            guidance = self.pipe.config.guidance_scale if guidance is None else guidance
+            check_guidance(guidance, self.null_class)
+            return labels, self.null_class, guidance
         if self.null_class is None:  # groups are drawn; without them it says that the class is missing
-            return self.pipe.class_numbers(None, count, generator), None, 1.0 if guidance is None else guidance
+            return self.pipe.class_numbers(None, count, generator), None, 1.0
         nothing = torch.full((count,), self.null_class, device=self.pipe.device)
         return nothing, self.null_class, 1.0
 
@@ -401,14 +417,6 @@ class ClassConditionalDDPMAdapter(DDPMAdapter):
             usual = self.pipe.config.guidance_scale
             sliders["guidance_scale"] = Slider("Guidance", 0, max(10, usual), 0.1, usual)
         return sliders
-
-
-def noise_deviation(noise_level: float | None) -> float:
-    """Returns the deviation of noise for pixels in [-1, 1] from that for pixels in [0, 1]."""
-    if noise_level is None:
-        raise ValueError("noise_level is missing: give the standard deviation of the noise, for pixels in [0, 1].")
-    at_least("noise_level", noise_level, 0, whole=False)
-    return 2 * noise_level
 
 
 def timestep_of(log_ratios: torch.Tensor, log_ratio: float) -> float:

@@ -14,10 +14,11 @@ from PIL import Image
 
 from hfgen.evaluation import compare
 from hfgen.evaluation.report import COLOURS, curves
+from hfgen.registry import families
 from hfgen.runtime.errors import UserError
 
 FAMILIES = ("ddpm", "gan", "vae")
-ALL = (*FAMILIES, "autoregressive", "flow")  # those that are trained where no model is named
+ALL = [name for name, family in families().items() if family.compare is not None]  # trained where no model is named
 
 
 @pytest.fixture(scope="module")

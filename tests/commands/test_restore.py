@@ -172,6 +172,8 @@ def test_classes(models):
         ("gray", "img2img", {"strength": 1.5}, "strength is 1.5, but must be in"),
         ("gray", "denoise", {}, "noise_level is missing: give the standard deviation"),
         ("gray", "denoise", {"noise_level": -1.0}, "noise_level is -1.0, but must be at least 0"),
+        ("gray", "denoise", {"noise_level": 0.0}, "noise_level is 0.0, but must be above 0 and at most 0.2"),
+        ("gray", "denoise", {"noise_level": 9.0}, "noise_level is 9.0, but must be above 0 and at most 0.2"),
         ("gray", "inpaint", {}, "`mask` is missing: say what to inpaint with white pixels"),
         ("gray", "inpaint", {"mask": torch.ones(8, 8)}, "mask covers a whole image, of which nothing is left"),
         ("gray", "inpaint", {"mask": torch.ones(4, 4)}, r"mask has shape \(1, 4, 4\), but must have \(8, 8\)"),

@@ -9,13 +9,14 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
+from hfgen.objectives.probability_flow import amplitudes
 from hfgen.pipelines.ddpm_sampling import log_ratios, log_snr_timesteps
 from hfgen.pipelines.diffusion_restoration import (
     METHODS,
+    Denoiser,
     grays,
     holes,
     img2img,
-    level,
     remove_noise,
     restore,
     shrunk,
@@ -44,16 +45,16 @@ class Normal(nn.Module):
 
     def gain(self, timestep):
         """The matrix K and the vector b of `E[x_0 | x_t] = K x_t + b`."""
-        alpha, sigma = level(self.ratios, timestep)
+        alpha, sigma = amplitudes(self.ratios[timestep].item())
         whole = alpha**2 * self.covariance + sigma**2 * torch.eye(len(self.mean), dtype=DOUBLE)
         matrix = alpha * self.covariance @ torch.linalg.inv(whole)
         return matrix, self.mean - alpha * matrix @ self.mean
 
-    def forward(self, sample, timestep):
+    def forward(self, sample, timestep, class_labels=None):
         matrix, vector = self.gain(int(timestep))
         noisy = sample.flatten(1).double()
         clean = noisy @ matrix.T + vector
-        alpha, sigma = level(self.ratios, int(timestep))
+        alpha, sigma = amplitudes(self.ratios[int(timestep)].item())
         noise = (noisy - alpha * clean) / sigma
         kind = self.scheduler.config.prediction_type
         output = {"epsilon": noise, "sample": clean, "v_prediction": alpha * noise - sigma * clean}[kind]
@@ -109,7 +110,7 @@ def many(unet, scheduler, kind, count=3000, **options):
     """Restored copies of one image; the matrix of the observation, its rows, and what was observed."""
     image = unet.draw(1)
     observation = OBSERVED[kind](image.expand(count, -1, -1, -1))
-    made = restore(unet, scheduler, observation, torch.Generator().manual_seed(2), clip=False, **options)
+    made = restore(Denoiser(unet, scheduler), observation, torch.Generator().manual_seed(2), clip=False, **options)
     matrix, rows = matrix_of(OBSERVED[kind](image), CHANNELS[kind])
     return made, matrix, observation.target[0].flatten().double()[rows]
 
@@ -145,7 +146,7 @@ def test_a_solver_is_what_its_formula_says(method, kind):
     inverse = matrix.T @ torch.linalg.inv(matrix @ matrix.T)
     mean, covariance = torch.zeros(SIDE**2, dtype=DOUBLE), one
     timesteps = log_snr_timesteps(scheduler, steps)
-    levels = [*(level(unet.ratios, timestep) for timestep in timesteps), (1.0, 0.0)]
+    levels = [*(amplitudes(unet.ratios[timestep].item()) for timestep in timesteps), (1.0, 0.0)]
     for timestep, (alpha, sigma), (after, low) in zip(timesteps, levels, levels[1:], strict=False):
         gain, shift = unet.gain(timestep)
         if method == "ddnm":
@@ -190,9 +191,9 @@ def test_what_is_observed_is_kept(kind, method):
     observation = OBSERVED[kind](torch.cat([unet.draw(1), unet.draw(2)]))
     if method == "repaint" and observation.hole is None:
         with pytest.raises(ValueError, match="method is 'repaint', which fills holes alone: use"):
-            restore(unet, scheduler, observation, num_inference_steps=3, method=method)
+            restore(Denoiser(unet, scheduler), observation, num_inference_steps=3, method=method)
         return
-    made = restore(unet, scheduler, observation, torch.Generator(), num_inference_steps=3, method=method)
+    made = restore(Denoiser(unet, scheduler), observation, torch.Generator(), num_inference_steps=3, method=method)
     assert torch.allclose(observation.observe(made), observation.target, atol=1e-5)
 
 
@@ -204,11 +205,13 @@ def test_each_image_has_its_own_generator():
     def generators(*seeds):
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    made = restore(unet, scheduler, observation, generators(5, 6, 7), num_inference_steps=4, resamples=2)
+    made = restore(Denoiser(unet, scheduler), observation, generators(5, 6, 7), num_inference_steps=4, resamples=2)
     lone = dataclasses.replace(observation, target=observation.target[1:2])
-    alone = restore(unet, scheduler, lone, generators(6), num_inference_steps=4, resamples=2)
+    alone = restore(Denoiser(unet, scheduler), lone, generators(6), num_inference_steps=4, resamples=2)
     assert torch.allclose(made[1:2], alone, atol=1e-6)
-    assert not torch.allclose(made[:1], restore(unet, scheduler, observation, generators(8, 6, 7), 4, resamples=2)[:1])
+    assert not torch.allclose(
+        made[:1], restore(Denoiser(unet, scheduler), observation, generators(8, 6, 7), 4, resamples=2)[:1]
+    )
 
 
 @pytest.mark.parametrize("deviation", [0.05, 0.4, 2.0])
@@ -219,9 +222,9 @@ def test_noise_is_removed(deviation):
     noisy = image + deviation * torch.randn(image.shape, generator=torch.Generator().manual_seed(3))
     mean, covariance = posterior(unet, one, noisy.flatten().double(), deviation)
     copies, generator = noisy.expand(3000, -1, -1, -1), torch.Generator().manual_seed(2)
-    found, spread = moments(remove_noise(unet, scheduler, copies, deviation, generator, clip=False))
+    found, spread = moments(remove_noise(Denoiser(unet, scheduler), copies, deviation, generator, clip=False))
     assert (found - mean).abs().max() < 0.02 and spread.trace() < 0.1 * covariance.trace()
-    found, spread = moments(remove_noise(unet, scheduler, copies, deviation, generator, 20, clip=False))
+    found, spread = moments(remove_noise(Denoiser(unet, scheduler), copies, deviation, generator, 20, clip=False))
     assert (found - mean).abs().max() < 0.03 and (spread - covariance).norm() < 0.2 * covariance.norm()
 
 
@@ -231,7 +234,7 @@ def test_images_are_varied():
 
     def vary(image, strength, seed=0, **options):
         generator = torch.Generator().manual_seed(seed)
-        return img2img(unet, scheduler, image, strength, generator, 20, **options)
+        return img2img(Denoiser(unet, scheduler), image, strength, generator, 20, **options)
 
     assert (vary(image, 0) == image).all() and (vary(image, 1) == vary(other, 1)).all()
     distances = [(vary(image, strength) - image).abs().mean().item() for strength in (0.1, 0.4, 0.8)]
@@ -250,7 +253,12 @@ def test_steps_can_be_seen_and_changed():
         return torch.zeros_like(images) if step == 3 else images
 
     made = restore(
-        unet, scheduler, OBSERVED["a hole"](unet.draw(1)), torch.Generator(), 4, on_step_end=on_step_end, clip=False
+        Denoiser(unet, scheduler),
+        OBSERVED["a hole"](unet.draw(1)),
+        torch.Generator(),
+        4,
+        on_step_end=on_step_end,
+        clip=False,
     )
     assert seen == list(enumerate(log_snr_timesteps(scheduler, 4))) and not made[..., SIDE // 2 :, :].any()
     assert (made[..., : SIDE // 2, :] == unet.draw(1)[..., : SIDE // 2, :]).all()  # all the same
@@ -268,7 +276,7 @@ def test_steps_can_be_seen_and_changed():
 def test_mistakes(options, message):
     unet, scheduler = network()
     with pytest.raises(ValueError, match=message):
-        restore(unet, scheduler, OBSERVED["small"](unet.draw(1)), **options)
+        restore(Denoiser(unet, scheduler), OBSERVED["small"](unet.draw(1)), **options)
 
 
 def test_mistakes_of_strength_and_noise():
@@ -278,10 +286,10 @@ def test_mistakes_of_strength_and_noise():
         (-0.1, "strength is -0.1, but must be at least 0"),
     ):
         with pytest.raises(ValueError, match=message):
-            img2img(unet, scheduler, unet.draw(1), strength)
+            img2img(Denoiser(unet, scheduler), unet.draw(1), strength)
     for deviation in (0.0, 1e9):
         with pytest.raises(ValueError, match=r"deviation is .*, but must be above 0 and at most"):
-            remove_noise(unet, scheduler, unet.draw(1), deviation)
+            remove_noise(Denoiser(unet, scheduler), unet.draw(1), deviation)
     unet.config = FrozenDict(unet.config | {"out_channels": 2})
     with pytest.raises(ValueError, match="this network has 2 channels of 1, more than the noise"):
-        img2img(unet, scheduler, unet.draw(1), 0.5)
+        img2img(Denoiser(unet, scheduler), unet.draw(1), 0.5)
