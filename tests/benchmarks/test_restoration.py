@@ -38,7 +38,7 @@ def test_a_run(tmp_path, capsys):
     ("arguments", "message"),
     [
         ("--extractor c", "--model is missing"),
-        ("--model m", "--extractor is missing: give the `output_dir` of `hfgen classify`"),
+        ("--model m", "--extractor is missing"),
         ("--model m --extractor c --factor 1", "--factor 1 is out of range"),
     ],
 )
