@@ -22,6 +22,7 @@ _PUBLIC = {
     "DCGANGenerator": "hfgen.models.dcgan",
     "DDPMConfig": "hfgen.families.ddpm.options",
     "DDPMRecipe": "hfgen.families.ddpm.recipe",
+    "DDPMRestorationPipeline": "hfgen.pipelines.ddpm_restoration",
     "DataConfig": "hfgen.data.config",
     "DataInfo": "hfgen.data.info",
     "Density": "hfgen.sampling.capabilities",
@@ -40,9 +41,11 @@ _PUBLIC = {
     "Generates": "hfgen.sampling.capabilities",
     "Glow": "hfgen.models.glow",
     "HasDensity": "hfgen.sampling.capabilities",
+    "Encodes": "hfgen.sampling.capabilities",
     "HasLatents": "hfgen.sampling.capabilities",
     "HasSteps": "hfgen.sampling.capabilities",
     "HierarchicalVAE": "hfgen.models.hierarchical_vae",
+    "ImageTranslationPipeline": "hfgen.pipelines.translation",
     "MLPDiscriminator": "hfgen.models.mlp_gan",
     "MLPGenerator": "hfgen.models.mlp_gan",
     "Network": "hfgen.training.recipe",
@@ -51,8 +54,10 @@ _PUBLIC = {
     "PipelineEntry": "hfgen.registry",
     "Progress": "hfgen.training.recipe",
     "Recipe": "hfgen.training.recipe",
+    "PatchDiscriminator": "hfgen.models.patch_discriminator",
     "PixelCNN": "hfgen.models.pixelcnn",
     "ReferenceConfig": "hfgen.evaluation.config",
+    "ResNetTranslator": "hfgen.models.resnet_translator",
     "ResidualDiscriminator": "hfgen.models.residual_gan",
     "ResidualGenerator": "hfgen.models.residual_gan",
     "ResidualVAE": "hfgen.models.residual_vae",
@@ -69,6 +74,9 @@ _PUBLIC = {
     "TarFlow": "hfgen.models.tarflow",
     "TrainingConfig": "hfgen.training.config",
     "Translates": "hfgen.sampling.capabilities",
+    "TranslationConfig": "hfgen.families.translation.options",
+    "TranslationRecipe": "hfgen.families.translation.recipe",
+    "UNetTranslator": "hfgen.models.unet_translator",
     "UserError": "hfgen.runtime.errors",
     "VAEConfig": "hfgen.families.vae.options",
     "VAEPipeline": "hfgen.pipelines.vae",
@@ -111,6 +119,8 @@ if TYPE_CHECKING:
     from hfgen.families.flow.recipe import FlowRecipe
     from hfgen.families.gan.options import GANConfig
     from hfgen.families.gan.recipe import GANRecipe
+    from hfgen.families.translation.options import TranslationConfig
+    from hfgen.families.translation.recipe import TranslationRecipe
     from hfgen.families.vae.options import VAEConfig
     from hfgen.families.vae.recipe import VAERecipe
     from hfgen.models.causal_transformer import CausalTransformer
@@ -121,16 +131,21 @@ if TYPE_CHECKING:
     from hfgen.models.glow import Glow
     from hfgen.models.hierarchical_vae import HierarchicalVAE
     from hfgen.models.mlp_gan import MLPDiscriminator, MLPGenerator
+    from hfgen.models.patch_discriminator import PatchDiscriminator
     from hfgen.models.pixelcnn import PixelCNN
     from hfgen.models.residual_gan import ResidualDiscriminator, ResidualGenerator
     from hfgen.models.residual_vae import ResidualVAE
+    from hfgen.models.resnet_translator import ResNetTranslator
     from hfgen.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
     from hfgen.models.tarflow import TarFlow
+    from hfgen.models.unet_translator import UNetTranslator
     from hfgen.models.vq_vae import VQVAE
     from hfgen.pipelines.autoregressive import AutoregressivePipeline
+    from hfgen.pipelines.ddpm_restoration import DDPMRestorationPipeline
     from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline, denoise, sampling_scheduler
     from hfgen.pipelines.flow import FlowPipeline
     from hfgen.pipelines.gan import GANPipeline
+    from hfgen.pipelines.translation import ImageTranslationPipeline
     from hfgen.pipelines.vae import VAEPipeline
     from hfgen.registry import Family, PipelineEntry, find_family
     from hfgen.runtime.errors import UserError
@@ -139,6 +154,7 @@ if TYPE_CHECKING:
     from hfgen.sampling.capabilities import (
         Adapter,
         Density,
+        Encodes,
         Generates,
         HasDensity,
         HasLatents,

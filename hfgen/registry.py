@@ -24,6 +24,7 @@ OURS = (
     "hfgen.families.vae:FAMILY",
     "hfgen.families.autoregressive:FAMILY",
     "hfgen.families.flow:FAMILY",
+    "hfgen.families.translation:FAMILY",
 )
 
 
@@ -73,6 +74,7 @@ class Family:
         adopt (`str`, *optional*): A dict from the names of classes of networks and schedulers to functions of one's
             configuration and folder, which return the options that make it: with these a run begins from a checkpoint
             (`init_from`); no torch.
+        synonyms (`Mapping[str, str]`, *optional*): Options of the family that are other names for options of the data.
         task (`str`, *optional*): What the Hub calls what its pipelines do.
     """
 
@@ -89,6 +91,7 @@ class Family:
     follow: str | None = None
     adopt: str | None = None
     compare: Mapping[str, Any] | None = field(default=None, compare=False)
+    synonyms: Mapping[str, str] = field(default_factory=dict, compare=False)
     task: str = "unconditional-image-generation"
     origin: str = field(default="hfgen", compare=False)
     """The distribution that declares it, for messages."""

@@ -13,7 +13,7 @@ import sys
 import pytest
 from helpers import ROOT, TINY_GAN, Command, load_script, run
 
-from hfgen.commands import augment, classify, compare, demo, evaluate, push, restore, sample, show, sweep
+from hfgen.commands import augment, classify, compare, demo, evaluate, push, restore, sample, show, sweep, translate
 from hfgen.commands.cli import flags, spell
 from hfgen.evaluation.config import Amounts
 from hfgen.registry import families, find_family
@@ -32,6 +32,7 @@ KINDS = {f"train {name}": option_kinds(find_family(name)) for name in OURS} | {
     "augment": (*augment.KINDS, *all_sampling_options()),
     "show": (*show.KINDS, *all_sampling_options()),
     "restore": restore.KINDS,
+    "translate": (translate.TranslateConfig, *all_sampling_options()),
     "demo": (demo.DemoConfig,),
     "push": (push.PushConfig,),
 }
@@ -42,6 +43,7 @@ NEEDED = {
     augment.AugmentConfig: {"model": ("m",)},
     show.ShowOptions: {"model": "m"},
     restore.RestoreConfig: {"model": "m", "task": "super_resolve", "input": "x"},
+    translate.TranslateConfig: {"model": "m", "input": "x"},
     demo.DemoConfig: {"model": "m"},
     evaluate.EvaluateConfig: {"model": ("m",)},
     push.PushConfig: {"folder": "f", "hub_model_id": "a/b"},

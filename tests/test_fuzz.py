@@ -15,7 +15,7 @@ from hfgen.data.config import DataConfig
 from hfgen.evaluation.augment_splits import model_of_folder, origin_of_split
 from hfgen.evaluation.compare import costs, read_run, time_to_quality
 from hfgen.evaluation.config import ReferenceConfig
-from hfgen.evaluation.runner import following, training_data
+from hfgen.evaluation.trained import following, training_data
 from hfgen.hub.contents import pipeline_contents
 from hfgen.runtime.errors import UserError
 from hfgen.sampling.sampler import load_sampler

@@ -41,7 +41,7 @@ def install(tmp_path, monkeypatch):
         del sys.modules[module]
 
 
-OURS = ["ddpm", "gan", "vae", "autoregressive", "flow"]
+OURS = ["ddpm", "gan", "vae", "autoregressive", "flow", "translation"]
 
 
 def test_ours():

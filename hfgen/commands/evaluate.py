@@ -116,7 +116,7 @@ def main(argv: Sequence[str]) -> None:
     accelerator = make_accelerator(cpu_threads=config.cpu_threads)
 
     def load(model: str) -> Sampler:
-        return ready_sampler(model, given, accelerator.device, config.revision, config.hub_token)
+        return ready_sampler(model, given, accelerator.device, config.revision, config.hub_token, translates=True)
 
     ready = [load(config.model[0])]  # a mistake in a model should cost neither the download of other weights
     for model in config.model[1:]:

@@ -21,6 +21,7 @@ VERBS = (
     "augment",
     "show",
     "restore",
+    "translate",
     "demo",
     "push",
     "list",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hfgen.commands.cli import read, spell
+from hfgen.commands.image_files import GRID, IN_GRID, find_images, places_for, read_image
 from hfgen.commands.options import ModelOptions
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.options import make, option
@@ -23,7 +24,7 @@ from hfgen.sampling.config import SamplingConfig
 TASKS = ("inpaint", "super_resolve", "denoise", "colorize", "img2img", "complete")
 METHODS = ("ddnm", "posterior", "repaint", "gradient", "langevin", "amortised")
 SETTINGS = ("noise_level", "strength", "method", "resamples", "steps", "restarts", "prior", "guidance_scale")
-RECORD, GRID, IN_GRID = "restored.json", "grid.png", 10
+RECORD = "restored.json"
 
 
 @dataclass(frozen=True)
@@ -100,29 +101,6 @@ def read_options(argv: Sequence[str]) -> tuple[RestoreConfig, SamplingConfig]:
     return config, common
 
 
-def find_images(source: str) -> dict[str, Path]:
-    """Finds the images of `input`: by the name of the file that each becomes, without the suffix.
-
-    Raises:
-        UserError: If there are none.
-    """
-    from hfgen.data.folders import list_files
-
-    path = Path(source)
-    if path.is_file():
-        return {path.stem: path}
-    if not path.is_dir():
-        raise UserError(f"`input` {source} is neither an image nor a folder: give one of them.")
-    found: dict[str, Path] = {}
-    files = list_files(path).images
-    if not files:
-        raise UserError(f"`input` {source} holds no images that can be read.")
-    stems = [str(Path(file).with_suffix("")).replace("/", "-") for file in files]
-    for file, stem in zip(files, stems, strict=True):
-        found[stem if stems.count(stem) == 1 else file.replace("/", "-")] = path / file
-    return found
-
-
 def read_square(path: Path, mode: str, size: int | None, background: str = "white") -> tuple[Any, tuple[int, int]]:
     """Reads an image as a square `(C, size, size)` in [0, 1], by default as large as it is, and returns its own width
     and height.
@@ -132,12 +110,9 @@ def read_square(path: Path, mode: str, size: int | None, background: str = "whit
     """
     import torch
 
-    from hfgen.data.decode import decode, fit, to_mode
+    from hfgen.data.decode import fit, to_mode
 
-    try:
-        image = decode({"path": str(path)})
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}. Take it away, or give another.") from None
+    image = read_image(path)
     pixels, _, _ = fit(to_mode(image, mode, background=background), size or min(image.size), center_crop=True)
     return torch.from_numpy(pixels.copy()).float() / 255, image.size
 
@@ -210,18 +185,12 @@ def main(argv: Sequence[str]) -> None:
     from hfgen.runtime.files import write_json
     from hfgen.runtime.launch import make_accelerator
     from hfgen.runtime.png import gray_like, make_table, save_png, to_pil, to_uint8
-    from hfgen.runtime.writable import require_folder, require_ours
     from hfgen.sampling.capabilities import adapter_of
     from hfgen.sampling.loading import in_use, load_pipeline
     from hfgen.sampling.restoring import Restorer
     from hfgen.sampling.sampler import DTYPES
 
-    require_folder(output, "output_dir")
-    files = {name: output / f"{name}.png" for name in images}
-    present = [path for path in (*files.values(), output / GRID) if path.exists()]
-    if present and not config.overwrite_output_dir:
-        raise UserError(f"`output_dir` {output} holds {present[0].name}: add `overwrite_output_dir` or give another.")
-    require_ours(present, "output_dir", "give another folder, or delete it")
+    files = places_for(images, output, config.overwrite_output_dir)
     accelerator = make_accelerator()
     if accelerator.num_processes > 1:
         raise UserError(f"`hfgen restore` takes one process, not {accelerator.num_processes}: use no launcher.")

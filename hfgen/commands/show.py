@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     from hfgen.runtime.launch import make_accelerator
     from hfgen.runtime.png import save_gif, save_png
     from hfgen.runtime.writable import require_folder, require_ours
-    from hfgen.sampling.capabilities import adapter_of
+    from hfgen.sampling.capabilities import Translates, adapter_of
     from hfgen.sampling.config import choose_options
     from hfgen.sampling.loading import in_use, load_pipeline
     from hfgen.sampling.sampler import DTYPES
@@ -71,8 +71,12 @@ def main(argv: Sequence[str]) -> None:
     adapter = adapter_of(pipe)
     _, options = choose_options(adapter, given, config.model)
     real: Real | str
+    shape, column = adapter.image_shape, None
+    if isinstance(adapter, Translates):
+        adapter.check(options)
+        shape, column = adapter.shapes(options)[0], adapter.sets(options)[0]
     try:
-        real = open_real(source, config.model, adapter.image_shape)
+        real = open_real(source, config.model, shape, column)
     except UserError as error:
         if source.dataset_name or source.train_data_dir:
             raise

@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     options = collect(family, given.preset, command, **given.values)  # mistakes are reported before torch is imported
 
     from hfgen.runtime.notes import say
-    from hfgen.sampling.capabilities import Generates, adapter_class
+    from hfgen.sampling.capabilities import Generates, Translates, adapter_class
     from hfgen.sampling.loading import entry_of
     from hfgen.training.api import run_training
 
@@ -60,6 +60,9 @@ def main(argv: Sequence[str]) -> None:
         raise SystemExit(128 + run.stopped_by)
     if run.main:
         path = run.folder.path
-        generates = issubclass(adapter_class(entry_of(str(path))), Generates)
-        use = f"hfgen sample --model {path} --num_images 16" if generates else f"see {path / 'README.md'}"
+        kind, use = adapter_class(entry_of(str(path))), f"see {path / 'README.md'}"
+        if issubclass(kind, Generates):
+            use = f"hfgen sample --model {path} --num_images 16"
+        elif issubclass(kind, Translates):
+            use = f"hfgen translate --model {path} --input FOLDER"
         say(f"Use it:   {use}")

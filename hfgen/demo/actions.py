@@ -16,7 +16,7 @@ from hfgen.runtime.errors import UserError
 from hfgen.runtime.png import notes, to_pil, to_uint8
 from hfgen.runtime.seeds import image_seed
 from hfgen.sampling import latents as codes
-from hfgen.sampling.capabilities import Adapter, Generates, HasLatents
+from hfgen.sampling.capabilities import Adapter, Encodes, Generates
 from hfgen.sampling.sampler import Sampler, image_generators
 
 ANY = -1  # the class that stands for none in particular
@@ -38,9 +38,9 @@ def class_names(adapter: Adapter) -> tuple[str, ...]:
     return adapter.classes.names if adapter.classes else ()
 
 
-def walks_any_class(adapter: HasLatents) -> bool:
+def walks_any_class(adapter: Encodes) -> bool:
     """Returns whether walks need no class: latents that are drawn come with one, those of encoded images do not."""
-    return type(adapter).draw is not HasLatents.draw
+    return type(adapter).draw is not Encodes.draw
 
 
 def within(name: str, value: Any, least: float, most: float) -> None:
@@ -112,11 +112,12 @@ def interpolate(
     return [to_pil(image) for image in to_uint8(codes.walk(adapter, latents, frames, labels))]
 
 
-def read_image(adapter: Adapter, path: str | None) -> Image.Image:
-    """Reads an uploaded image with the size and channels of the model's images, cropped in the centre."""
+def read_image(adapter: Adapter, path: str | None, shape: tuple[int, int, int] | None = None) -> Image.Image:
+    """Reads an uploaded image with a size and channels, by default those of the model's images, cropped in the
+    centre."""
     if path is None:
         raise UserError("There is no image: upload one first.")
-    channels, resolution, _ = adapter.image_shape
+    channels, resolution, _ = shape or adapter.image_shape
     try:
         with open_image({"path": path}) as header:
             width, height = header.size
@@ -173,6 +174,23 @@ def inpaint(
     )
     known = Image.composite(Image.new(image.mode, image.size, "gray"), image, Image.fromarray(mask))
     return [(known, "what is known"), (to_pil(filled), "filled")]
+
+
+def translate(adapter: Any, path: str | None) -> list[Captioned]:
+    """Translates an image in each way that the model knows, and the translations back: for each way the image as the
+    model sees it, and what is made of it."""
+    rows = []
+    for options in adapter.ways:
+        (given, made), (shape, made_shape) = adapter.sets(options), adapter.shapes(options)
+        image = read_image(adapter, path, shape)
+        translated = adapter.translate(as_tensor(image).to(adapter.pipe.device), image_generators(0, [0]), options)
+        row = [(image, f"as {given}"), (to_pil(*to_uint8(translated)), f"{given} to {made}")]
+        for way in adapter.ways:
+            if adapter.sets(way) == (made, given) and adapter.shapes(way)[0][0] == made_shape[0]:
+                back = adapter.translate(translated, image_generators(0, [0]), way)
+                row.append((to_pil(*to_uint8(back)), "and back"))
+        rows.append(row)
+    return rows
 
 
 def animate(frames: Sequence[Image.Image]) -> str:

@@ -22,12 +22,13 @@ from hfgen.demo.actions import (
     reconstruct,
     sample,
     sliders,
+    translate,
     walks_any_class,
 )
 from hfgen.demo.guards import answer, guard, move_local
 from hfgen.demo.limits import KEPT, MOST_FRAMES, MOST_SEARCH, MOST_SEED, MOST_WAITING
 from hfgen.runtime.errors import UserError
-from hfgen.sampling.capabilities import Generates, HasLatents, Restores
+from hfgen.sampling.capabilities import Encodes, Generates, Restores, Translates
 
 COLOURS = {1: "gray", 3: "colour", 4: "colour and transparency"}
 CSS = """
@@ -42,7 +43,8 @@ def build(adapter: Any, name: str, max_images: int, origin: dict[str, Any] | Non
     channels, height, width = adapter.image_shape
     if channels not in COLOURS:
         raise UserError(f"`model` {name} makes images with {channels} channels, which a page cannot show.")
-    draws, codes, restores = (adapter.obstacle(each) is None for each in (Generates, HasLatents, Restores))
+    can = (adapter.obstacle(each) is None for each in (Generates, Encodes, Restores, Translates))
+    draws, codes, restores, translates = can
     inpaints = restores and "inpaint" in adapter.tasks
     heading = f"{adapter.kind[:1].upper()}{adapter.kind[1:]}, {width}x{height} pixels, {COLOURS[channels]}"
     if adapter.classes:
@@ -134,6 +136,21 @@ def build(adapter: Any, name: str, max_images: int, origin: dict[str, Any] | Non
 
         on(button.click, "reconstruct", run, inputs, shown)
 
+    def translate_tab() -> None:
+        with gr.Row():
+            with gr.Column():
+                file = file_box()
+                button = gr.Button("Translate", variant="primary")
+            shown = gallery(3 if len(adapter.ways) > 1 else 2)
+
+        def run(path: str | None) -> Captioned:
+            rows = translate(adapter, path)
+            for image, caption in (made for row in rows for made in row[1:]):
+                note(image, origin, composite=True, task="translate", direction=caption)
+            return [each for row in rows for each in row]
+
+        on(button.click, "translate", run, [file], shown)
+
     def inpaint_tab() -> None:
         image = gr.State()  # as the model sees it; the editor shows it enlarged
         with gr.Row():
@@ -175,11 +192,14 @@ def build(adapter: Any, name: str, max_images: int, origin: dict[str, Any] | Non
     # Some find the code of an image by a search, which is too slow for a click; those that restore encode at once.
     tabs |= {"Reconstruct": reconstruct_tab} if codes and restores else {}
     tabs |= {"Inpaint": inpaint_tab} if inpaints else {}
+    tabs |= {"Translate": translate_tab} if translates else {}
     if not tabs:
-        raise UserError(f"`model` {name} neither makes images nor reconstructs any: there is nothing to show.")
+        raise UserError(f"`model` {name} neither makes images nor changes any: there is nothing to show.")
     # With analytics, Gradio asks its makers' server for a newer version of itself.
     with gr.Blocks(title=name, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as app:
-        gr.Markdown(f"# {html.escape(name)}\n{heading}. The same seed makes the same image.")
+        gr.Markdown(
+            f"# {html.escape(name)}\n{heading}." + " The same seed makes the same image." * (draws or inpaints)
+        )
         for title, tab in tabs.items():
             with gr.Tab(title):
                 tab()

@@ -77,7 +77,8 @@ def evaluate(
     reference = make((ReferenceConfig, *all_sampling_options()), options)[0]
     sampling = {name: value for name, value in options.items() if name not in names_of(ReferenceConfig)}
     accelerator = make_accelerator(cpu_threads=cpu_threads)
-    sampler = ready_sampler(model, sampling, accelerator.device, revision, token)  # before any weights are asked for
+    # Before any weights are asked for.
+    sampler = ready_sampler(model, sampling, accelerator.device, revision, token, translates=True)
     features = extractor_for(metrics, extractor, extractor_weights, accelerator.device)
     report = measure(
         sampler, reference, features, accelerator, metrics, num_images, seed, seeds, batch_size, likelihood_samples,

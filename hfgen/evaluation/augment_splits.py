@@ -14,7 +14,7 @@ from hfgen.data.splits import check_sides, write_split
 from hfgen.evaluation.classifier import Part, open_parts
 from hfgen.evaluation.config import AugmentConfig, ClassifierConfig
 from hfgen.evaluation.generated import Folder, Generator
-from hfgen.evaluation.runner import is_source, read_record
+from hfgen.evaluation.trained import is_source, read_record
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.files import new_folder_at_once, write_json, write_text
 from hfgen.runtime.options import as_dict

@@ -18,12 +18,14 @@ from hfgen.evaluation.config import ReferenceConfig
 from hfgen.evaluation.features import Extractor, metric_prefix
 from hfgen.evaluation.reference import open_reference
 from hfgen.evaluation.report import describe_model, mixed_remarks, remarks
-from hfgen.evaluation.runner import evaluate, following, lacking, read_record
+from hfgen.evaluation.runner import evaluate, lacking
+from hfgen.evaluation.trained import read_record
+from hfgen.evaluation.translations import ready
 from hfgen.runtime.errors import UserError, one_line
 from hfgen.runtime.png import make_grid
 from hfgen.sampling.api import ready_sampler
 from hfgen.sampling.config import share_options
-from hfgen.sampling.sampler import Sampler
+from hfgen.sampling.sampler import Sampler, sampler_class
 
 NUM_IMAGES = 5000  # of each model, at most, unless told otherwise
 TURNS, TURN_SECONDS = 5, 0.5  # of timing
@@ -37,14 +39,16 @@ def load_samplers(models: Sequence[str], given: Mapping[str, Any], device: Any) 
         UserError: If one cannot be loaded, an option fits none of them, or their images differ in size.
     """
     loading = {name: value for name, value in given.items() if name == "mixed_precision"}
-    adapters = {model: ready_sampler(model, loading, device).adapter for model in models}
+    adapters = {model: ready_sampler(model, loading, device, translates=True).adapter for model in models}
     options = share_options(adapters, given)
     shapes = {model: "x".join(map(str, adapter.image_shape)) for model, adapter in adapters.items()}
     if len(set(shapes.values())) > 1:
         sizes = ", ".join(f"{shape} of {name}" for name, shape in shapes.items())
         raise UserError(f"`model`: images of different sizes cannot be compared: {sizes} (channels, height, width).")
     return [
-        Sampler(adapters[model], own, model, class_labels=common.class_labels, precision=common.mixed_precision)
+        sampler_class(adapters[model])(
+            adapters[model], own, model, class_labels=common.class_labels, precision=common.mixed_precision
+        )
         for model, (common, own) in options.items()
     ]
 
@@ -238,7 +242,9 @@ def compare_models(
     for metric, obstacles in reasons.items():
         if all(obstacles):
             raise UserError(f"`metrics` {metric}: {obstacles[0]}.")
-    parts = open_reference(following(config, samplers[0].name), samplers[0].image_shape, NUM_IMAGES, NUM_IMAGES)
+    prepared = [ready(sampler, config, NUM_IMAGES) for sampler in samplers]
+    samplers = [sampler for sampler, _, _ in prepared]
+    parts = open_reference(prepared[0][1], samplers[0].image_shape, NUM_IMAGES, NUM_IMAGES)
     count = num_images or min(NUM_IMAGES, len(parts.real.rows), len(parts.held_out.rows))
     reports = []
     for index, sampler in enumerate(samplers):

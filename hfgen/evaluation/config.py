@@ -32,6 +32,8 @@ METRICS = (
     "stacked_modes",
     "bits_per_dim",
     "ppl",
+    "pairs",
+    "label_kept",
 )
 FEWEST = 20  # new images that say what is rare among them, for memorisation
 WITHOUT_FEATURES = ("bits_per_dim",)  # of images; no extractor is needed for them
@@ -46,6 +48,7 @@ NUMBERS = {
     "conditional_accuracy": (("conditional_accuracy",), "higher"),
     "bits_per_dim": (("bits_per_dim",), "lower"),
     "ppl": (("ppl",), "lower"),
+    "label_kept": (("label_kept",), "higher"),
 }
 ONE_NUMBER = tuple(NUMBERS)
 TOWARDS = "towards:"  # what a direction begins with that is no number
@@ -129,6 +132,19 @@ class ReferenceConfig(SplitsConfig):
     num_real_images: int | None = option(
         None, "real images, drawn at random (default: as many as are generated)", least=2, most=MOST_IMAGES
     )
+    inputs: str | None = option(
+        None,
+        "of translators: the images to translate, by folder or Hub id (default: what the training left out of the set "
+        "that they translate, else its split test); the images named above are then of the set that they make",
+    )
+    inputs_split: str | None = option(None, "split of `inputs` (default: test; of a folder of images train)")
+    inputs_column: str | None = option(None, "column of `inputs` with the images; left out: as for `image_column`")
+
+    def validate(self) -> None:
+        super().validate()
+        for name in ("inputs_split", "inputs_column"):
+            if getattr(self, name) is not None and self.inputs is None:
+                raise UserError(f"`{name}` {getattr(self, name)} belongs to `inputs`: name these, or leave it out.")
 
 
 @dataclass(frozen=True)

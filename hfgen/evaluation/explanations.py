@@ -47,6 +47,12 @@ EXPLANATIONS = {
     "authpct": "the percentage of generated images that are farther from the nearest training image than that one is "
     f"from its own nearest; copies have 0, {HIGHER}.",
     "ppl": f"how much an image changes when its latent changes a little, in the features of the network; {LOWER}.",
+    "pair_l1": f"how far a translation is from what the image should become, per pixel; {LOWER}.",
+    "pair_psnr": f"the same by the squared error, in decibels; {HIGHER}.",
+    "pair_ssim": f"how alike the structures of a translation are to those of what the image should become; 1 is "
+    f"equal, {HIGHER}.",
+    "label_kept": "the share of translations that the classifier takes for the same class as the image that was "
+    f"translated; {HIGHER}.",
     "bits_per_dim": "how many bits per pixel and channel the model would need to store real images that it has not "
     f"seen: how well it knows them; {LOWER}.",
 }

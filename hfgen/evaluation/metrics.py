@@ -62,12 +62,14 @@ class Images:
         kinds (`torch.Tensor` of shape `(N, C)`, *optional*): The class of each channel on its own.
         labels (`torch.Tensor` of shape `(N,)`, *optional*): The classifier's numbers of the classes that the images
             should show; -1 if there is none.
+        beside (`dict`, *optional*): Of translations, what each is beside its own image: see [`~pairs.beside`].
     """
 
     features: torch.Tensor
     logits: torch.Tensor | None = None
     kinds: torch.Tensor | None = None
     labels: torch.Tensor | None = None
+    beside: Any = None
 
 
 @dataclass

@@ -45,6 +45,9 @@ class Part:
     data: SourceData
     rows: np.ndarray
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
     def images(self, indices: Sequence[int] | np.ndarray) -> torch.Tensor:
         """Returns images, uint8 `(B, C, H, W)`."""
         rows = self.rows[indices]

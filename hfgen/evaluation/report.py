@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from hfgen.evaluation.explanations import explain, explain_density, explain_mixture
 from hfgen.evaluation.features import NO_FEATURES, RESERVED
 from hfgen.evaluation.inception import sha256_of
-from hfgen.evaluation.runner import training_data
+from hfgen.evaluation.trained import training_data
 from hfgen.runtime.png import ascii_only
 from hfgen.runtime.provenance import record
 

@@ -7,16 +7,15 @@ changes nothing.
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from hfgen.data.config import DataConfig, ImagesConfig, share_of
+from hfgen.data.config import share_of
 from hfgen.evaluation.config import FEWEST, GOOD_ACCURACY, METRICS, WITHOUT_FEATURES, ReferenceConfig
 from hfgen.evaluation.features import Extractor, Preparation
 from hfgen.evaluation.likelihood import measure_likelihood, without_labels
@@ -34,26 +33,29 @@ from hfgen.evaluation.reference import (
     shares_of,
     transform,
 )
+from hfgen.evaluation.trained import is_source, read_record, training_data
+from hfgen.evaluation.translations import beside, compared_one_by_one, ready, without_pairs
 from hfgen.runtime.distributed import Table, map_over_processes
-from hfgen.runtime.errors import UserError, one_line
+from hfgen.runtime.errors import UserError
 from hfgen.runtime.machine import Machine
-from hfgen.runtime.options import checked
-from hfgen.runtime.provenance import read_run
-from hfgen.sampling.capabilities import Adapter, Generates, HasDensity, HasStyles
-from hfgen.sampling.sampler import Sampler
+from hfgen.sampling.capabilities import Adapter, HasDensity, HasStyles, Translates
+from hfgen.sampling.sampler import Sampler, Translations
 
-Config = TypeVar("Config", bound=ImagesConfig)
-
+BESIDE = "beside/"  # what the names of measures begin with that are no features
 MOST_KINDS = 10**6  # of Stacked MNIST and its like
 NEEDS_CLASSES = ("label_divergence", "conditional_accuracy", "stacked_modes")
 NEEDS_ACCURACY = ("confidence", *NEEDS_CLASSES)
-NEEDS_LOGITS = ("is", *NEEDS_ACCURACY)
-NEEDS_CAPABILITY: dict[str, type[Adapter]] = {"bits_per_dim": HasDensity, "ppl": HasStyles}
+NEEDS_LOGITS = ("is", "label_kept", *NEEDS_ACCURACY)
+ONE_BY_ONE = ("pairs", "label_kept")
+NEEDS_CAPABILITY: dict[str, type[Adapter]] = {
+    **{"bits_per_dim": HasDensity, "ppl": HasStyles},
+    **dict.fromkeys(ONE_BY_ONE, Translates),
+}
 
 
 def lacking(metric: str, sampler: Sampler) -> str | None:
     """Says why a metric cannot be computed for a model, whatever the data; `None` if it can."""
-    obstacle = sampler.adapter.obstacle(NEEDS_CAPABILITY.get(metric, Generates))
+    obstacle = sampler.adapter.obstacle(NEEDS_CAPABILITY.get(metric, sampler.capability))
     if obstacle is not None:
         return f"{sampler.name} {obstacle}: leave it out"
     if metric == "bits_per_dim" and sampler.grouped and not sampler.adapter.without_classes:
@@ -100,6 +102,8 @@ def obstacle(
             return f"{kinds:,} kinds are too many to count"
     if metric in NEEDS_CAPABILITY and (lack := lacking(metric, sampler)):
         return lack
+    if metric == "pairs" and isinstance(sampler, Translations):
+        return without_pairs(sampler, reference.real.data.info.resolution)
     if metric == "bits_per_dim" and not sampler.adapter.without_classes:
         return without_labels(sampler, reference.held_out)
     if metric == "ppl" and not isinstance(extractor.prepare, Preparation):
@@ -167,7 +171,11 @@ class Evaluator:
         likelihood_samples: int | None = None,
         likelihood_images: int | None = None,
     ):
-        self.extractor, self.accelerator = extractor, accelerator
+        self.extractor, self.accelerator, self._first = extractor, accelerator, sampler
+        notes = []
+        if sampler.most is not None and sampler.most < num_images:
+            notes.append(f"{sampler.most:,} images were translated: there are no more")
+            num_images = sampler.most
         self.num_images, self.batch_size, self.leave_bars = num_images, batch_size, leave_bars
         self.likelihood_samples, self.likelihood_images = likelihood_samples, likelihood_images
         start = time.perf_counter()
@@ -183,7 +191,7 @@ class Evaluator:
             return obstacle(metric, sampler, extractor, "logits" in probe, reference, num_images, is_stacked)
 
         self.metrics, self.left_out = choose_metrics(metrics, why_not, is_stacked)
-        self.notes = list(reference.notes)
+        self.notes = [*notes, *reference.notes]
         self.class_shares: tuple[float, ...] | None = None
         if sampler.classes and not sampler.asked:
             self.class_shares, notes = shares_of(reference.real, sampler.adapter.classes)
@@ -234,7 +242,10 @@ class Evaluator:
 
     def ready(self, sampler: Sampler) -> Sampler:
         """Returns a sampler that makes its classes as often as they are among the real images; where these have none
-        of them, as often as they were in its training."""
+        of them, as often as they were in its training. A translator gets the images that the first one had."""
+        if isinstance(sampler, Translations) and isinstance(self._first, Translations):
+            assert self._first.given is not None
+            sampler = sampler.of(self._first.given, self._first.others)
         return sampler.with_shares(self.class_shares or (sampler.adapter.classes and sampler.adapter.classes.shares))
 
     def measure(self, sampler: Sampler, seed: int = 0) -> list[Result]:
@@ -249,6 +260,7 @@ class Evaluator:
         generated, results = self._generate(sampler, seed), []
         if generated is not None:
             results = self._compare(generated, "Metrics")
+            results += compared_one_by_one(generated, self.metrics)
             if self.memorisation:
                 assert self._train is not None
                 results += memorised(generated, self._train, self._held_out if self._apart else None, seed)
@@ -273,7 +285,12 @@ class Evaluator:
         """Generates images and returns their features; in the first process only."""
 
         def make(indices: list[int]) -> Table:
-            return features_of(sampler(indices, seed), self.extractor, self._kinds)
+            images = sampler(indices, seed)
+            table = features_of(images, self.extractor, self._kinds)
+            if isinstance(sampler, Translations):
+                own = beside(sampler, self.metrics, indices, images, self.extractor)
+                table |= {f"{BESIDE}{name}": value for name, value in own.items()}
+            return table
 
         text = "Generated images"
         table = map_over_processes(self.accelerator, self.num_images, self.batch_size, make, text, self.leave_bars)
@@ -283,7 +300,8 @@ class Evaluator:
         if sampler.classes and numbers is not None and not sampler.grouped:
             shown = [sampler.class_of(index, seed) for index in range(self.num_images)]
             labels = torch.tensor([*numbers])[torch.tensor(shown)]
-        return Images(**table, labels=labels)
+        own = {name.removeprefix(BESIDE): table.pop(name) for name in [*table] if name.startswith(BESIDE)}
+        return Images(**table, labels=labels, beside=own)
 
 
 def evaluate(
@@ -314,7 +332,7 @@ def evaluate(
     Raises:
         UserError: For metrics that do not fit, data that cannot be read, or if no metric has a value.
     """
-    config = following(config, sampler.name)
+    sampler, config, more = ready(sampler, config, num_images)
     evaluator = Evaluator(
         sampler,
         config,
@@ -337,7 +355,9 @@ def evaluate(
         if results and all(result.value is None for result in results):
             report[0] = f"no metric can be computed: {results[0].notes[0]}"
         reference = evaluator.reference
-        notes = evaluator.notes + training_notes(sampler.name, config, reference.train, evaluator.memorisation)
+        notes = [*more, *evaluator.notes]
+        if not isinstance(sampler, Translations):
+            notes += training_notes(sampler.name, config, reference.train, evaluator.memorisation)
         report[0] = report[0] or {
             "model": {
                 "name": sampler.name,
@@ -352,7 +372,7 @@ def evaluate(
                 "seed": DATA_SEED,
             },
             "generation": {
-                "num_images": num_images,
+                "num_images": evaluator.num_images,
                 "seeds": sets,
                 "batch_size": batch_size,
                 **sampler.settings,
@@ -435,63 +455,6 @@ def training_notes(name: str, config: ReferenceConfig, train: Part, memorisation
     return notes
 
 
-def read_record(name: str) -> dict[str, Any]:
-    """Reads the `run.json` of a folder; empty for a model that hfgen did not train, or that came without.
-
-    Raises:
-        UserError: If it is broken.
-    """
-    record, file = read_run(Path(name)), Path(name) / "run.json"
-    try:
-        for field in dataclasses.fields(DataConfig):
-            if field.name in record.get("config", {}):
-                checked(DataConfig, field, record["config"][field.name])
-    except UserError as error:
-        raise UserError(f"{file} is broken: {one_line(error)}. Restore it, or take it away.") from None
-    return record
-
-
-def training_data(name: str) -> dict[str, Any] | None:
-    """Reads what a folder was trained on, if hfgen did it."""
-    data = read_record(name).get("data", {})
-    keys = ("name", "split", "num_images", "fingerprint")
-    return {key: data[key] for key in keys} if data.keys() >= set(keys) else None
-
-
-def following(config: Config, name: str) -> Config:
-    """Returns the data as the training of a model saw it, in what was not asked for: where oblong images are cropped,
-    what transparent ones lie over, and, if it is the same data, which columns are meant, what became black and white,
-    and what was left out of training.
-
-    Without a record of the training, oblong images are cropped in the centre and transparent ones lie over white.
-    """
-    trained = read_record(name).get("config", {})
-    recorded = trained if is_source(config, trained) else {}
-    found = {key: trained.get(key) for key in ("center_crop", "background")}
-    found |= {key: recorded.get(key) for key in ("dataset_config_name", "image_column", "label_column", "value_range")}
-    if recorded.get("dataset_split") == config.dataset_split:
-        found |= {"held_out_split": recorded.get("validation_split"), "group_column": recorded.get("group_column")}
-    found["value_range"] = tuple(found["value_range"] or ()) or None
-    open_ones = {field.name for field in dataclasses.fields(config) if getattr(config, field.name) is None}
-    return dataclasses.replace(config, **{key: value for key, value in found.items() if key in open_ones})
-
-
-def is_source(config: ImagesConfig, trained: Mapping[str, Any]) -> bool:
-    """Says whether these are the images that a model was trained on, whichever split of them.
-
-    Args:
-        config ([`ImagesConfig`]): The images.
-        trained (`Mapping`): The options of the training, out of its record.
-    """
-    folder = trained.get("train_data_dir")
-    ours, theirs = Path(config.source), Path(folder or trained.get("dataset_name") or "digits")
-    if ours.exists() and theirs.exists():
-        return ours.resolve() == theirs.resolve()
-    if ours.exists() or folder:  # it has moved since, or its record was published, which names no other folders
-        return ours.resolve().name == theirs.resolve().name
-    return ours == theirs  # on the Hub
-
-
 def nearest_pairs(sampler: Sampler, config: ReferenceConfig, report: dict[str, Any]) -> list[tuple[Any, Any]]:
     """Returns the generated images that are nearest to training images, made once more, and these; the nearest first.
 
@@ -501,7 +464,8 @@ def nearest_pairs(sampler: Sampler, config: ReferenceConfig, report: dict[str, A
     result = report["results"].get("near_duplicates")
     if result is None:
         return []
-    train = open_reference(following(config, sampler.name), sampler.image_shape, 0, 0).train
+    sampler, config, _ = ready(sampler, config, report["generation"]["num_images"])
+    train = open_reference(config, sampler.image_shape, 0, 0).train
     sampler = sampler.with_shares(report["generation"]["class_shares"])
     pairs = []
     for pair in result["details"]["pairs"]:

@@ -19,7 +19,7 @@ from hfgen.evaluation.features import Extractor
 from hfgen.evaluation.neighbours import nearest_neighbours
 from hfgen.evaluation.reference import Part, open_reference
 from hfgen.evaluation.resize import as_channels
-from hfgen.evaluation.runner import following, is_source, read_record
+from hfgen.evaluation.trained import as_images, following, is_source, read_record, recorded_sources
 from hfgen.pipelines.diffusion_restoration import to_gray
 from hfgen.runtime.errors import UserError, one_line
 from hfgen.runtime.files import write_text
@@ -27,7 +27,7 @@ from hfgen.runtime.png import gray_like, make_table, to_uint8
 from hfgen.runtime.seeds import image_seed
 from hfgen.runtime.writable import OURS
 from hfgen.sampling import latents
-from hfgen.sampling.capabilities import Adapter, Generates, HasLatents, HasSteps, Restores, Translates, evenly
+from hfgen.sampling.capabilities import Adapter, Encodes, Generates, HasLatents, HasSteps, Restores, Translates, evenly
 from hfgen.sampling.sampler import Sampler
 
 FRAMES = 10  # of a row of a walk, a traversal or the steps
@@ -70,13 +70,14 @@ class Real:
         return f"{info.name} [{info.split}]"
 
 
-def open_real(config: SplitsConfig, name: str, image_shape: tuple[int, int, int]) -> Real:
+def open_real(config: SplitsConfig, name: str, image_shape: tuple[int, int, int], column: str | None = None) -> Real:
     """Opens the data that is named, else the data that the model was trained on.
 
     Args:
         config ([`SplitsConfig`]): The data.
         name (`str`): The model's folder or Hub id.
         image_shape (`tuple[int, int, int]`): Channels, height and width of its images, to which real ones are brought.
+        column (`str`, *optional*): The name that its training has for the images, if it has several.
 
     Raises:
         UserError: If no data is named and the training is not known, or the data cannot be read.
@@ -89,10 +90,14 @@ def open_real(config: SplitsConfig, name: str, image_shape: tuple[int, int, int]
                 f"what {name} was trained on is not known, as it has no record of its training: name the data with "
                 "`dataset_name` or `train_data_dir`"
             )
-        source = {key: trained.get(key) for key in ("dataset_name", "dataset_config_name", "train_data_dir")}
-        usual = SplitsConfig().dataset_split
-        split = trained.get("dataset_split") if config.dataset_split == usual else config.dataset_split
-        config = dataclasses.replace(config, **source, dataset_split=split or usual)
+        own = recorded_sources(name) if column is not None else {}
+        if column in own:
+            config = as_images(own[column], config)
+        else:
+            source = {key: trained.get(key) for key in ("dataset_name", "dataset_config_name", "train_data_dir")}
+            usual = SplitsConfig().dataset_split
+            split = trained.get("dataset_split") if config.dataset_split == usual else config.dataset_split
+            config = dataclasses.replace(config, **source, dataset_split=split or usual)
     reference = open_reference(following(config, name), image_shape, 0, 10**9)
     part, data = reference.held_out, reference.train.data
     everything = Part(data, np.arange(len(data)))
@@ -170,11 +175,11 @@ class Gallery:
             "samples": (Generates, False, self.samples),
             "neighbours": (Generates, True, self.neighbours),
             "steps": (HasSteps, False, self.steps),
-            "walk": (HasLatents, False, self.walk),
+            "walk": (Encodes, False, self.walk),
             "edits": (HasLatents, False, self.edits),
             "traversals": (HasLatents, False, self.traversals),
-            "reconstructions": (HasLatents, True, self.reconstructions),
-            "interpolations": (HasLatents, True, self.interpolations),
+            "reconstructions": (Encodes, True, self.reconstructions),
+            "interpolations": (Encodes, True, self.interpolations),
             "inpainting": (Restores, True, self.inpainting),
             "denoising": (Restores, True, self.denoising),
             "super_resolution": (Restores, True, self.super_resolution),
@@ -198,7 +203,7 @@ class Gallery:
             return f"{self.name} finds latents by a search: see the walk between seeds"
         if needs_real and isinstance(self.real, str):
             return self.real
-        if not needs_real and capability is HasLatents and self.sampler is None and isinstance(self.real, str):
+        if not needs_real and issubclass(capability, Encodes) and self.sampler is None and isinstance(self.real, str):
             return f"{self.name} {self.adapter.obstacle(Generates)}, and {self.real}"
         return None
 
@@ -268,7 +273,7 @@ class Gallery:
         assert isinstance(self.real, Real)
         info = self.real.part.data.info
         if classes.groups:
-            groups = self.adapter.classes_of(images) if isinstance(self.adapter, HasLatents) else None
+            groups = self.adapter.classes_of(images) if isinstance(self.adapter, Encodes) else None
             if groups is None:
                 raise UserError(
                     f"the classes of {self.name} are groups of images, and those of real images are not known"
@@ -598,7 +603,7 @@ class Gallery:
 
     def restored(self, task: str, damaged: torch.Tensor, generator: torch.Generator, **settings: Any) -> torch.Tensor:
         kinds = self.adapter.classes
-        known = kinds is not None and not (kinds.groups and not isinstance(self.adapter, HasLatents))
+        known = kinds is not None and not (kinds.groups and not isinstance(self.adapter, Encodes))
         if self.config.steps is not None and "steps" in self.adapter.restore_settings(task):
             settings = {"steps": self.config.steps, **settings}
         return self.adapter.restore(task, damaged, self.real_classes if known else None, generator, **settings)

@@ -23,7 +23,7 @@ from hfgen.registry import Family, PipelineEntry, family_of, find_family, pipeli
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.files import write_text
 from hfgen.runtime.png import GRID_CELL, GRID_GAP
-from hfgen.sampling.capabilities import Adapter, Generates, Translates, adapter_class
+from hfgen.sampling.capabilities import Adapter, Generates, Restores, Translates, adapter_class
 
 RESULTS = "## Results"
 AFTER_RESULTS = "## Intended use and limits"
@@ -150,7 +150,7 @@ def read_places(config: dict[str, Any]) -> dict[str, Path]:
         name: Path(value).expanduser()
         for name, value in config.items()
         if isinstance(value, str) and name not in NOT_READ and value not in ("digits", *CLUSTER_FEATURES)
-        if name.endswith(("_dir", "_path", "_from", "dataset_name", "cluster_features"))
+        if name.endswith(("_dir", "_path", "_from", "dataset_name", "dataset_b", "cluster_features"))
         if Path(value).expanduser().exists()
     }
 
@@ -258,7 +258,7 @@ def write_card(folder: Path, record: dict[str, Any], home: Path | None = None, t
         has_samples=(folder / "samples.png").exists(),
         # Of a pipeline that makes nothing from seeds, both show the same.
         has_reconstructions=generates and (folder / "reconstructions.png").exists(),
-        unmeasured=UNMEASURED if generates else NOT_YET,
+        unmeasured=UNMEASURED if generates or can(entry, Translates) else NOT_YET,
     )
     write_text(folder / "README.md", str(ModelCard(card)))
 
@@ -282,8 +282,8 @@ def can(entry: PipelineEntry | None, capability: type[Adapter]) -> bool:
 def task_of(family: Family, entry: PipelineEntry | None) -> str:
     """Returns what the Hub calls what a pipeline does: what its family says, unless that is left at what only those
     do that make images from seeds."""
-    translates = can(entry, Translates) and not can(entry, Generates)
-    return "image-to-image" if translates and family.task == Family.task else family.task
+    takes_images = can(entry, Translates) or can(entry, Restores)
+    return "image-to-image" if takes_images and not can(entry, Generates) else family.task
 
 
 def first_image(resolution: int, mode: str) -> str:

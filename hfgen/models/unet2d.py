@@ -17,6 +17,7 @@ def build_unet(
     norm_num_groups: int = 8,
     dropout: float = 0.0,
     num_class_embeds: int | None = None,
+    channels_beside: int = 0,
 ) -> UNet2DModel:
     """Builds a UNet whose residual branches and output start at zero.
 
@@ -31,6 +32,7 @@ def build_unet(
         norm_num_groups (`int`, *optional*, defaults to 8): Groups of the group normalisation.
         dropout (`float`, *optional*, defaults to 0.0): Dropout in the residual blocks.
         num_class_embeds (`int`, *optional*): Number of classes, "no class" included.
+        channels_beside (`int`, *optional*, defaults to 0): Channels of what it sees beside the noisy images.
 
     Raises:
         ValueError: If the size cannot be halved often enough, or attention is asked for at a size that does not occur,
@@ -50,7 +52,7 @@ def build_unet(
     up = tuple("AttnUpBlock2D" if size in attention else "UpBlock2D" for size in reversed(sizes))
     unet = UNet2DModel(
         sample_size=sample_size,
-        in_channels=channels,
+        in_channels=channels + channels_beside,
         out_channels=channels,
         block_out_channels=tuple(block_out_channels),
         layers_per_block=layers_per_block,

@@ -53,6 +53,12 @@ def drift(prediction_type: str, output: torch.Tensor, noisy: torch.Tensor, log_r
     raise ValueError(f"prediction_type is {prediction_type!r}, but must be one of {PREDICTION_TYPES}.")
 
 
+def expected(prediction_type: str, output: torch.Tensor, noisy: torch.Tensor, log_ratio: float) -> torch.Tensor:
+    """Returns the clean images `(B, C, H, W)` that the network expects; arguments as for [`drift`]."""
+    alpha, _ = amplitudes(log_ratio)
+    return alpha * noisy + drift(prediction_type, output, noisy, log_ratio) / alpha
+
+
 def divergence(values: torch.Tensor, inputs: torch.Tensor, probe: torch.Tensor) -> torch.Tensor:
     """Estimates the sum of `d values_i / d inputs_i` of each image without bias: `probe^T J probe`
     (https://huggingface.co/papers/1810.01367, equation 7).
@@ -70,6 +76,37 @@ def divergence(values: torch.Tensor, inputs: torch.Tensor, probe: torch.Tensor) 
     return (product * probe).flatten(1).sum(1)
 
 
+def integrate(
+    slope: Callable[[torch.Tensor, float], tuple[torch.Tensor, ...]],
+    state: tuple[torch.Tensor, ...],
+    first: float,
+    last: float,
+    num_steps: int,
+) -> tuple[torch.Tensor, ...]:
+    """Follows a differential equation by the classic Runge-Kutta method of fourth order, in equal steps: four
+    evaluations a step.
+
+    Args:
+        slope (`Callable`): The derivatives of all of the state, from its first part and the place.
+        state (`tuple` of `torch.Tensor`): Where to begin.
+        first, last (`float`): From where to where.
+        num_steps (`int`): Steps between them.
+
+    Returns:
+        `tuple` of `torch.Tensor`: The state at `last`.
+    """
+    step = (last - first) / num_steps
+    for index in range(num_steps):
+        start, x = first + index * step, state[0]
+        k1 = slope(x, start)
+        k2 = slope(x + step / 2 * k1[0], start + step / 2)
+        k3 = slope(x + step / 2 * k2[0], start + step / 2)
+        k4 = slope(x + step * k3[0], start + step)
+        parts = zip(state, k1, k2, k3, k4, strict=True)
+        state = tuple(y + step / 6 * (a + 2 * b + 2 * c + d) for y, a, b, c, d in parts)
+    return state
+
+
 def flow_log_prob(
     drift_at: Callable[[torch.Tensor, float], torch.Tensor],
     noisy: torch.Tensor,
@@ -81,8 +118,7 @@ def flow_log_prob(
     """Estimates the log-density of noisy images: that of the noise they are carried to, and what the flow adds to it
     on the way (https://huggingface.co/papers/2011.13456, equation 39).
 
-    The classic Runge-Kutta method of fourth order, in equal steps of `l`: four evaluations a step. Each evaluation has
-    a probe of its own, so that their errors average out.
+    By [`integrate`], in equal steps of `l`. Each evaluation has a probe of its own, so that their errors average out.
 
     Args:
         drift_at (`Callable`): `dx/dl` for images `(B, C, H, W)` and `l`; see [`drift`]. It is differentiated.
@@ -102,16 +138,8 @@ def flow_log_prob(
             change = divergence(values, x, draw_probe())
         return values.detach(), change
 
-    step, x = (last - first) / num_steps, noisy
-    added = torch.zeros(len(noisy), dtype=noisy.dtype, device=noisy.device)
-    for index in range(num_steps):
-        start = first + index * step
-        k1, d1 = slope(x, start)
-        k2, d2 = slope(x + step / 2 * k1, start + step / 2)
-        k3, d3 = slope(x + step / 2 * k2, start + step / 2)
-        k4, d4 = slope(x + step * k3, start + step)
-        x = x + step / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-        added = added + step / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
+    nothing = torch.zeros(len(noisy), dtype=noisy.dtype, device=noisy.device)
+    x, added = integrate(slope, (noisy, nothing), first, last, num_steps)
     return elbo.log_normal(x) + added
 
 
@@ -141,7 +169,7 @@ def last_step(
         `torch.Tensor` of shape `(B,)`: nats.
     """
     alpha, sigma = amplitudes(log_ratio)
-    clean = alpha * noisy + drift(prediction_type, output, noisy, log_ratio) / alpha
+    clean = expected(prediction_type, output, noisy, log_ratio)
     scale = torch.as_tensor(sigma / alpha, dtype=clean.dtype, device=clean.device)
     decoder = elbo.gaussian_bins(images, clean, scale).flatten(1).sum(1)
     return decoder - elbo.log_normal(noise) + noise[0].numel() * math.log(sigma)

@@ -1,7 +1,7 @@
 """Sampling from GANs, walking their latent space, finding an image in it, and editing along its directions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ from diffusers import ImagePipelineOutput, ModelMixin
 from diffusers.utils import BaseOutput
 
 from hfgen.pipelines.base import AT_ONCE, STRENGTHS, Generators, Pipeline, at_least, check_generators, slerp
+from hfgen.pipelines.restoration import enlarge, factor_of, shrink
 
 
 @dataclass
@@ -245,6 +246,7 @@ class GANPipeline(Pipeline):
         prior_weight: float = 1e-3,
         generator: Generators = None,
         output_type: str = "pil",
+        mask: Any = None,
     ) -> GANProjectionOutput:
         r"""
         Finds the latents whose images are nearest to the given ones, by optimisation.
@@ -271,6 +273,8 @@ class GANPipeline(Pipeline):
                 Starting points per image, drawn with `generator`.
             prior_weight (`float`, *optional*, defaults to 0.001):
                 Weight of the prior on z.
+            mask (`PIL.Image.Image`, list of them, `np.ndarray` or `torch.Tensor`, *optional*):
+                What does not count: white, 1 or `True`; as for [`inpaint`].
 
         Returns:
             [`GANProjectionOutput`]
@@ -279,35 +283,137 @@ class GANPipeline(Pipeline):
             ValueError: For images of another size, mode, shape or range; missing or unknown classes; or fewer than 1
                 step or restart.
         """
+        target = self._pixels(image).to(self._execution_device)
+        known = None if mask is None else ~self._mask(mask, len(target)).to(target.device)
+        search = (class_labels, steps, learning_rate, restarts, generator, output_type, prior_weight)
+        return self._search(target, lambda images: images, known, *search)
+
+    @torch.no_grad()
+    def inpaint(
+        self,
+        image: Any,
+        mask: Any,
+        class_labels: Any = None,
+        steps: int = 200,
+        learning_rate: float = 0.1,
+        restarts: int = 4,
+        generator: Generators = None,
+        output_type: str = "pil",
+    ) -> Any:
+        r"""
+        Paints a part of each image anew, with that of the image nearest to the rest, which is left exactly as it was
+        (https://huggingface.co/papers/1607.07539, without its critic).
+
+        Args:
+            image (*required*):
+                As for [`project`].
+            mask (`PIL.Image.Image`, list of them, `np.ndarray` or `torch.Tensor`):
+                What to paint: white, 1 or `True`, or everything from 0.5 on. One mask for all images or one per image,
+                of their height and width: `(H, W)`, `(B, H, W)`, arrays `(B, H, W, 1)` or tensors `(B, 1, H, W)`.
+            class_labels, steps, learning_rate, restarts:
+                As for [`project`].
+
+        Returns:
+            The images, as `output_type` says.
+
+        Raises:
+            ValueError: As [`project`], and for masks that do not fit.
+        """
+        target = self._pixels(image).to(self._execution_device)
+        hole = self._mask(mask, len(target)).to(target.device)
+        search = (class_labels, steps, learning_rate, restarts, generator)
+        found = self._search(target, lambda images: images, ~hole, *search, "pt")
+        self._check(output_type)
+        return self._export(torch.where(hole, found.images, target), output_type)
+
+    @torch.no_grad()
+    def super_resolve(
+        self,
+        image: Any,
+        class_labels: Any = None,
+        steps: int = 200,
+        learning_rate: float = 0.1,
+        restarts: int = 4,
+        generator: Generators = None,
+        output_type: str = "pil",
+    ) -> Any:
+        r"""
+        Enlarges images: finds the image of the model that, shrunk, is nearest to each (PULSE,
+        https://huggingface.co/papers/2003.03808), and puts its means right.
+
+        Args:
+            image (`PIL.Image.Image`, list of them, `np.ndarray` or `torch.Tensor`):
+                Images whose size is the model's divided by a whole number: each pixel the mean of a square.
+            class_labels, steps, learning_rate, restarts:
+                As for [`project`].
+
+        Returns:
+            The images, as `output_type` says.
+
+        Raises:
+            ValueError: As [`project`].
+        """
+        channels, height, width = self.image_shape
+        factor = factor_of(image, (height, width))
+        small = self._pixels(image, shape=(channels, height // factor, width // factor)).to(self._execution_device)
+        search = (class_labels, steps, learning_rate, restarts, generator)
+        found = self._search(small, lambda images: shrink(images, factor), None, *search, "pt").images
+        self._check(output_type)
+        right = found + enlarge(small - shrink(found, factor), factor)
+        return self._export(right.clamp(0, 1), output_type)
+
+    def _search(
+        self,
+        target: torch.Tensor,
+        observe: Callable[[torch.Tensor], torch.Tensor],
+        known: torch.Tensor | None,
+        class_labels: Any,
+        steps: int,
+        learning_rate: float,
+        restarts: int,
+        generator: Generators,
+        output_type: str,
+        prior_weight: float = 1e-3,
+    ) -> GANProjectionOutput:
+        """Finds the latents whose images, as they are observed, are nearest to `target`, `(B, C, h, w)`, where that is
+        `known`, `(B, 1, h, w)`; see [`project`]."""
         self._check(output_type)
         at_least("steps", steps, 1)
         at_least("restarts", restarts, 1)
         at_least("learning_rate", learning_rate, 0, whole=False)
         at_least("prior_weight", prior_weight, 0, whole=False)
-        target = self._pixels(image).to(self._execution_device)
-        labels = None if class_labels is None else self.class_numbers(class_labels, len(target))
+        count = len(target)
+        labels = None if class_labels is None else self.class_numbers(class_labels, count)
+
+        def distance(images: torch.Tensor) -> torch.Tensor:
+            """Returns the mean squared error of images `(B, N, C, H, W)` to each target: `(B, N)`."""
+            errors = (observe(images) - target[:, None]).square()
+            if known is None:
+                return errors.flatten(2).mean(2)
+            share = known.flatten(1).float().mean(1)[:, None]
+            return (errors * known[:, None]).flatten(2).mean(2) / share
+
         with self._running():
             if labels is not None:
                 labels = labels.repeat_interleave(restarts)
             elif self.class_names:
-                labels = self._nearest_classes(target, restarts)
-            starts = self._latents(None, len(target), generator, each=restarts)
-            target = target.repeat_interleave(restarts, dim=0)
+                labels = self._nearest_classes(count, distance, restarts)
+            starts = self._latents(None, count, generator, each=restarts)
             points, space = self._to_style(starts, labels, 0.5 if self.style_based else 1.0)
             points = points.clone()
             if space == "w":
                 points[::restarts] = self._mean_w(points, labels)[::restarts]
 
             def loss(points: torch.Tensor) -> torch.Tensor:
-                squares = (self._pass(points, labels, space) - target).square().mean(dim=(1, 2, 3))
+                squares = distance(self._pass(points, labels, space).unflatten(0, (count, restarts))).flatten()
                 if space == "w":
                     return squares
                 return squares + prior_weight * (points.norm(dim=1) / math.sqrt(points.shape[1]) - 1).square()
 
             points = self._minimise(loss, points, steps, learning_rate)
             images = self._render(points, labels, space)
-        losses = (images - target).square().mean(dim=(1, 2, 3)).view(-1, restarts)
-        best = losses.argmin(dim=1) + torch.arange(len(losses), device=losses.device) * restarts
+        losses = distance(images.unflatten(0, (count, restarts)))
+        best = losses.argmin(dim=1) + torch.arange(count, device=losses.device) * restarts
         return GANProjectionOutput(
             latents=points[best],
             images=self._export(images[best], output_type),
@@ -404,14 +510,15 @@ class GANPipeline(Pipeline):
             if space == "w" and not self.style_based:
                 raise ValueError(f"{name} is 'w', but this model is not style-based and has none: use 'z'.")
 
-    def _nearest_classes(self, target: torch.Tensor, count: int) -> torch.Tensor:
-        """Finds, for each image, the `count` classes whose middle image is nearest, the nearest first: `(B *
-        count,)`."""
-        classes = torch.arange(len(self.class_names), device=target.device)
-        latents = torch.zeros(len(classes), self.model.config.latent_dim, device=target.device)
+    def _nearest_classes(
+        self, images: int, distance: Callable[[torch.Tensor], torch.Tensor], count: int
+    ) -> torch.Tensor:
+        """Finds, for each of so many images, the `count` classes whose middle image is nearest, the nearest first: `(B
+        * count,)`."""
+        classes = torch.arange(len(self.class_names), device=self._execution_device)
+        latents = torch.zeros(len(classes), self.model.config.latent_dim, device=classes.device)
         points, space = self._to_style(latents, classes, 0.0 if self.style_based else 1.0)
-        images = self._render(points, classes, space)
-        order = torch.cdist(target.flatten(1), images.flatten(1)).argsort(dim=1)
+        order = distance(self._render(points, classes, space).expand(images, -1, -1, -1, -1)).argsort(dim=1)
         return order.repeat(1, -(-count // len(classes)))[:, :count].flatten()
 
     def _latents(

@@ -38,6 +38,7 @@ def ready_sampler(
     device: Any,
     revision: str | None = None,
     token: str | None = None,
+    translates: bool = False,
 ) -> Sampler:
     """Loads a checkpoint, as [`load_sampler`] does, and tries it: makes an image in the fewest steps.
 
@@ -45,7 +46,7 @@ def ready_sampler(
         UserError: If there is no such checkpoint, the options do not fit it, or it makes no images.
     """
     with in_use(model):
-        sampler = load_sampler(model, given, device, revision, token)
+        sampler = load_sampler(model, given, device, revision, token, translates)
         sampler.try_out()
     return sampler
 

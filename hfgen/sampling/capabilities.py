@@ -86,6 +86,22 @@ class Adapter(abc.ABC):  # noqa: B024 (capabilities have abstract methods)
         """
         return None if isinstance(self, capability) else capability.lack.format(a_kind=self.a_kind)
 
+    def check(self, options: Any) -> None:  # noqa: B027 (most have nothing to check)
+        """Checks the options against the pipeline.
+
+        Raises:
+            UserError: For values that it cannot use. The name of the model is put in front.
+        """
+
+    def settings(self, options: Any) -> dict[str, Any]:
+        """Returns the settings that the images are made with, for records and reports: JSON; by default the
+        options."""
+        return as_dict([options])
+
+    def passes(self, options: Any) -> int:
+        """Returns the evaluations of the network for an image."""
+        return 1
+
 
 class Generates(Adapter):
     """Makes images from random numbers."""
@@ -108,22 +124,6 @@ class Generates(Adapter):
         Raises:
             ValueError: If the model cannot make them.
         """
-
-    def check(self, options: Any) -> None:
-        """Checks the options against the pipeline.
-
-        Raises:
-            UserError: For values that it cannot use. The name of the model is put in front.
-        """
-
-    def settings(self, options: Any) -> dict[str, Any]:
-        """Returns the settings that the images are made with, for records and reports: JSON; by default the
-        options."""
-        return as_dict([options])
-
-    def passes(self, options: Any) -> int:
-        """Returns the evaluations of the network for an image."""
-        return 1
 
     def fastest(self, options: Any) -> Any:
         """Returns the options that make images fastest, however bad they are: for rehearsals."""
@@ -246,9 +246,8 @@ class HasDensity(Adapter):
         return {"kind": "exact", "bound": "exact"}
 
 
-class HasLatents(Adapter):
-    """Has a code for each image, from which it makes the image again: walks, edits and traversals follow, see
-    [`~sampling.latents`]."""
+class Encodes(Adapter):
+    """Has a code for each image, from which it makes the image again: walks follow, see [`~sampling.latents`]."""
 
     lack = "is {a_kind}, which has no latents to walk through"
 
@@ -261,26 +260,6 @@ class HasLatents(Adapter):
     def searches(self) -> bool:
         """Whether `encode` is a search, which takes long for many images."""
         return False
-
-    def directions(self, count: int, examples: Callable[[], tuple[Tensor, Tensor, Tensor | None]]) -> Tensor:
-        """Finds directions that change images much, the strongest first; by default
-        [`~sampling.latents.principal_directions`] of examples.
-
-        Args:
-            count (`int`): How many.
-            examples (`Callable`): Makes latents `(N, ...)`, their images `(N, C, H, W)` and, of a conditional model,
-                their classes `(N,)`, if they are needed.
-
-        Returns:
-            `torch.Tensor` of shape `(count, ...)`: For [`~sampling.latents.edit`], in which most images lie within 3
-            times each of them.
-
-        Raises:
-            ValueError: If there are not so many.
-        """
-        from hfgen.sampling.latents import principal_directions
-
-        return principal_directions(*examples(), count)
 
     def classes_of(self, images: Tensor) -> Tensor | None:
         """Finds the classes of images for a model whose classes are groups, which nobody knows of other images; `None`
@@ -325,6 +304,32 @@ class HasLatents(Adapter):
             labels = torch.multinomial(shares, 1, generator=generators[0]).expand(len(generators)).to(self.pipe.device)
         images = self.generate(generators, labels, options)
         return self.encode(images, labels), labels
+
+
+class HasLatents(Encodes):
+    """Has latents in which there are directions that change images: edits and traversals follow."""
+
+    lack = "is {a_kind}, which has no latents to edit"
+
+    def directions(self, count: int, examples: Callable[[], tuple[Tensor, Tensor, Tensor | None]]) -> Tensor:
+        """Finds directions that change images much, the strongest first; by default
+        [`~sampling.latents.principal_directions`] of examples.
+
+        Args:
+            count (`int`): How many.
+            examples (`Callable`): Makes latents `(N, ...)`, their images `(N, C, H, W)` and, of a conditional model,
+                their classes `(N,)`, if they are needed.
+
+        Returns:
+            `torch.Tensor` of shape `(count, ...)`: For [`~sampling.latents.edit`], in which most images lie within 3
+            times each of them.
+
+        Raises:
+            ValueError: If there are not so many.
+        """
+        from hfgen.sampling.latents import principal_directions
+
+        return principal_directions(*examples(), count)
 
 
 class HasStyles(Adapter):
@@ -391,6 +396,21 @@ class Translates(Adapter):
     """Turns images of one set into images of another."""
 
     lack = "is {a_kind}, which translates no images"
+
+    @property
+    def ways(self) -> tuple[Any, ...]:
+        """The options of each direction that it knows; by default there is one."""
+        return (self.options(),)
+
+    def sets(self, options: Any) -> tuple[str, str]:
+        """Returns the names that the data of its training has for the images that it takes, and for those that it
+        makes."""
+        return "a", "b"
+
+    def shapes(self, options: Any) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """Returns channels, height and width of the images that it takes, and of those that it makes, as they were in
+        training; by default both are the model's."""
+        return self.image_shape, self.image_shape
 
     @abc.abstractmethod
     def translate(self, images: Tensor, generators: Sequence[Generator] | None = None, options: Any = None) -> Tensor:

@@ -111,6 +111,15 @@ class DDPMSamplingConfig(Options):
 
 
 @dataclass(frozen=True)
+class TranslationSamplingConfig(Options):
+    """Translation."""
+
+    direction: str = option(
+        "a2b", "of a translator: from the first set to the second, or back", choices=("a2b", "b2a")
+    )
+
+
+@dataclass(frozen=True)
 class FlowSamplingConfig(Options):
     """Sampling of flows."""
 

@@ -1,7 +1,7 @@
 """The adapters of denoising networks: the stock `DDPMPipeline`, and ours with classes."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from diffusers import SchedulerMixin
 
 from hfgen.objectives import elbo
 from hfgen.objectives.denoising import PREDICTION_TYPES, clean
-from hfgen.objectives.probability_flow import amplitudes, drift, flow_log_prob, last_step
+from hfgen.objectives.probability_flow import amplitudes, drift, expected, flow_log_prob, integrate, last_step
 from hfgen.pipelines.base import at_least, read_mask
 from hfgen.pipelines.ddpm_sampling import (
     FEW_STEPS,
@@ -36,17 +36,19 @@ from hfgen.pipelines.diffusion_restoration import (
 )
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.notes import note
-from hfgen.sampling.capabilities import Adapter, Density, HasDensity, HasSteps, Restores, Slider, Step, evenly
+from hfgen.sampling.capabilities import Adapter, Density, Encodes, HasDensity, HasSteps, Restores, Slider, Step, evenly
 from hfgen.sampling.config import DDPMSamplingConfig
 from hfgen.sampling.restoring import shape_for
 
 MOST_STEPS = 100  # of a slider
 FLOW_STEPS = 25  # of the probability flow: 0.004 bits per dimension too few at most, with networks without errors
 MOST_SAMPLES = 10  # of an image: each costs 100 evaluations of the network and of its derivative
+CODE_STEPS = 16  # of the probability flow, to the noise of an image and back
+TRIED = 8  # noise levels at which classes are compared
 FLOW_VALUES = 2**16  # pixels times channels that go through the network at once
 
 
-class DDPMAdapter(HasSteps, HasDensity, Restores):
+class DDPMAdapter(HasSteps, HasDensity, Encodes, Restores):
     """Speaks for a `diffusers.DDPMPipeline`."""
 
     options = DDPMSamplingConfig
@@ -56,6 +58,8 @@ class DDPMAdapter(HasSteps, HasDensity, Restores):
     def obstacle(self, capability: type[Adapter]) -> str | None:
         if capability is HasDensity and (lack := self.no_flow()) is not None:
             return f"{lack}, so that its likelihood is not known"
+        if capability is Encodes and (lack := self.no_flow()) is not None:
+            return f"{lack}, so that no noise belongs to an image"
         if capability is HasSteps and (lack := self.obstacle_to_steps()) is not None:
             return lack
         if capability is Restores and (lack := self.no_expectation()) is not None:
@@ -258,10 +262,7 @@ class DDPMAdapter(HasSteps, HasDensity, Restores):
         kind, ratios = self.pipe.scheduler.config.prediction_type, log_ratios(self.pipe.scheduler)
         first, last = ratios[0].item(), ratios[-1].item()
         alpha, sigma = amplitudes(first)
-
-        def predict(noisy: torch.Tensor, log_ratio: float) -> torch.Tensor:
-            timestep = torch.tensor(timestep_of(ratios, log_ratio), device=noisy.device)
-            return self.pipe.unet(noisy.to(self.pipe.unet.dtype), timestep, class_labels=labels).sample.float()
+        predict = self._predictor(labels)
 
         def drift_at(noisy: torch.Tensor, log_ratio: float) -> torch.Tensor:
             return drift(kind, predict(noisy, log_ratio), noisy, log_ratio)
@@ -276,6 +277,16 @@ class DDPMAdapter(HasSteps, HasDensity, Restores):
         with torch.no_grad():
             return density + last_step(kind, predict(noisy, first), noisy, noise, images, first)
 
+    def _predictor(self, labels: torch.Tensor | None) -> Callable[[torch.Tensor, float], torch.Tensor]:
+        """Returns what the network predicts of noisy images and their `log(alpha / sigma)`."""
+        ratios, unet = log_ratios(self.pipe.scheduler), self.pipe.unet
+
+        def predict(noisy: torch.Tensor, log_ratio: float) -> torch.Tensor:
+            timestep = torch.tensor(timestep_of(ratios, log_ratio), device=noisy.device)
+            return unet(noisy.to(unet.dtype), timestep, class_labels=labels).sample.float()
+
+        return predict
+
     def details(self, num_samples: int) -> dict[str, Any]:
         sigma = amplitudes(log_ratios(self.pipe.scheduler)[0].item())[1]
         return {
@@ -287,6 +298,66 @@ class DDPMAdapter(HasSteps, HasDensity, Restores):
             "probes": num_samples,
             "dequantisation": f"the least noise of the schedule, of deviation {sigma:.3g}, drawn with each probe",
         }
+
+    # Encodes
+
+    def encode(
+        self, images: torch.Tensor, labels: torch.Tensor | None = None, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """Carries images to noise along the probability flow (DDIM inversion, https://huggingface.co/papers/2010.02502,
+        section 4.3, by a method of higher order)."""
+        first = log_ratios(self.pipe.scheduler)[0].item()
+        alpha, _ = amplitudes(first)
+        return self._carry(alpha * (2 * images.to(self.pipe.device) - 1), labels, backwards=False)
+
+    def decode(self, latents: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        kind, first = self.pipe.scheduler.config.prediction_type, log_ratios(self.pipe.scheduler)[0].item()
+        labels, *_ = self.condition(len(latents), labels, None, None)
+        noisy = self._carry(latents.to(self.pipe.device), labels, backwards=True)
+        with torch.no_grad():
+            clean = expected(kind, self._predictor(labels)(noisy, first), noisy, first)
+        return (clean / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def _carry(self, images: torch.Tensor, labels: torch.Tensor | None, backwards: bool) -> torch.Tensor:
+        """Carries noisy images along the probability flow, from the least noise to the most, or backwards."""
+        kind, ratios = self.pipe.scheduler.config.prediction_type, log_ratios(self.pipe.scheduler)
+        labels, *_ = self.condition(len(images), labels, None, None)
+        predict, first, last = self._predictor(labels), ratios[0].item(), ratios[-1].item()
+        if backwards:
+            first, last = last, first
+
+        def slope(noisy: torch.Tensor, log_ratio: float) -> tuple[torch.Tensor]:
+            return (drift(kind, predict(noisy, log_ratio), noisy, log_ratio),)
+
+        return integrate(slope, (images.float(),), first, last, CODE_STEPS)[0]
+
+    def classes_of(self, images: torch.Tensor) -> torch.Tensor | None:
+        """Finds the classes under which the network predicts the noise best (https://huggingface.co/papers/2303.16203):
+        their densities would take a hundred times as long."""
+        if self.classes is None:
+            return None
+        scheduler, generator, noisy = self.pipe.scheduler, torch.Generator().manual_seed(0), []
+        for timestep in torch.linspace(0.1, 0.9, TRIED).mul(scheduler.config.num_train_timesteps).long().tolist():
+            noise = torch.randn(images.shape, generator=generator).to(images.device)
+            noisy.append((timestep, scheduler.alphas_cumprod[timestep].item(), noise))
+        errors = []
+        for number in range(len(self.classes.names)):
+            labels = torch.full((len(images),), number, device=images.device)
+            errors.append(torch.stack([self._error(images, labels, *each) for each in noisy]).sum(0))
+        return torch.stack(errors).argmin(0)
+
+    @torch.no_grad()
+    def _error(
+        self, images: torch.Tensor, labels: torch.Tensor, timestep: int, share: float, noise: torch.Tensor
+    ) -> torch.Tensor:
+        """Returns the mean squared error of the noise that the network sees in noisy images: `(B,)`."""
+        unet, kind = self.pipe.unet, self.pipe.scheduler.config.prediction_type
+        noisy = share**0.5 * (2 * images - 1) + (1 - share) ** 0.5 * noise
+        output = unet(noisy.to(unet.dtype), timestep, class_labels=labels).sample.float()
+        shares = torch.full((len(images),), share, device=images.device)
+        error = (clean(kind, output, noisy, shares) - (2 * images - 1)).square().flatten(1).mean(1)
+        return error * share / (1 - share)
 
     # Restores
 

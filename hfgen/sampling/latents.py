@@ -1,4 +1,4 @@
-"""Walks, edits and traversals in the latents of any model that has some: functions of [`HasLatents`].
+"""Walks, edits and traversals in the latents of any model that has some: functions of [`Encodes`].
 
 Latents are what `encode` and `draw` of the adapter give, `(B, ...)`; images are tensors `(B, C, H, W)` in [0, 1].
 Class-conditional models need the classes, `(B,)`.
@@ -11,12 +11,12 @@ import torch
 
 from hfgen.pipelines.base import AT_ONCE, at_least, slerp
 from hfgen.runtime.seeds import image_seed
-from hfgen.sampling.capabilities import HasLatents
+from hfgen.sampling.capabilities import Encodes
 
 EXAMPLES = 256  # images that directions are learnt from
 
 
-def reconstruct(adapter: HasLatents, images: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+def reconstruct(adapter: Encodes, images: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
     """Encodes images and decodes their latents."""
     return decode(adapter, adapter.encode(images, labels), labels)
 
@@ -43,7 +43,7 @@ def draw_seeds(
     made, `samples.json` holds the seed.
 
     Args:
-        adapter ([`HasLatents`] and [`~capabilities.Generates`]): The model.
+        adapter ([`Encodes`] and [`~capabilities.Generates`]): The model.
         seeds (`Sequence[int]`): Those of the images.
         labels (`torch.Tensor` of shape `(B,)`, *optional*): Their classes; without them, each image of a conditional
             model has the class that its seed gives.
@@ -60,11 +60,11 @@ def draw_seeds(
     return torch.cat([latents for latents, _ in drawn]), torch.cat(classes) if classes else None
 
 
-def walk(adapter: HasLatents, ends: torch.Tensor, frames: int, labels: torch.Tensor | None = None) -> torch.Tensor:
+def walk(adapter: Encodes, ends: torch.Tensor, frames: int, labels: torch.Tensor | None = None) -> torch.Tensor:
     """Walks from one latent to another: along an arc, or on a straight line where that suits the latents.
 
     Args:
-        adapter ([`HasLatents`]): The model.
+        adapter ([`Encodes`]): The model.
         ends (`torch.Tensor` of shape `(2, ...)`): The latents of the two ends.
         frames (`int`): Images to make, those of the ends among them.
         labels (`torch.Tensor` of shape `(2,)`, *optional*): The classes of the ends; a frame has that of the nearer
@@ -85,7 +85,7 @@ def walk(adapter: HasLatents, ends: torch.Tensor, frames: int, labels: torch.Ten
 
 
 def edit(
-    adapter: HasLatents,
+    adapter: Encodes,
     latents: torch.Tensor,
     direction: torch.Tensor,
     strengths: Sequence[float],
@@ -94,7 +94,7 @@ def edit(
     """Moves latents along a direction.
 
     Args:
-        adapter ([`HasLatents`]): The model.
+        adapter ([`Encodes`]): The model.
         latents (`torch.Tensor` of shape `(B, ...)`): Where to begin.
         direction (`torch.Tensor` of the shape of one latent): One that [`attribute_direction`] finds, or any other.
         strengths (`Sequence[float]`): How far to go, S values; 0 is the plain reconstruction.
@@ -120,7 +120,7 @@ def draw_examples(
     """Draws latents, and makes their images, for [`~capabilities.HasLatents.directions`].
 
     Args:
-        adapter ([`HasLatents`] and [`~capabilities.Generates`]): The model.
+        adapter ([`Encodes`] and [`~capabilities.Generates`]): The model.
         options: Its own sampling options.
         seed (`int`), count (`int`): Which images: the first ones of the set of this seed, with all classes in turn.
 
@@ -172,7 +172,7 @@ def principal_directions(
 
 
 def traverse(
-    adapter: HasLatents,
+    adapter: Encodes,
     latents: torch.Tensor,
     index: int,
     values: Sequence[float],
@@ -181,7 +181,7 @@ def traverse(
     """Sets one entry of the latents to some values, and leaves the others as they are.
 
     Args:
-        adapter ([`HasLatents`]): The model.
+        adapter ([`Encodes`]): The model.
         latents (`torch.Tensor` of shape `(B, ...)`): Where to begin.
         index (`int`): Number of the entry in the flattened latent.
         values (`Sequence[float]`): S values.
@@ -203,7 +203,7 @@ def traverse(
 
 
 def attribute_direction(
-    adapter: HasLatents,
+    adapter: Encodes,
     images_with: torch.Tensor,
     images_without: torch.Tensor,
     labels_with: torch.Tensor | None = None,
@@ -215,14 +215,14 @@ def attribute_direction(
     return with_it.mean(0) - without.mean(0)
 
 
-def decode(adapter: HasLatents, latents: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+def decode(adapter: Encodes, latents: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
     """Decodes any number of latents, some at a time."""
     parts = [slice(start, start + AT_ONCE) for start in range(0, len(latents), AT_ONCE)]
     return torch.cat([adapter.decode(latents[part], None if labels is None else labels[part]) for part in parts])
 
 
 def _decode_rows(
-    adapter: HasLatents, latents: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor | None
+    adapter: Encodes, latents: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor | None
 ) -> torch.Tensor:
     """Decodes flattened latents `(B, S, N)` into images `(B, S, C, H, W)`."""
     labels = None if labels is None else labels.repeat_interleave(rows.shape[1])

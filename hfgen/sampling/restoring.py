@@ -1,5 +1,6 @@
 """Restoring images with any model that can: what it takes, in what shape, and each image by a seed of its own."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,14 @@ from hfgen.runtime.options import nearest
 from hfgen.sampling.capabilities import Adapter, Restores, require
 from hfgen.sampling.sampler import find_classes, image_generators
 
+TAKEN_BY_ALL = ("image", "class_labels", "generator", "output_type")  # arguments that are no settings
 NOISE_LIMIT = 6  # deviations by which pixels may leave [0, 1] where they have noise
+
+
+def settings_of(method: Callable[..., Any]) -> dict[str, Any]:
+    """Returns the settings of a method of a pipeline that restores, with their defaults."""
+    taken = inspect.signature(method).parameters.values()
+    return {each.name: each.default for each in taken if each.name not in TAKEN_BY_ALL}
 
 
 def shape_for(adapter: Any, task: str, image: Any) -> tuple[int, int, int]:

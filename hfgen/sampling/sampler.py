@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -13,7 +13,7 @@ from hfgen.pipelines.classes import draw_classes
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.machine import GENERATOR, Machine
 from hfgen.runtime.seeds import image_seed
-from hfgen.sampling.capabilities import Adapter, Generates, adapter_class, adapter_of
+from hfgen.sampling.capabilities import Adapter, Generates, Translates, adapter_class, adapter_of, require
 from hfgen.sampling.config import SamplingConfig, choose_options, names_of
 from hfgen.sampling.loading import entry_of, load_pipeline
 
@@ -52,6 +52,9 @@ class Sampler:
         UserError: If the model makes no images, or for options that do not fit it.
     """
 
+    capability: ClassVar[type[Adapter]] = Generates
+    most: int | None = None  # images that the set has at most, if it has an end
+
     def __init__(
         self,
         model: Any,
@@ -62,8 +65,7 @@ class Sampler:
         precision: str = "no",
     ):
         self.adapter: Any = model if isinstance(model, Adapter) else adapter_of(model)
-        if not isinstance(self.adapter, Generates):
-            raise UserError(f"{name} {self.adapter.obstacle(Generates)}.")
+        require(self.adapter, self.capability, name)
         self.pipe: Any = self.adapter.pipe
         self.options = self.adapter.options() if options is None else options
         self.name, self.precision, self.autocast = name, precision, autocast
@@ -174,11 +176,8 @@ class Sampler:
             clear_device_cache(garbage_collection=True)  # out of the handler, which keeps the tensors of its frames
 
     def _sample(self, indices: Sequence[int], seed: int) -> torch.Tensor:
-        labels = None
-        if self.classes:
-            labels = torch.tensor([self.class_of(index, seed) for index in indices], device=self.pipe.device)
         try:
-            images = self.adapter.generate(image_generators(seed, indices), labels, self.options)
+            images = self._make(indices, seed)
         except ValueError as error:  # a prior that there is not, ...
             raise UserError(f"{self.name}: {error}") from error
         bad = len(indices) - int(images.flatten(1).isfinite().all(1).sum())
@@ -189,6 +188,12 @@ class Sampler:
             )
         return (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
 
+    def _make(self, indices: Sequence[int], seed: int) -> torch.Tensor:
+        labels = None
+        if self.classes:
+            labels = torch.tensor([self.class_of(index, seed) for index in indices], device=self.pipe.device)
+        return self.adapter.generate(image_generators(seed, indices), labels, self.options)
+
     def _choose_classes(self, labels: Sequence[str] | None) -> list[int] | None:
         """Returns the classes that are made in turn."""
         names = list(self.class_names)
@@ -197,6 +202,53 @@ class Sampler:
         if not names or (not labels and self.grouped):
             return None
         return find_classes(names, labels or [str(number) for number in range(len(names))], self.name)
+
+
+class Images(Protocol):
+    """Images by their numbers."""
+
+    def __len__(self) -> int: ...
+
+    def images(self, indices: Sequence[int]) -> torch.Tensor:
+        """Returns images, uint8 `(B, C, H, W)`."""
+
+
+class Translations(Sampler):
+    """Makes the translations of a set of images: image i is made of image i of `given`, which begins again after its
+    last one.
+
+    Attributes:
+        given ([`Images`], *optional*): Images of the set that the model takes; without them it can only be tried out.
+        others ([`Images`], *optional*): What image i should become, where that is known.
+    """
+
+    capability = Translates
+    given: Images | None = None
+    others: Images | None = None
+
+    def of(self, given: Images, others: Images | None = None) -> "Translations":
+        """Returns a sampler like this one of other images."""
+        sampler = copy.copy(self)
+        sampler.given, sampler.others, sampler.most = given, others, len(given)
+        return sampler
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.adapter.shapes(self.options)[1]
+
+    def try_out(self) -> None:
+        self._translate(torch.zeros(1, *self.adapter.shapes(self.options)[0]), image_generators(0, [0]))
+
+    def fastest(self) -> "Translations":
+        return self
+
+    def _make(self, indices: Sequence[int], seed: int) -> torch.Tensor:
+        assert self.given is not None
+        numbers = [index % len(self.given) for index in indices]
+        return self._translate(self.given.images(numbers) / 255, image_generators(seed, numbers))
+
+    def _translate(self, images: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
+        return self.adapter.translate(images.to(self.pipe.device), generators, self.options)
 
 
 def find_classes(names: Sequence[str], labels: Sequence[str], model: str) -> list[int]:
@@ -223,6 +275,7 @@ def load_sampler(
     device: str | torch.device = "cpu",
     revision: str | None = None,
     token: str | None = None,
+    translates: bool = False,
 ) -> Sampler:
     """Loads a checkpoint to sample from.
 
@@ -232,6 +285,7 @@ def load_sampler(
             [`SamplingConfig`] and the model's own.
         device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Where to sample.
         revision, token (`str`, *optional*): For the Hub.
+        translates (`bool`, *optional*, defaults to `False`): Whether a translator will do: [`Translations`].
 
     Raises:
         UserError: If there is no such checkpoint, or the options do not fit it.
@@ -245,4 +299,11 @@ def load_sampler(
     kind = adapter_class(entry_of(model, revision=revision, token=token))
     common, options = choose_options(kind(None), given, model)
     adapter = adapter_of(load_pipeline(model, revision=revision, token=token, dtype=dtype).to(device))
-    return Sampler(adapter, options, model, class_labels=common.class_labels, precision=common.mixed_precision)
+    kind = sampler_class(adapter) if translates else Sampler
+    return kind(adapter, options, model, class_labels=common.class_labels, precision=common.mixed_precision)
+
+
+def sampler_class(adapter: Adapter) -> type[Sampler]:
+    """Returns the class of what makes images with a model: from seeds if it can, else translations."""
+    translates = isinstance(adapter, Translates) and not isinstance(adapter, Generates)
+    return Translations if translates else Sampler

@@ -1,6 +1,5 @@
 """The adapter of VAEs."""
 
-import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,11 +8,10 @@ import torch
 
 from hfgen.objectives import elbo
 from hfgen.runtime.errors import UserError
-from hfgen.sampling.capabilities import Adapter, Density, Generates, HasDensity, HasLatents, Restores, Slider
+from hfgen.sampling.capabilities import Adapter, Density, Encodes, Generates, HasDensity, HasLatents, Restores, Slider
 from hfgen.sampling.config import VAESamplingConfig
 from hfgen.sampling.latents import draw_alike
-
-RESTORED_BY_ALL = ("image", "class_labels", "generator", "output_type")  # arguments that are no settings
+from hfgen.sampling.restoring import settings_of
 
 
 class VAEAdapter(Generates, HasDensity, HasLatents, Restores):
@@ -24,7 +22,7 @@ class VAEAdapter(Generates, HasDensity, HasLatents, Restores):
     drawing = {"method": "langevin"}
 
     def obstacle(self, capability: type[Adapter]) -> str | None:
-        if capability in (HasDensity, HasLatents) and self.pipe.config.task:
+        if capability in (HasDensity, Encodes, HasLatents) and self.pipe.config.task:
             return f"is trained to {self.pipe.config.task}, not to model images"
         if capability is Generates and self.pipe.quantises and self.pipe.prior is None:
             return "quantises latents and has no prior to draw them from"
@@ -98,8 +96,7 @@ class VAEAdapter(Generates, HasDensity, HasLatents, Restores):
 
     def restore_settings(self, task: str) -> dict[str, Any]:
         self.require_task(task)
-        taken = inspect.signature(getattr(self.pipe, task)).parameters.values()
-        return {each.name: each.default for each in taken if each.name not in RESTORED_BY_ALL}
+        return settings_of(getattr(self.pipe, task))
 
     def restore(
         self,

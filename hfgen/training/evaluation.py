@@ -9,14 +9,15 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from hfgen.data.config import DataConfig
-from hfgen.evaluation.config import ReferenceConfig
+from hfgen.evaluation.config import ReferenceConfig, SplitsConfig
 from hfgen.evaluation.features import extractor_for
 from hfgen.evaluation.metrics import Result
 from hfgen.evaluation.runner import Evaluator
+from hfgen.evaluation.trained import as_images, sources_of
+from hfgen.evaluation.translations import with_held_out
 from hfgen.runtime.errors import UserError
-from hfgen.sampling.sampler import Sampler
-from hfgen.training.config import TrainingConfig
+from hfgen.sampling.sampler import Sampler, Translations
+from hfgen.training.options import RunOptions
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Evaluation:
     """The evaluations of a run. Every process must make one, and call it.
 
     Args:
-        config ([`TrainingConfig`]), data ([`DataConfig`]): The options.
+        options ([`RunOptions`]): The options.
         sampler ([`~sampling.sampler.Sampler`]): Makes images with the networks as they are now, so that mistakes
             are seen before training begins.
         accelerator (`Accelerator`): The processes.
@@ -65,30 +66,21 @@ class Evaluation:
         UserError: For metrics that do not fit, features that cannot be loaded, or data that cannot be read.
     """
 
-    def __init__(
-        self, config: TrainingConfig, data: DataConfig, sampler: Sampler, accelerator: Accelerator, best: Path
-    ):
-        self.config, self.accelerator, self.best = config, accelerator, best
+    def __init__(self, options: RunOptions, sampler: Sampler, accelerator: Accelerator, best: Path):
+        self.accelerator, self.best = accelerator, best
+        self.config = config = options.training
         self._told: set[str] = set()
         self._copies = False  # whether the last evaluation found that training images are repeated
+        data, images = options.data, ReferenceConfig()
         if data.streaming:
             raise UserError("`eval_every` needs images to compare with, and `streaming` keeps none: leave one out.")
-        images = ReferenceConfig(
-            dataset_name=data.dataset_name,
-            dataset_config_name=data.dataset_config_name,
-            train_data_dir=data.train_data_dir,
-            dataset_split=data.dataset_split,
-            held_out_split=data.validation_split,
-            group_column=data.group_column,
-            center_crop=data.center_crop,
-            image_column=data.image_column,
-            label_column=data.label_column,
-            value_range=data.value_range,
-            background=data.background,
-            skip_corrupt_images=data.skip_corrupt_images,
-            allow_outside_files=data.allow_outside_files,
-            cache_dir=data.cache_dir,
-        )
+        if isinstance(sampler, Translations):
+            sources = sources_of(options.family, options.own, data)
+            given, made = (sources[name] for name in sampler.adapter.sets(sampler.options))
+            images, inputs = as_images(made, images), as_images(given, SplitsConfig())
+            sampler, _ = with_held_out(sampler, images, inputs, config.eval_num_images)
+        else:
+            images = as_images(data, images)
         try:
             self.evaluator = Evaluator(
                 sampler,

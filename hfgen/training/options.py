@@ -167,6 +167,7 @@ def collect(family: str | Family, preset: str | None = None, command: str = "", 
     family = family if isinstance(family, Family) else find_family(family)
     if fault := family.fault():
         raise UserError(f"the family {family.name!r} of {family.origin} cannot be used: {fault}")
+    given = without_synonyms(family, given)
     no_data = given.get("dataset_name") in (None, DIGITS) and given.get("train_data_dir") is None
     presets = family.load("presets") or {}
     asked, preset = preset, preset or (DIGITS if no_data and DIGITS in presets else family.default_preset)
@@ -193,6 +194,23 @@ def collect(family: str | Family, preset: str | None = None, command: str = "", 
         )
     training = dataclasses.replace(training, output_dir=training.output_dir or default_folder(family, values | given))
     return RunOptions(family, data, training, own, frozenset(given), frozenset(decided), command=command)
+
+
+def without_synonyms(family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the given options with those of the data in place of the family's names for them.
+
+    Raises:
+        UserError: If both are given.
+    """
+    values = dict(given)
+    for name, meant in family.synonyms.items():
+        value = values.pop(name, None)
+        if value == "":
+            raise UserError(f"`{name}` is empty: give a value, or leave it out.")
+        if value is not None and values.get(meant, value) != value:
+            raise UserError(f"`{name}` {value} and `{meant}` {values[meant]} are one option: give one of them.")
+        values |= {} if value is None else {meant: value}
+    return values
 
 
 def default_folder(family: Family, values: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from hfgen.runtime.files import folder_at_once, write_json
 from hfgen.runtime.png import make_grid, save_png, to_uint8
 from hfgen.sampling.capabilities import Generates, adapter_of
 from hfgen.sampling.grid import sample_grid
-from hfgen.sampling.sampler import Sampler
+from hfgen.sampling.sampler import Sampler, sampler_class
 from hfgen.training.engine import Engine
 from hfgen.training.folder import RunFolder
 from hfgen.training.lora import merged, save_adapters
@@ -75,7 +75,8 @@ class Publisher:
 
     def sampler(self, pipeline: Any) -> Sampler:
         """Makes the sampler of sample grids and evaluations, from seeds."""
-        return Sampler(pipeline, self.recipe.sampling, name=str(self.folder.path), autocast=self.accelerator.autocast)
+        adapter, name = adapter_of(pipeline), str(self.folder.path)
+        return sampler_class(adapter)(adapter, self.recipe.sampling, name, self.accelerator.autocast)
 
     def sample_grid(self, pipeline: Any, images_seen: int) -> None:
         """Writes a grid of images: sampled on all processes, each with its own seed; of a pipeline that makes none

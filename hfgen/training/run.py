@@ -293,7 +293,7 @@ class Run:
 
         with self.publisher.pipeline() as pipeline:
             sampler, best = self.publisher.sampler(pipeline), self.folder.best / "run.json"
-            return Evaluation(self.config, self.options.data, sampler, self.accelerator, best)
+            return Evaluation(self.options, sampler, self.accelerator, best)
 
     def _evaluate(self, pipeline: Any, last: bool) -> None:
         """Measures what would be published, and keeps the best."""

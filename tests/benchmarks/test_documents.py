@@ -9,7 +9,7 @@ import pytest
 from helpers import ROOT, Command, load_script, verb_of
 
 FRONT, DETAILS = ROOT / "BENCHMARKS.md", ROOT / "benchmarks" / "mnist.md"
-OTHERS = [ROOT / "benchmarks" / "augment.md"]
+OTHERS = [ROOT / "benchmarks" / name for name in ("augment.md", "translation.md")]
 ROWS = [line for line in FRONT.read_text().splitlines() if line.startswith("| ")]
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from helpers import ROOT, Command, load_script, spelled
 
-from hfgen.commands import classify, cli, compare, demo, evaluate, push, restore, sample, show
+from hfgen.commands import classify, cli, compare, demo, evaluate, push, restore, sample, show, translate
 from hfgen.commands.cli import Given, command_line, flags, one_line_errors, parse, read
 from hfgen.data.config import DataConfig
 from hfgen.families.autoregressive.options import AutoregressiveConfig
@@ -143,11 +143,12 @@ KINDS = {
     "classify": classify.KINDS,
     "show": (*show.KINDS, *all_sampling_options()),
     "restore": restore.KINDS,
+    "translate": (translate.TranslateConfig, *all_sampling_options()),
     "demo": (demo.DemoConfig,),
     "push": (push.PushConfig,),
 }
 NEEDED = {"sample": "--model m", "evaluate": "--model m", "show": "--model m", "demo": "--model m"}
-NEEDED |= {"restore": "--model m --task img2img --input x"}
+NEEDED |= {"restore": "--model m --task img2img --input x", "translate": "--model m --input x"}
 NEEDED |= {"push": "--folder f --hub_model_id a/b"}
 
 
@@ -346,7 +347,16 @@ DOCUMENTS = [
     *(ROOT / "scripts").glob("*.py"),
     *(ROOT / "hfgen" / "commands").glob("*.py"),
 ]
-WITHOUT = ("__init__.py", "cli.py", "configfile.py", "list.py", "main.py", "options.py", "process.py")  # examples
+WITHOUT = (
+    "__init__.py",
+    "cli.py",
+    "configfile.py",
+    "image_files.py",
+    "list.py",
+    "main.py",
+    "options.py",
+    "process.py",
+)  # examples
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,11 @@ from PIL import Image
 
 from hfgen.models.conv_vae import ConvVAE
 from hfgen.models.gaussian_mixture import GaussianMixturePrior
+from hfgen.models.resnet_translator import ResNetTranslator
 from hfgen.models.stylegan2 import StyleGAN2Generator
 from hfgen.pipelines.ddpm_sampling import ClassConditionalDDPMPipeline
 from hfgen.pipelines.gan import GANPipeline
+from hfgen.pipelines.translation import ImageTranslationPipeline
 from hfgen.pipelines.vae import VAEPipeline
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.seeds import image_seed
@@ -153,6 +155,28 @@ def test_uploads_become_what_the_model_sees(demo, vae, gan, tmp_path):
     (image, _), (remade, _) = actions.reconstruct(vae, path)
     assert np.array_equal(image, exact)
     assert np.array_equal(remade, vae.pipe.reconstruct(Image.fromarray(exact))[0])
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_both_ways_of_a_translator(demo, tmp_path, both):
+    """Gray images into colour and back: each way of an upload, which becomes what that way takes."""
+    sizes = {"sample_size": 8, "base_channels": 4, "num_blocks": 1}
+    there, back = (ResNetTranslator(in_channels=a, out_channels=b, **sizes) for a, b in ((1, 3), (3, 1)))
+    ImageTranslationPipeline(there, back if both else None).save_pretrained(tmp_path / "m")
+    adapter = load(tmp_path / "m")
+    path = save(np.arange(300, dtype=np.uint8).reshape(10, 10, 3), tmp_path / "image.png")
+    rows = actions.translate(adapter, path)
+    captions = [[caption for _, caption in row] for row in rows]
+    assert captions == (
+        [["as a", "a to b", "and back"], ["as b", "b to a", "and back"]] if both else [["as a", "a to b"]]
+    )
+    assert [image.mode for image, _ in rows[0]] == ["L", "RGB", "L"][: len(rows[0])]
+    (made,) = adapter.pipe(rows[0][0][0]).images
+    assert np.array_equal(np.asarray(made), np.asarray(rows[0][1][0]))
+    page = build(adapter, "translator", 16)
+    assert [block.label for block in page.blocks.values() if type(block).__name__ == "Tab"] == ["Translate"]
+    with pytest.raises(UserError, match="There is no image"):
+        actions.translate(adapter, None)
 
 
 def test_only_the_hole_is_filled(demo, vae):

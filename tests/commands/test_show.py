@@ -26,7 +26,8 @@ from hfgen.runtime.errors import UserError
 from hfgen.sampling.capabilities import adapter_of
 from hfgen.sampling.loading import load_pipeline
 
-LATENTS = {"walk.png", "walk.gif", "edits.png", "traversals.png"}
+WALKS = {"walk.png", "walk.gif"}
+LATENTS = WALKS | {"edits.png", "traversals.png"}
 REAL = {"reconstructions.png", "interpolations.png"}
 RESTORED = {"inpainting.png", "denoising.png", "super_resolution.png"}
 MADE = {"samples.png", "neighbours.png"}
@@ -57,9 +58,9 @@ def ddpm(channels=1):
 
 
 FAMILIES = {
-    "gan": (lambda: gan(), MADE | LATENTS | {"reconstructions.png"}),
-    "ddpm": (ddpm, MADE | STEPS | RESTORED | {"variations.png"}),
-    "ddpm-colour": (lambda: ddpm(3), MADE | STEPS | RESTORED | {"variations.png", "colorization.png"}),
+    "gan": (lambda: gan(), MADE | LATENTS | {"reconstructions.png", "inpainting.png", "super_resolution.png"}),
+    "ddpm": (ddpm, MADE | STEPS | WALKS | REAL | RESTORED | {"variations.png"}),
+    "ddpm-colour": (lambda: ddpm(3), MADE | STEPS | WALKS | REAL | RESTORED | {"variations.png", "colorization.png"}),
     "autoregressive": (
         lambda: AutoregressivePipeline(PixelCNN(sample_size=8, base_channels=8, dilations=(1,))),
         MADE | STEPS | {"completion.png"},

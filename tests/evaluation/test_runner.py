@@ -26,7 +26,8 @@ from hfgen.evaluation.frechet import frechet_from_features
 from hfgen.evaluation.kernels import kernel_distance
 from hfgen.evaluation.neighbours import precision_recall_density_coverage
 from hfgen.evaluation.reference import Part, open_reference, read_cache, shares_of, transform, write_cache
-from hfgen.evaluation.runner import evaluate, following, nearest_pairs
+from hfgen.evaluation.runner import evaluate, nearest_pairs
+from hfgen.evaluation.trained import following
 from hfgen.pipelines.classes import draw_classes
 from hfgen.runtime.distributed import map_over_processes
 from hfgen.runtime.errors import UserError

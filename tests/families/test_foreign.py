@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from evaluation.tiny import save_classifier
 from helpers import TINY_GAN, metrics, python, start, toys_installed
 from hub.server import ADA
 from PIL import Image
@@ -238,9 +239,10 @@ def test_of_a_translator_only_what_is_true_is_said(tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     main([*PAIR, "--max_train_steps=1", "--output_dir=pair"])
     shown = capsys.readouterr()
-    assert shown.out.endswith(f"Use it:   see {Path('pair', 'README.md')}\n") and "hfgen sample" not in shown.out
+    assert shown.out.endswith("Use it:   hfgen translate --model pair --input FOLDER\n")
+    assert "hfgen sample" not in shown.out
     card = ModelCard.load("pair/README.md")
-    for untrue in ("batch_size=", "seed 0", "encoder", "hfgen evaluate", "hfgen sample", "Samples, not"):
+    for untrue in ("batch_size=", "seed 0", "encoder", "hfgen sample", "Samples, not"):
         assert untrue not in card.text
     assert card.data.tags == ["hfgen", "toy_pair"] and card.data.pipeline_tag == "image-to-image"
     assert "*Training images, in the first row, and what it makes of them.*" in card.text
@@ -254,12 +256,18 @@ def test_of_a_translator_only_what_is_true_is_said(tmp_path, monkeypatch, capsys
         (image,) = made["images"]
         shown = np.asarray(Image.open("samples.png"))[4:68, 4:68]
         assert image.size == (8, 8) and np.array_equal(np.asarray(made["image"]).repeat(8, 0).repeat(8, 1), shown)
+    Image.new("L", (8, 8)).save(tmp_path / "given.png")
+    main(["translate", "--model=.", f"--input={tmp_path / 'given.png'}", f"--output_dir={tmp_path / 'translated'}"])
+    assert Image.open(tmp_path / "translated" / "given.png").size == (8, 8)
     write_short_card(tmp_path, hfgen.load_pipeline("."), "ada/pair")
     assert "batch_size=" not in (tmp_path / "README.md").read_text()
-    for argv in (["sample"], ["evaluate", "--metrics=fd", f"--output={tmp_path / 'it.json'}"]):
-        with pytest.raises(SystemExit):
-            main([*argv, "--model=."])
-        assert "is a translator, which makes no images from seeds" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["sample", "--model=."])
+    assert "is a translator, which makes no images from seeds" in capsys.readouterr().err
+    given = ["--metrics", "fd", "label_kept", f"--extractor={save_classifier(tmp_path / 'classifier')}"]
+    main(["evaluate", "--model=.", *given, "--num_images=20", f"--output={tmp_path / 'it.json'}"])
+    (report,) = json.loads((tmp_path / "it.json").read_text())["models"]
+    assert report["model"]["family"] == "translator" and 0 <= report["results"]["label_kept"]["value"] <= 1
 
 
 def test_the_frozen_part_of_a_network_stays(tmp_path, on_the_cpu):

@@ -47,6 +47,11 @@ TINY_FLOW = [
     *"--num_blocks 2 --hidden_size 16 --attention_head_dim 8 --logging_steps 2 --checkpointing_steps 2".split(),
     *"--eval_batch_size 4 --save_images_epochs 0 --mixed_precision no --lr_warmup_steps 2".split(),
 ]
+TINY_TRANSLATION = [  # of what `save_pairs` writes
+    *"--resolution 8 --train_batch_size 8 --max_train_steps 6 --base_channels 4 --num_blocks 1".split(),
+    *"--discriminator_channels 4 --pool_size 5 --logging_steps 2 --checkpointing_steps 2".split(),
+    *"--save_images_epochs 0 --mixed_precision no".split(),
+]
 TINY_GLOW = [
     *"--preset glow --dataset_name digits --resolution 8 --train_batch_size 16 --max_train_steps 6".split(),
     *"--num_steps 2 --hidden_size 8 --logging_steps 2 --checkpointing_steps 2 --eval_batch_size 4".split(),
@@ -166,6 +171,25 @@ def data_info(**changes):
         classes = Classes(tuple(values["class_names"]), values["kind"], values["shares"], values["unlabelled"])
         columns["label"] = LabelInfo(classes)
     return DataInfo({"train": SourceInfo("test", "train", values["num_images"], 0, "0")}, columns)
+
+
+def save_pairs(folder, count=60, splits=("train",)):
+    """A data set of digits in gray, `a`, and the same in red on white, `b`; each split has others."""
+    import datasets
+    import numpy as np
+    from PIL import Image
+
+    from hfgen.data.sources import _digits
+
+    features = datasets.Features({"a": datasets.Image(), "b": datasets.Image()})
+    for number, split in enumerate(splits):
+        rows = slice(number * count, (number + 1) * count)
+        digits = [np.asarray(image.convert("L")) for image in _digits().with_format(None)[rows]["image"]]
+        red = [np.stack([np.full_like(image, 255), 255 - image, 255 - image], -1) for image in digits]
+        columns = {"a": [Image.fromarray(image) for image in digits], "b": [Image.fromarray(image) for image in red]}
+        data = datasets.Dataset.from_dict(columns, features=features)
+        data.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+    return folder
 
 
 def modules_of(recipe):

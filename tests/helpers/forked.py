@@ -23,8 +23,8 @@ CONTEXT.set_forkserver_preload(
     [
         *("torch.distributed", "accelerate", "datasets", "transformers", "diffusers", "sklearn.datasets"),
         *("hfgen.training.run", "hfgen.evaluation.runner", "hfgen.hub.push", "hfgen.demo"),
-        *(f"hfgen.families.{name}.recipe" for name in ("ddpm", "gan", "vae", "autoregressive", "flow")),
-        *(f"hfgen.sampling.{name}" for name in ("ddpm", "gan", "vae", "autoregressive", "flow")),
+        *(f"hfgen.families.{name}.recipe" for name in ("ddpm", "gan", "vae", "autoregressive", "flow", "translation")),
+        *(f"hfgen.sampling.{name}" for name in ("ddpm", "gan", "vae", "autoregressive", "flow", "translation")),
     ]
 )
 

@@ -28,13 +28,16 @@ from hfgen import (
     HierarchicalVAE,
     MLPDiscriminator,
     MLPGenerator,
+    PatchDiscriminator,
     PixelCNN,
     ResidualDiscriminator,
     ResidualGenerator,
     ResidualVAE,
+    ResNetTranslator,
     StyleGAN2Discriminator,
     StyleGAN2Generator,
     TarFlow,
+    UNetTranslator,
 )
 
 GAN = {"sample_size": 8, "num_class_embeds": 3}
@@ -107,6 +110,24 @@ MODELS = {
         IMAGES,
     ),
     "glow": (Glow, GAN | {"num_levels": 2, "num_steps": 2, "hidden_channels": 8}, IMAGES, IMAGES),
+    "resnet_translator": (
+        ResNetTranslator,
+        {"sample_size": 8, "in_channels": 1, "out_channels": 3, "base_channels": 8, "num_blocks": 2},
+        IMAGES,
+        (2, 3, 8, 8),
+    ),
+    "unet_translator": (
+        UNetTranslator,
+        {"sample_size": 8, "in_channels": 1, "out_channels": 1, "base_channels": 8},
+        IMAGES,
+        IMAGES,
+    ),
+    "patch_discriminator": (
+        PatchDiscriminator,
+        {"in_channels": 1, "base_channels": 8, "num_layers": 1},
+        IMAGES,
+        (2, 2, 2),
+    ),
     "mixture": (
         GaussianMixturePrior,
         {"latent_shape": (4, 1, 1), "num_components": 2, "num_class_embeds": 3},
@@ -132,17 +153,18 @@ def make(name):
 def inputs(name):
     generator = torch.Generator().manual_seed(1)
     _, config, shape, _ = MODELS[name]
+    labels = (torch.tensor([0, 2]),) if "num_class_embeds" in config else ()
     if levels := config.get("num_levels"):
-        return torch.randint(levels, shape, generator=generator), torch.tensor([0, 2])
-    return torch.randn(shape, generator=generator), torch.tensor([0, 2])
+        return torch.randint(levels, shape, generator=generator), *labels
+    return torch.randn(shape, generator=generator), *labels
 
 
 @torch.no_grad()
 def output(model, name, **kwargs):
     """The first output; random numbers that a model may draw are the same each time."""
     torch.manual_seed(2)
-    given, labels = inputs(name)
-    found = model(given.to(model.dtype) if given.is_floating_point() else given, labels, **kwargs)
+    given, *labels = inputs(name)
+    found = model(given.to(model.dtype) if given.is_floating_point() else given, *labels, **kwargs)
     return found[0] if isinstance(found, tuple | dict) else found
 
 
@@ -297,7 +319,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(name):
         if checkpointing:
             model.enable_gradient_checkpointing()
             assert model.is_gradient_checkpointing
-        given, labels = inputs(name)
+        given, *labels = inputs(name)
         options = (
             {"sample_posterior": True} if "sample_posterior" in inspect.signature(model.forward).parameters else {}
         )
@@ -310,7 +332,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(name):
 
         torch.manual_seed(2)
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            values = model(given.requires_grad_(given.is_floating_point()), labels, return_dict=False, **options)
+            values = model(given.requires_grad_(given.is_floating_point()), *labels, return_dict=False, **options)
         loss = sum((value * torch.linspace(-1, 2, value.numel()).view_as(value)).sum() for value in values)
         if given.requires_grad:
             (slope,) = torch.autograd.grad(loss, given, create_graph=True)

@@ -357,9 +357,50 @@ def test_project_without_classes_starts_from_the_nearest(kind):
     options = {"steps": 1, "learning_rate": 1e-9, "generator": seeded()}
     found = pipe.project(images[[2, 0]], restarts=1, **options)
     assert found.class_labels.tolist() == [2, 0]
-    assert pipe._nearest_classes(images[[2, 0]], 5).view(2, 5)[:, [0, 3]].tolist() == [[2, 2], [0, 0]]
+
+    def distance(made):
+        return (made - images[[2, 0]][:, None]).square().flatten(2).mean(2)
+
+    assert pipe._nearest_classes(2, distance, 5).view(2, 5)[:, [0, 3]].tolist() == [[2, 2], [0, 0]]
     assert pipe.project(images[[2]], "cat", **options).class_labels.tolist() == [0]
     assert make(kind).project(images[:1], **options).class_labels is None
+
+
+@both
+def test_a_search_fills_holes_and_enlarges(kind):
+    """Of a linear model, a part of an image tells all of it; what is seen stays to the bit."""
+    pipe = make(kind)
+    images = pipe(2, generator=seeded(), output_type="pt").images
+    hole = torch.zeros(2, 1, 6, 6, dtype=torch.bool)
+    hole[0, :, :3], hole[1, :, :, 4:] = True, True
+    given = images.masked_fill(hole, 0.9)
+    options = {"steps": 400, "generator": seeded(), "output_type": "pt"}
+    filled = pipe.inpaint(given, hole, **options)
+    assert torch.equal(filled[~hole.expand_as(filled)], images[~hole.expand_as(images)])
+    assert (filled - images).abs().max() < 0.02
+    found = pipe.project(given, mask=hole, **options)
+    assert found.losses.max() < 1e-4 and (found.images - images).abs().max() < 0.02
+    small = images.unflatten(-1, (3, 2)).unflatten(-3, (3, 2)).mean((-3, -1))
+    large = pipe.super_resolve(small, **options)
+    assert (large - images).abs().max() < 0.05
+    torch.testing.assert_close(large.unflatten(-1, (3, 2)).unflatten(-3, (3, 2)).mean((-3, -1)), small)
+    assert pipe.super_resolve(small[:1], steps=1)[0].size == (6, 6)
+    with pytest.raises(ValueError, match="mask has shape"):
+        pipe.inpaint(given, hole[:, :, :5])
+    with pytest.raises(ValueError, match="mask covers a whole image"):
+        pipe.inpaint(given, torch.ones(6, 6))
+    with pytest.raises(ValueError, match="divided by a whole number"):
+        pipe.super_resolve(images[..., :5, :5])
+
+
+def test_a_hole_does_not_count_for_the_class():
+    pipe = make(LinearGAN, 3)
+    images = pipe(latents=torch.zeros(3, 8), class_labels=[0, 1, 2], output_type="pt").images
+    hole = torch.zeros(6, 6)
+    hole[:3] = 1
+    given = torch.cat([images[1:2, :, :3], images[2:, :, 3:]], 2)  # of class 1 in the hole, of 2 outside
+    found = pipe.project(given, mask=hole, steps=1, learning_rate=1e-9, restarts=1, generator=seeded())
+    assert found.class_labels.tolist() == [2]
 
 
 def test_groups_are_drawn_as_often_as_they_are_in_the_data(tmp_path):

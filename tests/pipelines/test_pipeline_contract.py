@@ -15,7 +15,8 @@ from pipelines.test_self_contained import PIPELINES, unet
 from hfgen import AutoregressivePipeline, ClassConditionalDDPMPipeline, UserError, VAEPipeline, load_pipeline
 from hfgen.pipelines.base import SteppedPipeline
 
-every = pytest.mark.parametrize("kind", PIPELINES)
+DRAWING = [kind for kind in PIPELINES if "translator" not in kind]  # those that make images of nothing
+every = pytest.mark.parametrize("kind", DRAWING)
 
 
 def make(kind):

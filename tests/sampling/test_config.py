@@ -27,8 +27,8 @@ from hfgen.sampling.gan import GANAdapter
 
 
 @dataclass(frozen=True)
-class Flow(Options):
-    """Sampling of flows."""
+class Other(Options):
+    """Sampling of another family."""
 
     temperature: float = option(0.7, "another default")
     num_inference_steps: int | None = option(None, "steps")
@@ -68,9 +68,9 @@ def test_every_option_is_there_once(family):
     assert ours[:4] == [SamplingConfig, DDPMSamplingConfig, GANSamplingConfig, VAESamplingConfig]
     assert names([FlowSamplingConfig]) == ["temperature", "guidance_scale"]  # which others have, too
     assert names(ours).count("temperature") == 1
-    family(Flow)
+    family(Other)
     kinds = all_sampling_options()
-    assert names(kinds) == [*names(ours), "solver"] and kinds[-1].__doc__ == Flow.__doc__
+    assert names(kinds) == [*names(ours), "solver"] and kinds[-1].__doc__ == Other.__doc__
     with pytest.raises(UserError, match="`solver` is 3, but must be str"):
         kinds[-1](solver=3)  # what is left of a class checks its values, too
 

@@ -8,7 +8,19 @@ import time
 
 import pytest
 import torch
-from helpers import TINY, TINY_AR, TINY_FLOW, TINY_GAN, TINY_GLOW, TINY_VAE, metrics, run, start
+from helpers import (
+    TINY,
+    TINY_AR,
+    TINY_FLOW,
+    TINY_GAN,
+    TINY_GLOW,
+    TINY_TRANSLATION,
+    TINY_VAE,
+    metrics,
+    run,
+    save_pairs,
+    start,
+)
 from helpers.exactness import assert_identical, finished, kill_and_resume, state
 
 from hfgen.training import checkpoint
@@ -142,6 +154,35 @@ def test_a_killed_flow_ends_like_an_uninterrupted_one(tmp_path, tiny, extra, pro
     options = [*tiny, *STEPS, *extra.split()]
     whole = finished(tmp_path / "whole", *options, script="train_flow", processes=processes)
     killed = kill_and_resume(tmp_path / "killed", options, random.Random(4), script="train_flow", processes=processes)
+    assert_identical(whole, killed)
+
+
+@pytest.mark.parametrize(
+    ("preset", "processes"),
+    [
+        ("cyclegan", 1),
+        pytest.param("pix2pix", 2, marks=pytest.mark.slow),
+        pytest.param("cut", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_translation_ends_like_an_uninterrupted_one(tmp_path, preset, processes):
+    """The pool of earlier translations goes on as it was, in each process."""
+    data = [
+        "--dataset_a",
+        save_pairs(tmp_path / "pairs"),
+        "--image_column",
+        "a",
+        "--image_column_b",
+        "b",
+        "--image_mode",
+        "RGB",
+    ]
+    options = [*TINY_TRANSLATION, *STEPS, *data, "--preset", preset, "--gradient_accumulation_steps", 2]
+    options += ["--pool_size", 5] if preset != "cut" else []
+    whole = finished(tmp_path / "whole", *options, script="train_translation", processes=processes)
+    killed = kill_and_resume(
+        tmp_path / "killed", options, random.Random(5), script="train_translation", processes=processes
+    )
     assert_identical(whole, killed)
 
 

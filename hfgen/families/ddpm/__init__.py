@@ -22,6 +22,10 @@ FAMILY = Family(
             "hfgen.sampling.ddpm:ClassConditionalDDPMAdapter",
             "hfgen.sampling.config:DDPMSamplingConfig",
         ),
+        PipelineEntry(
+            "hfgen.pipelines.ddpm_restoration:DDPMRestorationPipeline",
+            "hfgen.sampling.ddpm_restorer:DDPMRestorerAdapter",
+        ),
     ),
     card="hfgen.families.ddpm:card.md",
     compare={"num_clusters": None, "lr_warmup_steps": 100},

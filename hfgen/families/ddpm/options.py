@@ -9,6 +9,9 @@ from hfgen.runtime.options import Options, option
 from hfgen.training import defaults
 from hfgen.training.defaults import Pace
 
+RESTORERS = ("inpaint", "super_resolve", "colorize", "denoise")
+USUAL_LEVELS = {"super_resolve": 4.0, "denoise": 0.3}
+
 
 @dataclass(frozen=True)
 class DDPMConfig(Options):
@@ -55,6 +58,20 @@ class DDPMConfig(Options):
     ddpm_num_inference_steps: int = option(
         20, "sampling steps of the sample grids", resumable=True, least=1, most=100_000
     )
+    task: str | None = option(
+        None,
+        "restore images, in place of making them: learn to fill holes, to enlarge, to colour or to denoise, with the "
+        "damaged image beside the noise",
+        choices=RESTORERS,
+    )
+    task_level: float | None = option(
+        None,
+        "of `task`: how many times larger images become (default 4, or 2, or what divides them), or the standard "
+        "deviation of the noise for pixels in [0, 1] (default 0.3)",
+        resolved=True,
+        above=0,
+        most=4096,
+    )
     guidance_scale: float = option(
         1.5, "guidance of the sample grids and, unless told otherwise, of the pipeline, with classes or groups",
         resumable=True, least=0, most=1000,
@@ -79,6 +96,17 @@ class DDPMConfig(Options):
                     f"`block_out_channels` {channels} is no multiple of `attention_head_dim` "
                     f"{self.attention_head_dim}: change one of them."
                 )
+        if self.task_level is not None and self.task not in ("super_resolve", "denoise"):
+            raise UserError(
+                f"`task_level` {self.task_level} has nothing to be the level of: it belongs to `task` super_resolve "
+                "and denoise."
+            )
+        if self.task == "super_resolve" and self.task_level not in (None, *range(2, 4097)):
+            raise UserError(f"`task_level` {self.task_level:g}: the factor must be a whole number from 2 on.")
+        if self.task and self.class_conditional:
+            raise UserError(
+                f"`class_conditional`: a model with a `task` ({self.task}) knows no classes. Leave one out."
+            )
         if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
             raise UserError(
                 "`rescale_betas_zero_snr` does not go with `prediction_type` epsilon: from pure noise nothing can be "
@@ -94,6 +122,11 @@ def resolve(options: DDPMConfig, data: Any, machine: Machine) -> DDPMConfig:
         data ([`~data.info.DataInfo`]): What the images are.
         machine ([`~runtime.machine.Machine`]): What computes.
     """
+    if options.task in USUAL_LEVELS and options.task_level is None:
+        level = USUAL_LEVELS[options.task]
+        if options.task == "super_resolve":
+            level = next((each for each in (level, 2.0, 3.0, 5.0, 7.0) if data.resolution % each == 0), level)
+        options = replace(options, task_level=level)
     if options.attention_resolutions is not None or options.model_config_name_or_path is not None:
         return options
     return replace(options, attention_resolutions=(data.resolution >> (len(options.block_out_channels) - 1),))
