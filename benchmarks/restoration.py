@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 TASKS = ("inpaint", "super_resolve")
+METHODS = ("gradient", "langevin", "ddnm", "posterior", "repaint")
 LIKELIEST = ({"method": "gradient"}, {"method": "langevin"})  # of a VAE
 DRAWN = ({"method": "ddnm"}, {"method": "ddnm", "resamples": 10}, {"method": "posterior"})  # of a DDPM
 OF_HOLES = ({"method": "repaint", "resamples": 10},)
@@ -41,6 +42,7 @@ class RestorationBenchmark(BenchmarkOptions):
     factor: int = option(4, "how many times smaller the images to enlarge are", least=2, most=4096)
     num_images: int = option(200, "real images", least=1)
     batch_size: int = option(50, "images at once", least=1)
+    methods: tuple[str, ...] = option(METHODS, "how, of models that have several methods", choices=METHODS)
     steps: int | None = option(None, "steps of each method (default: its own)", least=1)
     seed: int = option(0, "seed of what is drawn, and of which images", least=0, most=SEEDS - 1)
     cpu_threads: int | None = option(None, "threads on a CPU (default: all cores)", least=1)
@@ -95,8 +97,11 @@ def measure(config: RestorationBenchmark, source: ImagesConfig) -> Iterator[dict
         hole = torch.zeros(len(images), 1, height, width, dtype=torch.bool)
         hole[..., height // 2 :, :] = True
         labels = classifier(pixels)["logits"].argmax(1)
-        for task in config.tasks:
-            ways = LIKELIEST if adapter.likeliest else DRAWN + (OF_HOLES if task == "inpaint" else ())
+        for task in (task for task in config.tasks if task in adapter.tasks):
+            ways: Sequence[dict[str, Any]] = [{}]  # of GANs, and models for a task
+            if "method" in adapter.restore_settings(task):
+                known = LIKELIEST if adapter.likeliest else DRAWN + (OF_HOLES if task == "inpaint" else ())
+                ways = [way for way in known if way["method"] in config.methods]
             given = F.avg_pool2d(images, config.factor) if task == "super_resolve" else images
             for way in ways:
                 restorer = Restorer(adapter, task, {**way, "steps": config.steps}, seed=config.seed, name=model)
@@ -112,6 +117,7 @@ def measure(config: RestorationBenchmark, source: ImagesConfig) -> Iterator[dict
                 yield {
                     "model": model,
                     "task": task,
+                    "method": "its own",
                     **way,
                     "label_kept": (read == labels).float().mean().item(),
                     "rmse": (found - images).square().mean().sqrt().item(),

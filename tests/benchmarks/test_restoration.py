@@ -32,6 +32,12 @@ def test_a_run(tmp_path, capsys):
         assert 0 <= row["label_kept"] <= 1 and row["rmse"] > 0 and row["images"] == 6
         assert row["seen_levels"] < 0.1 or row["task"] == "super_resolve"  # where pixels may have to be clipped
     assert "| model | task | method | class kept |" in capsys.readouterr().out
+    save_model(tmp_path / "gan", "gan")
+    few = ["--model", str(tmp_path / "ddpm"), str(tmp_path / "gan"), *options[:2], "--num_images", "2", "--steps", "1"]
+    few += ["--extractor", str(tmp_path / "classifier"), "--factor", "2", "--output", str(tmp_path / "few.json")]
+    BENCHMARK.main([*few, "--methods", "posterior", "--tasks", "inpaint"])
+    rows = json.loads((tmp_path / "few.json").read_text())["measured"]
+    assert [row["method"] for row in rows] == ["posterior", "its own"]
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def test_a_default_run_is_sensible(family, count, machine):
     assert schedule.total // schedule.logging >= 10
     assert 4 * schedule.batch <= count, "a step is a small part of the data"
     few, many = planned(family, 80)[1], planned(family, 60_000)[1]
-    assert few.total <= many.total
+    assert few.total <= many.total + few.batch  # of whole steps
 
 
 def test_the_stated_lengths():
