@@ -91,10 +91,11 @@ class ImagePool(nn.Module):
         seen, places = images.clone(), (draws[:, 1] * size).long()
         for number in range(len(images)):
             free = self.count < size
-            place = torch.where(free, self.count.clamp(max=size - 1), places[number])
+            place = torch.where(free, self.count.clamp(max=size - 1), places[number])[None]
             swapped = ~free & (draws[number, 0] < 0.5)
-            old = self.images[place]
-            seen[number] = torch.where(swapped, old, images[number])
-            self.images[place] = torch.where(free | swapped, images[number].to(old), old)
+            old = self.images.index_select(0, place)  # indexing by a tensor without dimensions would ask for its value
+            new = images[number : number + 1].to(old)
+            seen[number] = torch.where(swapped, old, new)[0]
+            self.images.index_copy_(0, place, torch.where(free | swapped, new, old))
             self.count += free.long()
         return seen

@@ -19,6 +19,7 @@ from hfgen.training.options import collect
 from hfgen.training.schedules import Schedule
 
 GAN = {"num_clusters": 0, "penalty_interval": 4}
+TRANSLATION = {"dataset_b_split": "train", "base_channels": 8, "num_blocks": 2, "discriminator_channels": 8}
 RUNS = {
     "ddpm": ("ddpm", {"block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 8, "dropout": 0.1}),
     "gan": ("gan", GAN | {"base_channels": 8, "latent_dim": 8, "ada_target": 0.6}),
@@ -29,6 +30,12 @@ RUNS = {
     "tarflow": ("flow", {"num_blocks": 2, "hidden_size": 32, "attention_head_dim": 16}),
     "glow": ("flow", {"preset": "glow", "num_steps": 2, "hidden_size": 16, "num_levels": 1}),
     "pixelcnn": ("autoregressive", {"base_channels": 8, "dilations": (1, 2), "dropout": 0.1}),
+    "restorer": (
+        "ddpm",
+        {"block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 8, "task": "inpaint"},
+    ),
+    "cyclegan": ("translation", TRANSLATION),
+    "cut": ("translation", TRANSLATION | {"preset": "cut", "contrastive_places": 16}),
     "transformer": ("autoregressive", {"preset": "transformer", "hidden_size": 32, "num_layers": 2}),
 }
 SHARED = {
