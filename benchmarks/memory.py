@@ -96,19 +96,20 @@ def watch(command: Sequence[str], begun: Path, log: Path, seconds: float) -> Any
     import numpy as np
 
     samples: list[tuple[float, float]] = []
-    start = None
+    start, now = None, time.monotonic()
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file)
         try:
-            while start is None or time.monotonic() - start < seconds:
+            while start is None or now - start < seconds:
                 if process.poll() is not None:
                     lines = log.read_text().strip().splitlines()
                     raise UserError(f"the training ended by itself: {lines[-1] if lines else process.returncode}")
                 if start is None and begun.exists():
-                    start = time.monotonic()
+                    start = now
                 if start is not None:
-                    samples.append(((time.monotonic() - start) / 60, resident_size(process.pid)))
+                    samples.append(((now - start) / 60, resident_size(process.pid)))
                 time.sleep(min(2.0, seconds / 300))
+                now = time.monotonic()  # read once, so that no sample is of later than it was to be
             process.send_signal(signal.SIGTERM)
             process.wait(60)
         finally:
