@@ -1,7 +1,6 @@
 """Measuring translators: of which images, and each translation beside its image and beside what it should be."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -13,11 +12,10 @@ from hfgen.evaluation.metrics import Images, Result
 from hfgen.evaluation.reference import DATA_SEED, Part, features_of, open_reference
 from hfgen.evaluation.trained import as_images, following, recorded_sources
 from hfgen.runtime.distributed import Table
-from hfgen.runtime.errors import UserError
+from hfgen.runtime.errors import UserError, one_line
 from hfgen.sampling.sampler import Sampler, Translations
 
-LIBRARY = "torchmetrics"  # computes the structural similarity
-WINDOW = 11  # pixels of a side that it looks at
+WINDOW = 11  # pixels of a side that the structural similarity looks at
 IDENTICAL = 1e-10  # mean squared error below which images are equal, so that the PSNR is 100 dB at most
 
 
@@ -112,8 +110,11 @@ def without_pairs(sampler: Translations, resolution: int) -> str | None:
         return "it needs pairs: what is translated and what it should become as two columns of the same rows"
     if resolution < WINDOW:
         return f"the structural similarity needs images of {WINDOW} pixels or more"
-    if find_spec(LIBRARY) is None:
-        return f'{LIBRARY} is not installed, which computes the structural similarity: pip install "{LIBRARY}>=1.4"'
+    try:  # it may be there, and not what it imports itself
+        import torchmetrics.functional.image  # noqa: F401
+    except ImportError as error:
+        missing = f"torchmetrics, which computes the structural similarity, cannot be imported ({one_line(error)})"
+        return f'{missing}: pip install "torchmetrics>=1.4"'
     return None
 
 

@@ -1,6 +1,7 @@
 """Measuring translators: of which images, beside which, and with what numbers."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -145,6 +146,13 @@ def test_what_does_not_fit(trained, classifier):
         run(trained, classifier, ("bits_per_dim",))
     with pytest.raises(UserError, match="class_labels"):
         run(trained, classifier, ("fd",), class_labels=("3",))
+
+
+def test_without_the_library(trained, classifier, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    with pytest.raises(UserError, match="`metrics` pairs: torchmetrics, .* cannot be imported .*: pip install"):
+        run(trained, classifier, ("pairs",))
+    assert "pip install" in run(trained, classifier, "all")["left_out"]["pairs"]
 
 
 def test_measured_while_it_trains(pairs, classifier, tmp_path):
