@@ -117,5 +117,5 @@ def small(image: Any) -> Any:
 
     from hfgen.data.decode import fit
 
-    pixels, _, _ = fit(image, min(SHOWN_SIDE, 256), center_crop=True)
+    pixels, _, _ = fit(image, SHOWN_SIDE, center_crop=True)
     return np.ascontiguousarray(pixels.transpose(1, 2, 0))

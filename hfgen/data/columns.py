@@ -9,9 +9,9 @@
 ```
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from hfgen.data.config import DataConfig
 from hfgen.runtime.errors import UserError
@@ -91,6 +91,12 @@ class Sources:
 
     columns: Spec
     sources: Mapping[str, DataConfig] = field(default_factory=dict)
+
+
+def sources_of(spec: Callable[[Any, Any], Spec | Sources] | None, options: Any, data: DataConfig) -> Sources:
+    """Returns what a family takes of the data: what its `spec` says of the options, or `DEFAULT`."""
+    asked = spec(options, data) if spec else DEFAULT
+    return asked if isinstance(asked, Sources) else Sources(asked)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class Images:
         kinds (`torch.Tensor` of shape `(N, C)`, *optional*): The class of each channel on its own.
         labels (`torch.Tensor` of shape `(N,)`, *optional*): The classifier's numbers of the classes that the images
             should show; -1 if there is none.
-        beside (`dict`, *optional*): Of translations, what each is beside its own image: see [`~pairs.beside`].
+        beside (`dict`, *optional*): Of translations, what each is beside its own image: see [`~translations.beside`].
     """
 
     features: torch.Tensor

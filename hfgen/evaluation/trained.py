@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hfgen.data.columns import Image, Sources
+from hfgen.data.columns import Image, sources_of
 from hfgen.data.config import DataConfig, ImagesConfig
 from hfgen.evaluation.config import SplitsConfig
 from hfgen.registry import Family, find_family
@@ -75,7 +75,7 @@ def is_source(config: ImagesConfig, trained: Mapping[str, Any]) -> bool:
     return ours == theirs  # on the Hub
 
 
-def sources_of(family: Family, options: Any, data: DataConfig) -> dict[str, DataConfig]:
+def image_sources(family: Family, options: Any, data: DataConfig) -> dict[str, DataConfig]:
     """Returns where the images of a training come from, by the names that its family has for them.
 
     Args:
@@ -85,10 +85,7 @@ def sources_of(family: Family, options: Any, data: DataConfig) -> dict[str, Data
     Raises:
         UserError: If the options do not go together.
     """
-    spec = family.load("spec")
-    asked = spec(options, data) if spec else {}
-    found = asked if isinstance(asked, Sources) else Sources(asked)
-    sources = {}
+    found, sources = sources_of(family.load("spec"), options, data), {}
     for name, column in found.columns.items():
         if isinstance(column, Image):
             own = found.sources.get(column.source, data)
@@ -97,7 +94,7 @@ def sources_of(family: Family, options: Any, data: DataConfig) -> dict[str, Data
 
 
 def recorded_sources(name: str) -> dict[str, DataConfig]:
-    """Returns what [`sources_of`] says of the training of a model; nothing, if that is not known.
+    """Returns what [`image_sources`] says of the training of a model; nothing, if that is not known.
 
     Raises:
         UserError: If its record is broken.
@@ -108,7 +105,7 @@ def recorded_sources(name: str) -> dict[str, DataConfig]:
     try:
         family = find_family(record["family"])
         options, data = (_made(kind, record["config"]) for kind in (family.load("options"), DataConfig))
-        return sources_of(family, options, data)
+        return image_sources(family, options, data)
     except UserError as error:
         raise UserError(f"{Path(name) / 'run.json'} is of no use here: {one_line(error)}.") from None
 

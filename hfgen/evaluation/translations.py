@@ -10,6 +10,7 @@ from hfgen.evaluation.config import ReferenceConfig, SplitsConfig
 from hfgen.evaluation.features import Extractor
 from hfgen.evaluation.metrics import Images, Result
 from hfgen.evaluation.reference import DATA_SEED, Part, features_of, open_reference
+from hfgen.evaluation.resize import over_white
 from hfgen.evaluation.trained import as_images, following, recorded_sources
 from hfgen.runtime.distributed import Table
 from hfgen.runtime.errors import UserError, one_line
@@ -165,7 +166,7 @@ def distances(images: torch.Tensor, others: torch.Tensor) -> Table:
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    one, other = (over_white(part.float() / 255) for part in (images, others))
+    one, other = ((over_white(part) if part.shape[1] == 4 else part) / 255 for part in (images, others))
     error = (one - other).square().flatten(1).mean(1)
     similar = structural_similarity_index_measure(one, other, data_range=1.0, kernel_size=WINDOW, reduction="none")
     return {
@@ -173,14 +174,6 @@ def distances(images: torch.Tensor, others: torch.Tensor) -> Table:
         "psnr": -10 * error.clamp_min(IDENTICAL).log10(),
         "ssim": torch.as_tensor(similar).reshape(len(one)),
     }
-
-
-def over_white(images: torch.Tensor) -> torch.Tensor:
-    """Lays images `(B, 4, H, W)` in [0, 1] over white; others stay as they are."""
-    if images.shape[1] != 4:
-        return images
-    alpha = images[:, 3:]
-    return alpha * images[:, :3] + (1 - alpha)
 
 
 TITLES = {

@@ -6,9 +6,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from hfgen.models.base import ModelMixin
-from hfgen.models.checkpointing import Checkpointing
-from hfgen.models.gan_base import GeneratorOutput
-from hfgen.models.translator_base import InstanceNorm, at_multiples, check_channels, start
+from hfgen.models.translator_base import InstanceNorm, Translator, start
 
 
 class ResidualBlock(nn.Module):
@@ -24,7 +22,7 @@ class ResidualBlock(nn.Module):
         return x + self.norm(self.conv2(self.norm(self.conv1(x)).relu()))
 
 
-class ResNetTranslator(Checkpointing, ModelMixin, ConfigMixin):
+class ResNetTranslator(Translator, ModelMixin, ConfigMixin):
     r"""
     Turns images into others of the same size: halves them, residual blocks, and doubles them again.
 
@@ -94,6 +92,10 @@ class ResNetTranslator(Checkpointing, ModelMixin, ConfigMixin):
             nn.init.zeros_(self.conv_out.weight)
 
     @property
+    def multiple(self) -> int:
+        return 2**self.config.num_downsamples
+
+    @property
     def feature_channels(self) -> list[int]:
         """Channels of what [`features`] returns."""
         base, halved = self.config.base_channels, self.config.num_downsamples
@@ -118,21 +120,6 @@ class ResNetTranslator(Checkpointing, ModelMixin, ConfigMixin):
             if number == 0:
                 maps.append(hidden)
         return [*maps, hidden]
-
-    def forward(self, sample: torch.Tensor, return_dict: bool = True) -> GeneratorOutput | tuple[torch.Tensor]:
-        r"""
-        Args:
-            sample (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1] of any size.
-            return_dict (`bool`, *optional*, defaults to `True`):
-                Whether to return a [`GeneratorOutput`] instead of a tuple.
-
-        Raises:
-            ValueError: For images of another number of channels.
-        """
-        check_channels(sample, self.config.in_channels)
-        multiple = 2**self.config.num_downsamples
-        made = at_multiples(self._translate, sample, multiple, 2 * multiple)
-        return GeneratorOutput(sample=made) if return_dict else (made,)
 
     def _translate(self, sample: torch.Tensor) -> torch.Tensor:
         hidden = self.norm(self.conv_in(sample)).relu()

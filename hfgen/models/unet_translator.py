@@ -6,9 +6,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from hfgen.models.base import ModelMixin
-from hfgen.models.checkpointing import Checkpointing
-from hfgen.models.gan_base import GeneratorOutput
-from hfgen.models.translator_base import InstanceNorm, at_multiples, check_channels, start
+from hfgen.models.translator_base import InstanceNorm, Translator, start
 
 DROPPED = 3  # of the layers that enlarge, from the smallest map on, have dropout
 
@@ -26,7 +24,7 @@ class Enlarge(nn.Module):
         return self.drop(self.norm(self.conv(larger)))
 
 
-class UNetTranslator(Checkpointing, ModelMixin, ConfigMixin):
+class UNetTranslator(Translator, ModelMixin, ConfigMixin):
     r"""
     Turns images into others of the same size: halves them to a few pixels and doubles them again, with all that was
     halved beside.
@@ -82,20 +80,9 @@ class UNetTranslator(Checkpointing, ModelMixin, ConfigMixin):
         self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
         start(self)
 
-    def forward(self, sample: torch.Tensor, return_dict: bool = True) -> GeneratorOutput | tuple[torch.Tensor]:
-        r"""
-        Args:
-            sample (`torch.Tensor` of shape `(B, C, H, W)`): Images in [-1, 1] of any size.
-            return_dict (`bool`, *optional*, defaults to `True`):
-                Whether to return a [`GeneratorOutput`] instead of a tuple.
-
-        Raises:
-            ValueError: For images of another number of channels.
-        """
-        check_channels(sample, self.config.in_channels)
-        multiple = 2 ** len(self.down)
-        made = at_multiples(self._translate, sample, multiple, 2 * multiple)
-        return GeneratorOutput(sample=made) if return_dict else (made,)
+    @property
+    def multiple(self) -> int:
+        return 2 ** len(self.down)
 
     def _translate(self, sample: torch.Tensor) -> torch.Tensor:
         hidden, kept = sample, []

@@ -308,6 +308,7 @@ class DDPMAdapter(HasSteps, HasDensity, Encodes, Restores):
         section 4.3, by a method of higher order)."""
         first = log_ratios(self.pipe.scheduler)[0].item()
         alpha, _ = amplitudes(first)
+        labels, *_ = self.condition(len(images), labels, None, None)
         return self._carry(alpha * (2 * images.to(self.pipe.device) - 1), labels, backwards=False)
 
     def decode(self, latents: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
@@ -322,7 +323,6 @@ class DDPMAdapter(HasSteps, HasDensity, Encodes, Restores):
     def _carry(self, images: torch.Tensor, labels: torch.Tensor | None, backwards: bool) -> torch.Tensor:
         """Carries noisy images along the probability flow, from the least noise to the most, or backwards."""
         kind, ratios = self.pipe.scheduler.config.prediction_type, log_ratios(self.pipe.scheduler)
-        labels, *_ = self.condition(len(images), labels, None, None)
         predict, first, last = self._predictor(labels), ratios[0].item(), ratios[-1].item()
         if backwards:
             first, last = last, first

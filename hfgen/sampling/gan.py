@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 import torch
 
 from hfgen.runtime.errors import UserError
-from hfgen.sampling.capabilities import Adapter, Generates, HasLatents, HasStyles, Restores, Slider
+from hfgen.sampling.capabilities import Adapter, Generates, HasLatents, HasStyles, Slider
 from hfgen.sampling.config import GANSamplingConfig
 from hfgen.sampling.latents import draw_alike
-from hfgen.sampling.restoring import settings_of
+from hfgen.sampling.restoring import RestoresByMethods
 
 
-class GANAdapter(Generates, HasLatents, HasStyles, Restores):
+class GANAdapter(Generates, HasLatents, HasStyles, RestoresByMethods):
     """Speaks for a [`~pipelines.gan.GANPipeline`]. Its latents are w for style-based models, and z for others."""
 
     options = GANSamplingConfig
@@ -79,20 +79,3 @@ class GANAdapter(Generates, HasLatents, HasStyles, Restores):
     @property
     def tasks(self) -> tuple[str, ...]:
         return ("inpaint", "super_resolve")
-
-    def restore_settings(self, task: str) -> dict[str, Any]:
-        self.require_task(task)
-        return settings_of(getattr(self.pipe, task))
-
-    def restore(
-        self,
-        task: str,
-        images: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        **settings: Any,
-    ) -> torch.Tensor:
-        """Restores images by a search for latents: see [`~pipelines.gan.GANPipeline.project`]."""
-        self.require_task(task)
-        search = {"class_labels": labels, "generator": generator, "output_type": "pt"}
-        return getattr(self.pipe, task)(images, **search, **settings)

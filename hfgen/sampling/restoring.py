@@ -17,10 +17,25 @@ TAKEN_BY_ALL = ("image", "class_labels", "generator", "output_type")  # argument
 NOISE_LIMIT = 6  # deviations by which pixels may leave [0, 1] where they have noise
 
 
-def settings_of(method: Callable[..., Any]) -> dict[str, Any]:
-    """Returns the settings of a method of a pipeline that restores, with their defaults."""
-    taken = inspect.signature(method).parameters.values()
-    return {each.name: each.default for each in taken if each.name not in TAKEN_BY_ALL}
+class RestoresByMethods(Restores):
+    """Restores images with a pipeline that has a method for each task, of its name."""
+
+    def restore_settings(self, task: str) -> dict[str, Any]:
+        self.require_task(task)
+        taken = inspect.signature(getattr(self.pipe, task)).parameters.values()
+        return {each.name: each.default for each in taken if each.name not in TAKEN_BY_ALL}
+
+    def restore(
+        self,
+        task: str,
+        images: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        **settings: Any,
+    ) -> torch.Tensor:
+        self.require_task(task)
+        given = {"class_labels": labels, "generator": generator, "output_type": "pt"}
+        return getattr(self.pipe, task)(images, **given, **settings)
 
 
 def shape_for(adapter: Any, task: str, image: Any) -> tuple[int, int, int]:

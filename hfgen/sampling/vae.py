@@ -8,13 +8,13 @@ import torch
 
 from hfgen.objectives import elbo
 from hfgen.runtime.errors import UserError
-from hfgen.sampling.capabilities import Adapter, Density, Encodes, Generates, HasDensity, HasLatents, Restores, Slider
+from hfgen.sampling.capabilities import Adapter, Density, Encodes, Generates, HasDensity, HasLatents, Slider
 from hfgen.sampling.config import VAESamplingConfig
 from hfgen.sampling.latents import draw_alike
-from hfgen.sampling.restoring import settings_of
+from hfgen.sampling.restoring import RestoresByMethods
 
 
-class VAEAdapter(Generates, HasDensity, HasLatents, Restores):
+class VAEAdapter(Generates, HasDensity, HasLatents, RestoresByMethods):
     """Speaks for a [`~pipelines.vae.VAEPipeline`]."""
 
     options = VAESamplingConfig
@@ -93,22 +93,6 @@ class VAEAdapter(Generates, HasDensity, HasLatents, Restores):
     def tasks(self) -> tuple[str, ...]:
         task = self.pipe.config.task
         return (task,) if task else ("inpaint", "denoise", "super_resolve")
-
-    def restore_settings(self, task: str) -> dict[str, Any]:
-        self.require_task(task)
-        return settings_of(getattr(self.pipe, task))
-
-    def restore(
-        self,
-        task: str,
-        images: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        **settings: Any,
-    ) -> torch.Tensor:
-        self.require_task(task)
-        search = {"class_labels": labels, "generator": generator, "output_type": "pt"}
-        return getattr(self.pipe, task)(images, **search, **settings)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hfgen.data.columns import DEFAULT, Derived, Sources, kept_columns
+from hfgen.data.columns import Derived, kept_columns, sources_of
 from hfgen.data.derived import derive
 from hfgen.data.groups import ImageModel
 from hfgen.data.streams import Stream, StreamedStream, open_stream
@@ -213,9 +213,7 @@ def open_recipe(options: RunOptions, accelerator: Any) -> tuple[Recipe, Stream, 
     if training.init_from and RunFolder(options).checkpoint is None:
         start = Start(training.init_from, training.hub_token)
         options = options.adopt(start.options(options.family))
-    spec = options.family.load("spec")
-    asked = spec(options.own, options.data) if spec else DEFAULT
-    sources = asked if isinstance(asked, Sources) else Sources(asked)
+    sources = sources_of(options.family.load("spec"), options.own, options.data)
     groups = 0 if getattr(options.own, "class_conditional", False) else options.data.num_clusters
     goes_on = training.resume_from_checkpoint and not groups
     classes = RunFolder(options).recorded_classes if goes_on else None

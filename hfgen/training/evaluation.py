@@ -13,7 +13,7 @@ from hfgen.evaluation.config import ReferenceConfig, SplitsConfig
 from hfgen.evaluation.features import extractor_for
 from hfgen.evaluation.metrics import Result
 from hfgen.evaluation.runner import Evaluator
-from hfgen.evaluation.trained import as_images, sources_of
+from hfgen.evaluation.trained import as_images, image_sources
 from hfgen.evaluation.translations import with_held_out
 from hfgen.runtime.errors import UserError
 from hfgen.sampling.sampler import Sampler, Translations
@@ -75,7 +75,7 @@ class Evaluation:
         if data.streaming:
             raise UserError("`eval_every` needs images to compare with, and `streaming` keeps none: leave one out.")
         if isinstance(sampler, Translations):
-            sources = sources_of(options.family, options.own, data)
+            sources = image_sources(options.family, options.own, data)
             given, made = (sources[name] for name in sampler.adapter.sets(sampler.options))
             images, inputs = as_images(made, images), as_images(given, SplitsConfig())
             sampler, _ = with_held_out(sampler, images, inputs, config.eval_num_images)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from hfgen.data.columns import Derived
+from hfgen.data.columns import Derived, sources_of
 from hfgen.data.info import ImageInfo, LabelInfo, TextInfo
 from hfgen.runtime.errors import UserError
 from hfgen.runtime.machine import VALUE, Machine, size_text
@@ -290,9 +290,8 @@ def _columns(recipe: Recipe, options: RunOptions, info: Any, device: str) -> dic
             columns[name] = torch.zeros(count, dtype=torch.int64, device=device)
         elif isinstance(column, TextInfo):
             columns[name] = ("",) * count
-    spec = options.family.load("spec")
-    asked = spec(options.own, options.data) if spec else {}
-    if any(isinstance(column, Derived) for column in getattr(asked, "columns", asked).values()):
+    sources = sources_of(options.family.load("spec"), options.own, options.data)
+    if any(isinstance(column, Derived) for column in sources.columns.values()):
         with torch.no_grad():
             columns |= recipe.encode(columns)
     return columns

@@ -9,8 +9,9 @@ from helpers import Command, save_pairs
 from PIL import Image
 
 from hfgen import DDPMRestorationPipeline, restore
+from hfgen.families.ddpm import options as ddpm_options
 from hfgen.families.ddpm.recipe import draw_holes
-from hfgen.pipelines.ddpm_restoration import beside, channels_beside
+from hfgen.pipelines.ddpm_restoration import RESTORERS, beside, channels_beside
 from hfgen.runtime.errors import UserError
 from hfgen.sampling.capabilities import Generates, Restores, adapter_of
 
@@ -85,6 +86,10 @@ def test_a_model_of_a_task(trained, task, tmp_path):
         given += ["--mask", str(tmp_path / "mask.png")]
     Command("restore").main([*given, "--output_dir", str(tmp_path / "out")])
     assert Image.open(tmp_path / "out" / "a.png").size == (8, 8)
+
+
+def test_options_and_pipeline_know_the_same_tasks():
+    assert TASKS == RESTORERS == ddpm_options.RESTORERS
 
 
 def test_what_is_known_stays(trained):

@@ -15,7 +15,7 @@ from hfgen.evaluation.api import evaluate
 from hfgen.evaluation.config import ReferenceConfig
 from hfgen.evaluation.features import load_extractor
 from hfgen.evaluation.trained import recorded_sources
-from hfgen.evaluation.translations import distances, over_white, ready
+from hfgen.evaluation.translations import distances, ready
 from hfgen.sampling.api import ready_sampler
 
 pytest.importorskip("torchmetrics", reason='pairs need torchmetrics: pip install "torchmetrics>=1.4"')
@@ -105,7 +105,8 @@ def test_distances():
     assert apart["psnr"].tolist() == pytest.approx((-10 * error.log10()).tolist(), rel=1e-5)
     assert (apart["ssim"] < 1).all() and apart["ssim"].shape == (3,)
     clear = torch.cat([one, torch.zeros_like(one[:, :1])], 1)  # nothing of it is to be seen
-    assert (over_white(clear / 255) == 1).all()
+    white = torch.full_like(clear, 255)
+    assert distances(clear, white)["l1"].tolist() == [0] * 3
 
 
 def test_named_images(trained, classifier, pairs, tmp_path):

@@ -234,10 +234,10 @@ class DDPMRecipe(Recipe):
         steps = self.sampling.num_inference_steps
         made = pipe(damaged / 2 + 0.5, hole, generators, steps, output_type="pt").images
         clean = batch["image"][: len(made)] / 2 + 0.5
-        shown = {"inpaint": clean if hole is None else clean.masked_fill(hole, 0.5)}.get(
-            self.config.task, seen / 2 + 0.5
-        )
-        if self.config.task == "colorize":
+        shown = seen / 2 + 0.5
+        if hole is not None:
+            shown = clean.masked_fill(hole, 0.5)
+        elif self.config.task == "colorize":
             shown = torch.cat([shown[:, :1].expand(-1, 3, -1, -1), shown[:, 1:]], 1)
         return [shown, made.to(clean), clean]
 
